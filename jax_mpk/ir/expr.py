@@ -1,0 +1,643 @@
+"""Scalar expressions over an iteration domain: the language of prologues, epilogues and index maps.
+
+An `Expr` is the value of a tensor at one point of a domain. Domain axes are small integers (`0 .. rank-1`). A tensor
+is read by `Load(value, coords)`; every coordinate is a `Coord`, a quasi-affine function of the axes plus, for data-
+dependent indexing, a dynamic integer expression. Reshape, transpose, slice, broadcast and concatenate are therefore
+no operations at all: they are coordinates (and `Piece` for concatenate), and fusing two operators is substitution.
+
+Expressions are immutable and interned: structural equality is identity (`is`), so common subexpressions are shared
+and dictionaries keyed by expressions are cheap. The approach is that of tensor comprehensions (Halide, TVM's TE).
+
+Semantics of arithmetic: floats are computed in float32; a result of a narrower float type is rounded by an explicit
+`Unary("round_bf16" | "round_f16")`, so that fusing never changes a bit. Integers are 32-bit two's complement, booleans
+are 0/1 integers. `dtype` of an expression is one of "f32", "i32", "u32", "bool"; bf16/f16/i8/... exist only in memory
+(a `Load` widens, a store narrows).
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+# ----------------------------------------------------------------------------------------------------------- coordinates
+
+CORE_AXIS = 32
+"""Axis ids `32 .. 63` belong to a core: the contracted axes of a contraction, the key and head axes of attention."""
+REDUCE_AXIS = 64
+"""Axis ids from here on are bound by a `Reduce`; ids below `CORE_AXIS` are the axes of the operator's domain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """`coef * ((axis // div) % mod)`; `mod` is 0 for "no modulus". The range of the digit is `0 .. extent-1`."""
+
+    coef: int
+    axis: int
+    div: int
+    mod: int
+    extent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Coord:
+    """A coordinate: `const + sum(terms) + dyn`, where `dyn` is an integer expression or None.
+
+    A dynamic coordinate is clamped to `[0, limit]` *after* everything is added, which is what XLA does for
+    dynamic_slice; out-of-bounds rules other than clamping are expressed around the load with a select.
+    """
+
+    const: int = 0
+    terms: tuple[Term, ...] = ()
+    dyn: Expr | None = None
+    limit: int = 0
+
+    @property
+    def is_const(self) -> bool:
+        return not self.terms and self.dyn is None
+
+    @property
+    def max(self) -> int:
+        """The largest value of the static part."""
+        return self.const + sum(t.coef * (t.extent - 1) for t in self.terms if t.coef > 0)
+
+    @property
+    def min(self) -> int:
+        """The smallest value of the static part."""
+        return self.const + sum(t.coef * (t.extent - 1) for t in self.terms if t.coef < 0)
+
+    def axes(self) -> frozenset[int]:
+        """Every axis that the coordinate depends on, through its dynamic part too."""
+        own = frozenset(t.axis for t in self.terms)
+        return own | self.dyn.axes if self.dyn is not None else own
+
+
+def coord_axis(axis: int, extent: int) -> Coord:
+    """The coordinate that is the axis itself."""
+    return Coord(0, (Term(1, axis, 1, 0, extent),) if extent > 1 else ())
+
+
+def coord_const(value: int) -> Coord:
+    return Coord(int(value))
+
+
+def _collect(const: int, terms: Iterable[Term], dyn: Expr | None = None, limit: int = 0) -> Coord:
+    """Sums equal digits, drops zeros, and re-joins `a*(x//n) + b*(x%n)` where `a == b*n`."""
+    acc: dict[tuple[int, int, int, int], int] = {}
+    for t in terms:
+        if t.extent > 1 and t.coef:
+            key = (t.axis, t.div, t.mod, t.extent)
+            acc[key] = acc.get(key, 0) + t.coef
+    out = [Term(c, a, d, m, e) for (a, d, m, e), c in acc.items() if c]
+    changed = len(out) > 1
+    while changed:
+        changed = False
+        for hi in out:
+            for lo in out:
+                if hi is lo or hi.axis != lo.axis or not lo.mod:
+                    continue
+                if hi.div == lo.div * lo.mod and hi.coef == lo.coef * lo.mod and lo.extent == lo.mod:
+                    mod = hi.mod * lo.mod if hi.mod else 0
+                    out = [t for t in out if t is not hi and t is not lo]
+                    out.append(Term(lo.coef, lo.axis, lo.div, mod, hi.extent * lo.mod))
+                    changed = True
+                    break
+            if changed:
+                break
+    out.sort(key=lambda t: (t.axis, -t.div, t.mod))
+    return Coord(const, tuple(out), dyn, limit)
+
+
+def coord_add(a: Coord, b: Coord) -> Coord:
+    """The sum; at most one of the two may be dynamic."""
+    if a.dyn is not None and b.dyn is not None:
+        raise ValueError("the sum of two dynamic coordinates must be one dynamic expression")
+    dyn, limit = (a.dyn, a.limit) if a.dyn is not None else (b.dyn, b.limit)
+    return _collect(a.const + b.const, a.terms + b.terms, dyn, limit)
+
+
+def coord_scale(a: Coord, k: int) -> Coord:
+    if a.dyn is not None:
+        raise ValueError("a dynamic coordinate cannot be scaled")
+    return _collect(a.const * k, [Term(t.coef * k, t.axis, t.div, t.mod, t.extent) for t in a.terms])
+
+
+def coord_split(c: Coord, n: int) -> tuple[Coord, Coord] | None:
+    """`(c // n, c % n)` of a static coordinate `c >= 0`, or None when that is not quasi-affine."""
+    if c.dyn is not None or c.min < 0:
+        return None
+    if n == 1:
+        return c, coord_const(0)
+    hi: list[Term] = []
+    lo: list[Term] = []
+    for t in c.terms:
+        if t.coef % n == 0:
+            hi.append(Term(t.coef // n, t.axis, t.div, t.mod, t.extent))
+        elif t.coef > 0 and n % t.coef == 0 and t.extent * t.coef > n and t.extent % (n // t.coef) == 0:
+            q = n // t.coef  # the digit itself splits: t = (t // q) * q + t % q
+            hi.append(Term(1, t.axis, t.div * q, t.mod // q if t.mod else 0, t.extent // q))
+            lo.append(Term(t.coef, t.axis, t.div, q, q))
+        else:
+            lo.append(t)
+    const_lo = c.const % n
+    low = const_lo + sum(t.coef * (t.extent - 1) for t in lo if t.coef > 0)
+    if any(t.coef < 0 for t in lo) or low >= n:
+        return None
+    return _collect(c.const // n, hi), _collect(const_lo, lo)
+
+
+def reshape_coords(coords: tuple[Coord, ...], old: tuple[int, ...], new: tuple[int, ...]) -> tuple[Coord, ...] | None:
+    """Coordinates into shape `new` of the element at `coords` of shape `old` (row-major, equal sizes).
+
+    Returns None when a coordinate does not split (or a dynamic one would have to be split or merged).
+    """
+    out: list[Coord] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        if i < len(old) and j < len(new) and old[i] == new[j]:
+            out.append(coords[i])
+            i, j = i + 1, j + 1
+            continue
+        a, b, pi, pj = i, j, 1, 1
+        while pi != pj or (i == a and j == b):  # the smallest groups with equal products
+            if (pi <= pj and i < len(old)) or j >= len(new):
+                pi *= old[i]
+                i += 1
+            else:
+                pj *= new[j]
+                j += 1
+        while i < len(old) and old[i] == 1 and (j >= len(new) or new[j] != 1):
+            i += 1
+        while j < len(new) and new[j] == 1 and (i >= len(old) or old[i] != 1):
+            j += 1
+        group = [(coords[k], old[k]) for k in range(a, i) if old[k] != 1]
+        dims = [k for k in range(b, j) if new[k] != 1]
+        if len(group) == 1 and len(dims) == 1:
+            flat: Coord | None = group[0][0]
+        else:
+            flat, scale = coord_const(0), 1
+            for c, n in reversed(group):
+                if c.dyn is not None:
+                    return None
+                flat = coord_add(flat, coord_scale(c, scale))
+                scale *= n
+        parts: dict[int, Coord] = {}
+        for k in reversed(dims[1:]):
+            split = coord_split(flat, new[k])
+            if split is None:
+                return None
+            flat, parts[k] = split
+        if dims:
+            parts[dims[0]] = flat
+        out.extend(parts.get(k, coord_const(0)) for k in range(b, j))
+    return tuple(out)
+
+
+# ----------------------------------------------------------------------------------------------------------- expressions
+
+UNARY = (
+    "neg abs exp exp2 expm1 log log1p sqrt rsqrt cbrt tanh sin cos tan logistic erf sign floor ceil round_even "
+    "round_away not is_finite round_bf16 round_f16 f2i f2u i2f u2f bitcast_i2f bitcast_f2i wrap_i8 wrap_u8 wrap_i16 "
+    "wrap_u16 i2b f2b popcount clz"
+).split()
+"""`f2i`, `f2u` truncate and saturate; `i2b`/`f2b` test for non-zero; `wrap_*` keep the low bits of an integer."""
+BINARY = "add sub mul div rem max min pow atan2 and or xor shl shr sar lt le eq ne".split()
+"""Operands have one type (`pow` also f32 ** i32). Comparisons give bool; `sar` is the arithmetic shift, `shr` the logical."""
+REDUCE = "sum max min prod and or argmax argmin".split()
+"""argmax/argmin give the i32 index of the first extreme along their single axis (a NaN counts as the extreme)."""
+_COMPARE = frozenset(("lt", "le", "eq", "ne"))
+EXPENSIVE = frozenset("exp exp2 expm1 log log1p tanh sin cos tan logistic erf pow atan2 cbrt".split())
+
+
+class Expr:
+    """Base class. Interned: build nodes with the functions below, compare them with `is`.
+
+    Attributes: `dtype` ("f32" | "i32" | "u32" | "bool"); `axes`, the free axes; `loads`, the ids of the values read;
+    `height`, the nesting depth of reductions (0 = none); `cost`, work per point (a transcendental counts 8).
+    """
+
+    __slots__ = ("__weakref__", "axes", "cost", "dtype", "height", "key", "loads")
+    _table: ClassVar[weakref.WeakValueDictionary[tuple, Expr]] = weakref.WeakValueDictionary()
+
+    def args(self) -> tuple[Expr, ...]:
+        return ()
+
+    def __repr__(self) -> str:
+        return to_text(self)
+
+
+def _intern(cls: type, key: tuple, init: Callable[[Expr], None]) -> Expr:
+    full = (cls, *key)
+    node = Expr._table.get(full)
+    if node is None:
+        node = object.__new__(cls)
+        node.key = full
+        init(node)
+        node = Expr._table.setdefault(full, node)
+    return node
+
+
+def _facts(node: Expr, parts: Iterable[Expr], cost: float) -> None:
+    axes: frozenset[int] = frozenset()
+    loads: frozenset[int] = frozenset()
+    height = 0
+    for p in parts:
+        axes |= p.axes
+        loads |= p.loads
+        height = max(height, p.height)
+        cost += p.cost
+    node.axes, node.loads, node.height, node.cost = axes, loads, height, cost
+
+
+class Const(Expr):
+    """A literal; `value` is a Python float, int or bool."""
+
+    __slots__ = ("value",)
+
+
+class Index(Expr):
+    """The i32 value of a static coordinate (iota and everything made of it)."""
+
+    __slots__ = ("coord",)
+
+
+class Load(Expr):
+    """One element of the value `value` at `coords` (one `Coord` a dimension). bf16, i8, ... widen exactly."""
+
+    __slots__ = ("coords", "value")
+
+    def args(self) -> tuple[Expr, ...]:
+        return tuple(c.dyn for c in self.coords if c.dyn is not None)
+
+
+class Unary(Expr):
+    __slots__ = ("a", "op")
+
+    def args(self) -> tuple[Expr, ...]:
+        return (self.a,)
+
+
+class Binary(Expr):
+    __slots__ = ("a", "b", "op")
+
+    def args(self) -> tuple[Expr, ...]:
+        return (self.a, self.b)
+
+
+class Select(Expr):
+    """`a if cond else b`; both sides must be safe to evaluate."""
+
+    __slots__ = ("a", "b", "cond")
+
+    def args(self) -> tuple[Expr, ...]:
+        return (self.cond, self.a, self.b)
+
+
+class Piece(Expr):
+    """Concatenation: `parts[j]` where `bounds[j] <= coord < bounds[j+1]`. Only the selected part is evaluated.
+
+    `bounds` has one entry more than `parts`; the parts use the axes of the whole, already shifted.
+    """
+
+    __slots__ = ("bounds", "coord", "parts")
+
+    def args(self) -> tuple[Expr, ...]:
+        return self.parts
+
+
+class Reduce(Expr):
+    """`op` over the bound axes `bound` (ids from `reduce_axes`) of `extents`; combined in index order.
+
+    The ids are canonical (a function of the body's height), so equal reductions are one node.
+    """
+
+    __slots__ = ("body", "bound", "extents", "op")
+
+    def args(self) -> tuple[Expr, ...]:
+        return (self.body,)
+
+
+class Acc(Expr):
+    """The f32 result number `index` of the core (contraction or score), inside its epilogue."""
+
+    __slots__ = ("index",)
+
+
+def const(value: float | int | bool, dtype: str) -> Expr:
+    value = float(value) if dtype == "f32" else bool(value) if dtype == "bool" else int(value)
+    tag = repr(value)  # tells 0.0 from -0.0, and keeps NaN equal to itself
+
+    def init(n: Const) -> None:
+        n.value, n.dtype = value, dtype
+        _facts(n, (), 0)
+
+    return _intern(Const, (dtype, tag), init)
+
+
+def index(coord: Coord) -> Expr:
+    if coord.dyn is not None:
+        raise ValueError("an index expression takes a static coordinate")
+    if coord.is_const:
+        return const(coord.const, "i32")
+
+    def init(n: Index) -> None:
+        n.coord, n.dtype = coord, "i32"
+        _facts(n, (), 1)
+        n.axes = coord.axes()
+
+    return _intern(Index, (coord,), init)
+
+
+def load(value: int, coords: tuple[Coord, ...], dtype: str) -> Expr:
+    coords = tuple(coords)
+
+    def init(n: Load) -> None:
+        n.value, n.coords, n.dtype = value, coords, dtype
+        _facts(n, [c.dyn for c in coords if c.dyn is not None], 1)
+        for c in coords:
+            n.axes = n.axes | c.axes()
+        n.loads = n.loads | {value}
+
+    return _intern(Load, (value, coords, dtype), init)
+
+
+_UNARY_DTYPE = dict(f2i="i32", f2u="u32", i2f="f32", u2f="f32", bitcast_i2f="f32", bitcast_f2i="i32", i2b="bool",
+                    f2b="bool", is_finite="bool")  # fmt: skip
+
+
+def unary(op: str, a: Expr) -> Expr:
+    if op not in UNARY:
+        raise ValueError(f"unknown unary operation {op!r}")
+    if op.startswith("round_") and isinstance(a, Unary) and a.op == op:
+        return a  # rounding is idempotent
+
+    def init(n: Unary) -> None:
+        n.op, n.a, n.dtype = op, a, _UNARY_DTYPE.get(op, a.dtype)
+        _facts(n, (a,), 8 if op in EXPENSIVE else 1)
+
+    return _intern(Unary, (op, id(a)), init)
+
+
+def binary(op: str, a: Expr, b: Expr) -> Expr:
+    if op not in BINARY:
+        raise ValueError(f"unknown binary operation {op!r}")
+
+    def init(n: Binary) -> None:
+        n.op, n.a, n.b = op, a, b
+        n.dtype = "bool" if op in _COMPARE else a.dtype
+        _facts(n, (a, b), 8 if op in EXPENSIVE else 1)
+
+    return _intern(Binary, (op, id(a), id(b)), init)
+
+
+def select(cond: Expr, a: Expr, b: Expr) -> Expr:
+    if a is b:
+        return a
+    if isinstance(cond, Const):
+        return a if cond.value else b
+
+    def init(n: Select) -> None:
+        n.cond, n.a, n.b, n.dtype = cond, a, b, a.dtype
+        _facts(n, (cond, a, b), 1)
+
+    return _intern(Select, (id(cond), id(a), id(b)), init)
+
+
+def piece(coord: Coord, bounds: tuple[int, ...], parts: tuple[Expr, ...]) -> Expr:
+    lo, hi = coord.min, coord.max
+    live = [j for j in range(len(parts)) if bounds[j] <= hi and bounds[j + 1] > lo]
+    if len(live) == 1:
+        return parts[live[0]]
+    bounds, parts = tuple(bounds[live[0] : live[-1] + 2]), tuple(parts[j] for j in live)
+
+    def init(n: Piece) -> None:
+        n.coord, n.bounds, n.parts, n.dtype = coord, bounds, parts, parts[0].dtype
+        _facts(n, parts, 1)
+        n.cost = 1 + max(p.cost for p in parts)
+        n.axes = n.axes | coord.axes()
+
+    return _intern(Piece, (coord, bounds, tuple(id(p) for p in parts)), init)
+
+
+def reduce_axes(height: int, count: int) -> tuple[int, ...]:
+    """The canonical ids bound by a reduction over `count` axes whose body has reductions nested `height` deep."""
+    return tuple(REDUCE_AXIS + 8 * height + j for j in range(count))
+
+
+def reduce(op: str, body: Expr, bound: tuple[int, ...], extents: tuple[int, ...]) -> Expr:
+    """`op` over the axes `bound` of `body` (any ids: they are renamed to the canonical ones)."""
+    if op not in REDUCE:
+        raise ValueError(f"unknown reduction {op!r}")
+    if op in ("argmax", "argmin") and len(bound) != 1:
+        raise ValueError(f"{op} takes one axis")
+    canon = reduce_axes(body.height, len(bound))
+    if tuple(bound) != canon:
+        body = substitute_axes(body, {a: coord_axis(c, e) for a, c, e in zip(bound, canon, extents, strict=True)})
+
+    def init(n: Reduce) -> None:
+        n.op, n.body, n.bound, n.extents = op, body, canon, tuple(extents)
+        n.dtype = "i32" if op.startswith("arg") else body.dtype
+        n.axes, n.loads = body.axes - frozenset(canon), body.loads
+        n.height, n.cost = body.height + 1, 1 + (1 + body.cost) * math.prod(extents)
+
+    return _intern(Reduce, (op, id(body), canon, tuple(extents)), init)
+
+
+def acc(index_: int = 0, axes: Iterable[int] = ()) -> Expr:
+    """The core's accumulator `index_` at the current point; `axes` are the domain axes that it depends on."""
+    axes = frozenset(axes)
+
+    def init(n: Acc) -> None:
+        n.index, n.dtype = index_, "f32"
+        _facts(n, (), 1)
+        n.axes = axes
+
+    return _intern(Acc, (index_, axes), init)
+
+
+# ---------------------------------------------------------------------------------------------------------- substitution
+
+
+def rebuild(e: Expr, f: Callable[[Expr], Expr], g: Callable[[Coord], Coord]) -> Expr:
+    """`e` with `f` applied to its sub-expressions and `g` to its coordinates (both already transformed by the caller)."""
+    if isinstance(e, Const | Acc):
+        return e
+    if isinstance(e, Index):
+        return index(g(e.coord))
+    if isinstance(e, Load):
+        return load(e.value, tuple(g(c) for c in e.coords), e.dtype)
+    if isinstance(e, Unary):
+        return unary(e.op, f(e.a))
+    if isinstance(e, Binary):
+        return binary(e.op, f(e.a), f(e.b))
+    if isinstance(e, Select):
+        return select(f(e.cond), f(e.a), f(e.b))
+    if isinstance(e, Piece):
+        return piece(g(e.coord), e.bounds, tuple(f(p) for p in e.parts))
+    if isinstance(e, Reduce):
+        return reduce(e.op, f(e.body), e.bound, e.extents)
+    raise TypeError(type(e).__name__)
+
+
+_fresh = 1 << 20
+
+
+def substitute_axes(e: Expr, mapping: Mapping[int, Coord], memo: dict[Expr, Expr] | None = None) -> Expr:
+    """`e` with every free axis replaced by a static coordinate over other axes. Capture-free.
+
+    Raises `NotAffine` when a digit `(axis // div) % mod` of the replacement is not quasi-affine.
+    """
+    global _fresh
+    memo = {} if memo is None else memo
+
+    def go(x: Expr) -> Expr:
+        if not (x.axes & keys):
+            return x
+        hit = memo.get(x)
+        if hit is None:
+            if isinstance(x, Reduce) and clash & frozenset(x.bound):
+                hit = _freshen(x, go)
+            else:
+                hit = rebuild(x, go, coord)
+            memo[x] = hit
+        return hit
+
+    def coord(c: Coord) -> Coord:
+        return coord_substitute(c, mapping, go)
+
+    keys = frozenset(mapping)
+    clash = keys | frozenset(t.axis for c in mapping.values() for t in c.terms)
+    return go(e)
+
+
+def _freshen(x: Reduce, go: Callable[[Expr], Expr]) -> Expr:
+    """Transforms a reduction whose bound axes also occur in the replacement, by renaming them first."""
+    global _fresh
+    ids = tuple(range(_fresh, _fresh + len(x.bound)))
+    _fresh += len(ids)
+    body = substitute_axes(x.body, {a: coord_axis(i, n) for a, i, n in zip(x.bound, ids, x.extents, strict=True)})
+    return reduce(x.op, go(body), ids, x.extents)
+
+
+class NotAffine(Exception):
+    """An index map does not stay quasi-affine: the value has to be materialised."""
+
+
+def coord_substitute(c: Coord, mapping: Mapping[int, Coord], on_dyn: Callable[[Expr], Expr]) -> Coord:
+    """`c` with its axes replaced; its dynamic part is transformed by `on_dyn`."""
+    out = Coord(c.const)
+    for t in c.terms:
+        repl = mapping.get(t.axis)
+        if repl is None:
+            out = coord_add(out, Coord(0, (t,)))
+            continue
+        part = repl
+        if t.div != 1:
+            split = coord_split(part, t.div)
+            if split is None:
+                raise NotAffine(f"{part} // {t.div}")
+            part = split[0]
+        if t.mod and part.max >= t.mod:
+            split = coord_split(part, t.mod)
+            if split is None:
+                raise NotAffine(f"{part} % {t.mod}")
+            part = split[1]
+        out = coord_add(out, coord_scale(part, t.coef))
+    if c.dyn is None:
+        return out
+    return Coord(out.const, out.terms, on_dyn(c.dyn), c.limit)
+
+
+def substitute_loads(e: Expr, f: Callable[[Load], Expr | None]) -> Expr:
+    """`e` with every `Load` for which `f` gives an expression replaced by it (its dynamic coordinates go first).
+
+    The replacement may use the axes that are in scope at the load, including axes bound by enclosing reductions.
+    """
+    memo: dict[Expr, Expr] = {}
+
+    def go(x: Expr) -> Expr:
+        if not x.loads:
+            return x
+        hit = memo.get(x)
+        if hit is None:
+            if isinstance(x, Reduce):
+                # The replacement may contain reductions of its own: give the bound axes ids that cannot collide.
+                hit = _freshen(x, go)
+            else:
+                hit = rebuild(x, go, lambda c: Coord(c.const, c.terms, go(c.dyn), c.limit) if c.dyn is not None else c)
+            if isinstance(hit, Load):
+                repl = f(hit)
+                hit = hit if repl is None else repl
+            memo[x] = hit
+        return hit
+
+    return go(e)
+
+
+def walk(e: Expr) -> Iterable[Expr]:
+    """Every distinct node below and including `e`, operands first."""
+    seen: set[int] = set()
+    stack: list[tuple[Expr, bool]] = [(e, False)]
+    while stack:
+        node, done = stack.pop()
+        if done:
+            yield node
+        elif id(node) not in seen:
+            seen.add(id(node))
+            stack.append((node, True))
+            stack.extend((a, False) for a in node.args())
+
+
+# ---------------------------------------------------------------------------------------------------------------- text
+
+_INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "eq": "==", "ne": "!=", "and": "&",
+          "or": "|", "xor": "^", "shl": "<<", "sar": ">>"}  # fmt: skip
+
+
+def axis_name(axis: int) -> str:
+    """`i0, i1, ...` for domain axes, `k0, ...` for a core's axes, `r0, r1, ...` for bound ones."""
+    if axis < CORE_AXIS:
+        return f"i{axis}"
+    return f"k{axis - CORE_AXIS}" if axis < REDUCE_AXIS else f"r{axis - REDUCE_AXIS}"
+
+
+def coord_text(c: Coord, name: Callable[[int], str]) -> str:
+    parts = []
+    for t in c.terms:
+        s = axis_name(t.axis)
+        s = f"{s}//{t.div}" if t.div != 1 else s
+        s = f"{s}%{t.mod}" if t.mod else s
+        parts.append(s if t.coef == 1 else f"{t.coef}*({s})" if "/" in s or "%" in s else f"{t.coef}*{s}")
+    if c.const or not (parts or c.dyn is not None):
+        parts.append(str(c.const))
+    if c.dyn is not None:
+        parts.append(f"clamp<{c.limit}>({to_text(c.dyn, name)})")
+    return "+".join(parts)
+
+
+def to_text(e: Expr, name: Callable[[int], str] = lambda v: f"%{v}") -> str:
+    """One line of text; `name` turns value ids into names."""
+    if isinstance(e, Const):
+        return f"{e.value:g}" if e.dtype == "f32" else str(e.value).lower()
+    if isinstance(e, Index):
+        return f"index({coord_text(e.coord, name)})"
+    if isinstance(e, Load):
+        return f"{name(e.value)}[{', '.join(coord_text(c, name) for c in e.coords)}]"
+    if isinstance(e, Unary):
+        return f"{e.op}({to_text(e.a, name)})"
+    if isinstance(e, Binary):
+        a, b = to_text(e.a, name), to_text(e.b, name)
+        return f"({a} {_INFIX[e.op]} {b})" if e.op in _INFIX else f"{e.op}({a}, {b})"
+    if isinstance(e, Select):
+        return f"({to_text(e.cond, name)} ? {to_text(e.a, name)} : {to_text(e.b, name)})"
+    if isinstance(e, Piece):
+        parts = "; ".join(f"<{hi}: {to_text(p, name)}" for hi, p in zip(e.bounds[1:], e.parts, strict=True))
+        return f"piece({coord_text(e.coord, name)}; {parts})"
+    if isinstance(e, Reduce):
+        axes = ", ".join(f"{axis_name(a)}<{n}" for a, n in zip(e.bound, e.extents, strict=True))
+        return f"{e.op}[{axes}]({to_text(e.body, name)})"
+    if isinstance(e, Acc):
+        return f"acc{e.index}"
+    raise TypeError(type(e).__name__)

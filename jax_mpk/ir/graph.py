@@ -1,0 +1,406 @@
+"""The op graph: tensors as values, operators with expressions on their edges.
+
+Every operator writes one value. There are few kinds, and all of them say what they read by expressions
+(`jax_mpk.ir.expr`), so one fusion mechanism serves them all:
+
+    Map        out[i...]  = expr                      element-wise work, row reductions, gathers, index maps
+    Update     out        = target, window overwritten  in place: `out` lives in the buffer of `target`
+    Contract   acc_j[i..] = sum_k lhs * rhs_j ;  out = epilogue(acc_0, acc_1, ...)
+    Attention  out        = epilogue(sum_s prob(softmax_s(score(sum_d q*k))) * v), with cache appends in place
+    Sort       out        = rows sorted (values or indices), stable
+
+A graph is in topological order, which is also the order whose sequential execution defines the result: passes may
+reorder, split and fuse, and the verifier proves that the parallel program is equivalent to this order.
+Frozen dataclasses; a pass builds a new `Graph`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from jax_mpk.ir import expr as E
+from jax_mpk.ir.expr import Coord, Expr
+
+DTYPES: dict[str, tuple[int, str]] = {
+    "f32": (4, "f32"), "bf16": (2, "f32"), "f16": (2, "f32"),
+    "i32": (4, "i32"), "i16": (2, "i32"), "i8": (1, "i32"),
+    "u32": (4, "u32"), "u16": (2, "u32"), "u8": (1, "u32"), "bool": (1, "bool"),
+}  # fmt: skip
+"""Element types in memory: bytes, and the type in which expressions compute with them."""
+
+
+def itemsize(dtype: str) -> int:
+    return DTYPES[dtype][0]
+
+
+def compute_dtype(dtype: str) -> str:
+    return DTYPES[dtype][1]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an operator comes from: the jaxpr primitive and the user's `file:line (function)`."""
+
+    primitive: str = ""
+    where: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.primitive} at {self.where}" if self.where else self.primitive
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor. `role`: "arg" (operand `index` of the call), "const" (`data`), or "temp" (made by an operator)."""
+
+    id: int
+    shape: tuple[int, ...]
+    dtype: str
+    role: str = "temp"
+    index: int = -1
+    data: np.ndarray | None = field(default=None, compare=False, repr=False)
+    name: str = ""
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * itemsize(self.dtype)
+
+    def __str__(self) -> str:
+        return f"{self.name or '%' + str(self.id)}:{self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class Op:
+    """Common part: the value written, the iteration domain (its axes are `0 .. len(domain)-1`), the origin.
+
+    The domain of an operator enumerates the elements that it writes; `store` maps a point to coordinates of `out`
+    (None: the domain is `out`'s shape and the map is the identity).
+    """
+
+    out: int
+    domain: tuple[int, ...]
+    source: Source = Source()
+    store: tuple[Coord, ...] | None = None
+
+    kind = "op"
+
+    def exprs(self) -> dict[str, Expr]:
+        """Every expression by role name; the generic passes work on this and on `with_exprs`."""
+        raise NotImplementedError
+
+    def with_exprs(self, exprs: dict[str, Expr]) -> Op:
+        return replace(self, **exprs)
+
+    def reads(self) -> frozenset[int]:
+        out: frozenset[int] = frozenset()
+        for e in self.exprs().values():
+            out |= e.loads
+        return out
+
+    def writes(self) -> tuple[int, ...]:
+        return (self.out,)
+
+    def inplace(self) -> tuple[tuple[int, int], ...]:
+        """Pairs (value consumed, value produced) that share one buffer."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Map(Op):
+    expr: Expr = None  # type: ignore[assignment]
+    kind = "map"
+
+    def exprs(self) -> dict[str, Expr]:
+        return {"expr": self.expr}
+
+
+@dataclass(frozen=True)
+class Append:
+    """A window written in place: `out` is `target` with `expr` (over axes `0 .. len(window)-1`) stored at `coords`.
+
+    `oob` says what happens to an out-of-range dynamic coordinate: "clamp" (dynamic_update_slice; the clamping is in
+    the coordinate) or "drop" (scatter). `mode` is "set" or "add" (points in index order; duplicates are summed).
+    """
+
+    target: int
+    out: int
+    window: tuple[int, ...]
+    expr: Expr
+    coords: tuple[Coord, ...]
+    mode: str = "set"
+    oob: str = "clamp"
+
+
+@dataclass(frozen=True)
+class Update(Op):
+    """In-place window update; `domain` is the window. See `Append` for the fields."""
+
+    append: Append = None  # type: ignore[assignment]
+    kind = "update"
+
+    def exprs(self) -> dict[str, Expr]:
+        return _append_exprs("", self.append)
+
+    def with_exprs(self, exprs: dict[str, Expr]) -> Update:
+        return replace(self, append=_append_with("", self.append, exprs))
+
+    def reads(self) -> frozenset[int]:
+        return super().reads() | {self.append.target}
+
+    def inplace(self) -> tuple[tuple[int, int], ...]:
+        return ((self.append.target, self.append.out),)
+
+
+def _append_exprs(prefix: str, a: Append) -> dict[str, Expr]:
+    out = {f"{prefix}expr": a.expr}
+    for d, c in enumerate(a.coords):
+        if c.dyn is not None:
+            out[f"{prefix}at{d}"] = c.dyn
+    return out
+
+
+def _append_with(prefix: str, a: Append, exprs: dict[str, Expr]) -> Append:
+    coords = tuple(
+        replace(c, dyn=exprs.get(f"{prefix}at{d}", c.dyn)) if c.dyn is not None else c for d, c in enumerate(a.coords)
+    )
+    return replace(a, expr=exprs.get(f"{prefix}expr", a.expr), coords=coords)
+
+
+@dataclass(frozen=True)
+class Contract(Op):
+    """`acc_j = sum over k of lhs * rhs[j]` in float32 (int32 for integers), then `out = epilogue`.
+
+    `k` lists (axis id, extent) of the contracted axes, ids from `CORE_AXIS`. Axes of the domain that only `lhs` uses
+    are rows (m), those that only the `rhs` use are columns (n), shared ones are batch axes. `lhs` is the prologue: any
+    expression. Each `rhs` is a plain `Load` (possibly a stream operand). k is summed in index order.
+    """
+
+    lhs: Expr = None  # type: ignore[assignment]
+    rhs: tuple[Expr, ...] = ()
+    k: tuple[tuple[int, int], ...] = ()
+    epilogue: Expr = None  # type: ignore[assignment]
+    kind = "contract"
+
+    def exprs(self) -> dict[str, Expr]:
+        return {"lhs": self.lhs, **{f"rhs{j}": r for j, r in enumerate(self.rhs)}, "epilogue": self.epilogue}
+
+    def with_exprs(self, exprs: dict[str, Expr]) -> Contract:
+        rhs = tuple(exprs.get(f"rhs{j}", r) for j, r in enumerate(self.rhs))
+        return replace(self, lhs=exprs.get("lhs", self.lhs), rhs=rhs, epilogue=exprs.get("epilogue", self.epilogue))
+
+    @property
+    def k_axes(self) -> frozenset[int]:
+        return frozenset(a for a, _ in self.k)
+
+    def axes(self, role: str) -> tuple[int, ...]:
+        """The domain axes of a role: "batch", "m" or "n" (an axis used by neither operand counts as m)."""
+        left = self.lhs.axes - self.k_axes
+        right = frozenset().union(*(r.axes for r in self.rhs)) - self.k_axes
+        def of(a: int) -> str:
+            return "batch" if a in left and a in right else "n" if a in right else "m"
+        return tuple(a for a in range(len(self.domain)) if of(a) == role)
+
+
+HEAD_AXIS = E.CORE_AXIS
+KEY_AXIS = E.CORE_AXIS + 1
+
+
+@dataclass(frozen=True)
+class Attention(Op):
+    """Softmax attention over the key axis, with optional in-place cache appends.
+
+    Axes: the domain has batch axes (`batch`), row axes (`rows`: query heads of a group, query positions) and one
+    value axis (`column`, extent dv). Core axes: `HEAD_AXIS` (extent `head`, contracted by the scores) and `KEY_AXIS`
+    (extent `keys`).  Over these: `q[batch, rows, head]`; `k[batch, key, head]` and `v[batch, key, column]`, plain
+    loads; `score[batch, rows, key]` of `Acc(0) = q.k`; p = softmax over the keys of score; `prob` of `Acc(0) = p`
+    (a rounding, or Acc itself); `out = epilogue[domain]` of `Acc(0) = sum over keys of prob * v`.
+
+    `limit` (i32, over the batch axes, or None): keys at or beyond it are masked for every row, so that they need not
+    be read; it is at least 1. `appends` run first; `k` and `v` then load the appended values. Tasks that share a cache
+    element never run on different (batch) points, so an append needs no hop.
+    """
+
+    batch: tuple[int, ...] = ()
+    rows: tuple[int, ...] = ()
+    column: int = 0
+    keys: int = 0
+    head: int = 0
+    q: Expr = None  # type: ignore[assignment]
+    k: Expr = None  # type: ignore[assignment]
+    v: Expr = None  # type: ignore[assignment]
+    score: Expr = None  # type: ignore[assignment]
+    prob: Expr = None  # type: ignore[assignment]
+    epilogue: Expr = None  # type: ignore[assignment]
+    limit: Expr | None = None
+    appends: tuple[Append, ...] = ()
+    kind = "attention"
+
+    _ROLES = ("q", "k", "v", "score", "prob", "epilogue")
+
+    def exprs(self) -> dict[str, Expr]:
+        out = {r: getattr(self, r) for r in self._ROLES}
+        if self.limit is not None:
+            out["limit"] = self.limit
+        for j, a in enumerate(self.appends):
+            out |= _append_exprs(f"append{j}.", a)
+        return out
+
+    def with_exprs(self, exprs: dict[str, Expr]) -> Attention:
+        fields = {r: exprs[r] for r in (*self._ROLES, "limit") if r in exprs}
+        appends = tuple(_append_with(f"append{j}.", a, exprs) for j, a in enumerate(self.appends))
+        return replace(self, appends=appends, **fields)
+
+    def reads(self) -> frozenset[int]:
+        return super().reads() | {a.target for a in self.appends}
+
+    def writes(self) -> tuple[int, ...]:
+        return (self.out, *(a.out for a in self.appends))
+
+    def inplace(self) -> tuple[tuple[int, int], ...]:
+        return tuple((a.target, a.out) for a in self.appends)
+
+
+@dataclass(frozen=True)
+class Sort(Op):
+    """Rows along the last domain axis (extent = row length), sorted stably by `key`; writes `count` elements a row.
+
+    `payload` "values" writes the sorted keys, "indices" their i32 positions. `descending` with `count` < row length
+    is top_k. The domain is the *input* row space; `out` has `count` as its last extent.
+    """
+
+    key: Expr = None  # type: ignore[assignment]
+    payload: str = "values"
+    descending: bool = False
+    count: int = 0
+    kind = "sort"
+
+    def exprs(self) -> dict[str, Expr]:
+        return {"key": self.key}
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Values by id, operators in program order, the call's operands and results (value ids; a result may repeat)."""
+
+    values: dict[int, Value]
+    ops: tuple[Op, ...]
+    args: tuple[int, ...]
+    results: tuple[int, ...]
+    name: str = "fn"
+
+    def with_ops(self, ops: list[Op] | tuple[Op, ...], values: dict[int, Value] | None = None,
+                 results: tuple[int, ...] | None = None) -> Graph:  # fmt: skip
+        """A graph with these operators; values that nobody names any more are dropped."""
+        values = self.values if values is None else values
+        results = self.results if results is None else results
+        live = set(self.args) | set(results)
+        for op in ops:
+            live |= op.reads() | set(op.writes())
+        return Graph({i: v for i, v in values.items() if i in live}, tuple(ops), self.args, results, self.name)
+
+    def producers(self) -> dict[int, Op]:
+        return {v: op for op in self.ops for v in op.writes()}
+
+    def consumers(self) -> dict[int, list[Op]]:
+        out: dict[int, list[Op]] = {i: [] for i in self.values}
+        for op in self.ops:
+            for v in op.reads():
+                out[v].append(op)
+        return out
+
+    def value_name(self, i: int) -> str:
+        v = self.values.get(i)
+        return v.name if v is not None and v.name else f"%{i}"
+
+    def __str__(self) -> str:
+        return "\n".join(_lines(self))
+
+
+class GraphError(Exception):
+    """The graph breaks an invariant of the IR: a bug in a pass, named with the operator."""
+
+
+def check(g: Graph) -> Graph:
+    """Verifies the invariants of the IR and returns `g`: definitions before uses, arities, axes in scope, types."""
+    defined = {i for i, v in g.values.items() if v.role != "temp"}
+    written: set[int] = set()
+    consumed: set[int] = set()
+    for n, op in enumerate(g.ops):
+        def fail(msg: str, op: Op = op, n: int = n) -> None:
+            raise GraphError(f"operator {n} ({op.kind} -> {g.value_name(op.out)}, from {op.source}): {msg}")
+
+        for v in op.reads():
+            if v not in defined:
+                fail(f"reads {g.value_name(v)} before it is defined")
+            if v in consumed:
+                fail(f"reads {g.value_name(v)} after it was overwritten in place")
+        scope = frozenset(range(len(op.domain)))
+        for name, e in op.exprs().items():
+            own = scope
+            if isinstance(op, Contract):
+                own = scope | op.k_axes if name != "epilogue" else scope
+            elif isinstance(op, Attention):
+                own = scope | {HEAD_AXIS, KEY_AXIS}
+                if name.startswith("append"):
+                    own = frozenset(range(len(op.appends[int(name[6 : name.index(".")])].window)))
+            if not e.axes <= own:
+                fail(f"{name} uses axes {sorted(e.axes - own)} that are not in scope")
+            for node in E.walk(e):
+                if isinstance(node, E.Load):
+                    v = g.values[node.value]
+                    if len(node.coords) != len(v.shape):
+                        fail(f"{name} loads {v} with {len(node.coords)} coordinates")
+                    if node.dtype != compute_dtype(v.dtype):
+                        fail(f"{name} loads {v} as {node.dtype}")
+                    for c, extent in zip(node.coords, v.shape, strict=True):
+                        if c.dyn is None and not (0 <= c.min and c.max < extent):
+                            fail(f"{name} loads {v} at {E.coord_text(c, g.value_name)}, outside 0..{extent - 1}")
+                        if c.dyn is not None and c.limit >= extent:
+                            fail(f"{name} loads {v} with a dynamic coordinate clamped to {c.limit}")
+                elif isinstance(node, E.Acc) and not isinstance(op, Contract | Attention):
+                    fail(f"{name} has an accumulator but the operator has no core")
+        for old, _new in op.inplace():
+            consumed.add(old)
+        for v in op.writes():
+            if v in written or g.values[v].role != "temp":
+                fail(f"writes {g.value_name(v)}, which is already defined")
+            written.add(v)
+            defined.add(v)
+    for r in g.results:
+        if r not in defined:
+            raise GraphError(f"result {g.value_name(r)} is never defined")
+        if r in consumed:
+            raise GraphError(f"result {g.value_name(r)} was overwritten in place")
+    return g
+
+
+def _lines(g: Graph) -> Iterator[str]:
+    name: Callable[[int], str] = g.value_name
+    yield f"graph {g.name}({', '.join(str(g.values[i]) for i in g.args)})"
+    for v in g.values.values():
+        if v.role == "const":
+            yield f"  const {v}"
+    for op in g.ops:
+        dom = ", ".join(f"i{a}<{n}" for a, n in enumerate(op.domain))
+        out = g.values[op.out]
+        at = "" if op.store is None else f"[{', '.join(E.coord_text(c, name) for c in op.store)}]"
+        yield f"  {out}{at} = {op.kind}[{dom}]  # {op.source}"
+        if isinstance(op, Contract):
+            yield "      k: " + ", ".join(f"{E.axis_name(a)}<{n}" for a, n in op.k)
+        if isinstance(op, Attention):
+            yield f"      batch {op.batch} rows {op.rows} column {op.column} keys k1<{op.keys} head k0<{op.head}"
+        if isinstance(op, Sort):
+            yield f"      {'descending' if op.descending else 'ascending'} {op.payload} count {op.count}"
+        for a in op.appends if isinstance(op, Attention) else (op.append,) if isinstance(op, Update) else ():
+            at = ", ".join(E.coord_text(c, name) for c in a.coords)
+            yield f"      {name(a.out)} = {name(a.target)} with [{at}] {a.mode} (out of bounds: {a.oob})"
+        for role, e in op.exprs().items():
+            yield f"      {role}: {E.to_text(e, name)}"
+    yield f"  return {', '.join(name(r) for r in g.results)}"
