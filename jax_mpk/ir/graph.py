@@ -123,8 +123,11 @@ class Map(Op):
 
 @dataclass(frozen=True)
 class Append:
-    """A window written in place: `out` is `target` with `expr` (over axes `0 .. len(window)-1`) stored at `coords`.
+    """A window written in place: `out` is `target` with `expr` (over the axes `axes`) stored at `coords`.
 
+    Window dimension j has extent `window[j]` and axis id `axes[j]`. In an `Update` these are the domain axes 0, 1, ...
+    In an `Attention` a dimension that runs along with a batch axis *is* that domain axis; the others (new positions,
+    head dimension) have core axis ids from `APPEND_AXIS` on.
     `oob` says what happens to an out-of-range dynamic coordinate: "clamp" (dynamic_update_slice; the clamping is in
     the coordinate) or "drop" (scatter). `mode` is "set" or "add" (points in index order; duplicates are summed).
     """
@@ -132,6 +135,7 @@ class Append:
     target: int
     out: int
     window: tuple[int, ...]
+    axes: tuple[int, ...]
     expr: Expr
     coords: tuple[Coord, ...]
     mode: str = "set"
@@ -210,6 +214,7 @@ class Contract(Op):
 
 HEAD_AXIS = E.CORE_AXIS
 KEY_AXIS = E.CORE_AXIS + 1
+APPEND_AXIS = E.CORE_AXIS + 8
 
 
 @dataclass(frozen=True)
@@ -349,7 +354,7 @@ def check(g: Graph) -> Graph:
             elif isinstance(op, Attention):
                 own = scope | {HEAD_AXIS, KEY_AXIS}
                 if name.startswith("append"):
-                    own = frozenset(range(len(op.appends[int(name[6 : name.index(".")])].window)))
+                    own = frozenset(op.appends[int(name[6 : name.index(".")])].axes)
             if not e.axes <= own:
                 fail(f"{name} uses axes {sorted(e.axes - own)} that are not in scope")
             for node in E.walk(e):
@@ -400,7 +405,8 @@ def _lines(g: Graph) -> Iterator[str]:
             yield f"      {'descending' if op.descending else 'ascending'} {op.payload} count {op.count}"
         for a in op.appends if isinstance(op, Attention) else (op.append,) if isinstance(op, Update) else ():
             at = ", ".join(E.coord_text(c, name) for c in a.coords)
-            yield f"      {name(a.out)} = {name(a.target)} with [{at}] {a.mode} (out of bounds: {a.oob})"
+            win = ", ".join(f"{E.axis_name(i)}<{n}" for i, n in zip(a.axes, a.window, strict=True))
+            yield f"      {name(a.out)} = {name(a.target)} with [{at}] over {win}, {a.mode} (out of bounds: {a.oob})"
         for role, e in op.exprs().items():
             yield f"      {role}: {E.to_text(e, name)}"
     yield f"  return {', '.join(name(r) for r in g.results)}"

@@ -1,0 +1,259 @@
+"""The program format: one description for Python, C++ and CUDA (`python -m jax_mpk.abi` prints `ffi/abi.h`).
+
+A program is a flat, position-independent blob: a `Header`, then sections of fixed-size little-endian records. It is
+everything that an executor needs: no pointers, no strings to parse, no Python. The blob travels as an attribute of
+the XLA custom call and is the unit of caching.
+
+Loop axes. Every operator has at most MAX_AXES loop axes in an order fixed per kind; all its codes and accesses use
+that numbering:
+
+    ROWS       domain axes
+    CONTRACT   batch..., m..., n..., k...
+    ATTENTION  batch..., rows..., column, key, head, append axes...
+    SORT       domain axes (the last one is the row)
+
+A task's range along axis a is [tile[a]*t_a, min(extent[a], tile[a]*(t_a+1))), where t_a is the mixed-radix digit of
+its grid index over ceil(extent/tile), first axis slowest.
+
+Codes. A code is a fused expression, compiled to a small register bytecode. It loops over the axes of `axes` (a bit
+mask) inside the given ranges intersected with its own box [lo, hi); the other axes stay at the start of the range.
+One expression may be several codes with disjoint boxes (concatenation): run all of them. `vector` is the axis that
+is executed in strips (-1: every point is scalar). For each point of the outer axes the stages run in order:
+
+    SCALAR  instructions once, on scalar registers
+    REDUCE  loops over the reduction axes first..first+count-1 of the code (ranges from `lo`/`hi` of the stage; the
+            last one in strips), executes the instructions on vector registers, combines vector register `src` in a
+            fixed order (below) and leaves the result in scalar register `dst`. With ACCUMULATE it goes on from the
+            value that `dst` already has.
+    VECTOR  the instructions over the strips of `vector`
+
+Reduction axes are numbered after the operator's loop axes: n_axes, n_axes+1, ...  Registers are 32 bits wide a lane
+(f32, i32, u32, or a bool as 0/1). Scalar and vector registers are two files; an operand with bit VECTOR_REG set is a
+vector register. In a vector stage a scalar operand is broadcast.
+
+Fixed order of reductions (so that a result never depends on the strip length or instruction set): element i of the
+row goes to partial i % LANES, each partial combines in index order, and then partials combine pairwise (p[j] with
+p[j + LANES/2], halving). Several reduction axes: the row is the flattened index space. argmax/argmin: the first
+extreme wins, a NaN counts as the extreme. The dot products of cores are specified by their kinds, below.
+
+CONTRACT  codes: LHS stores the activation to scratch ACT, f32[m][k] of the tile (row-major, tile-relative); EPILOGUE
+          reads scratch ACC+j, f32[m][n] of the tile, and stores to the output. rhs j is access `params[RHS+j]`: over
+          n axes (and over k axes) its strides flatten to one, stride[a] == stride[a+1]*extent[a+1]. Only the first n
+          axis and the first m axis may be tiled, so a tile is a range of the flattened index; k is never tiled.
+          acc[m][n] = sum over k in f32, in an order that depends on K and the strides only (never on the tile, on
+          m or on the thread), so that a batch row does not depend on its neighbours. Integer types: exact, in i32.
+          Two operators with equal `prologue` (not 0) have the same ACT for the same batch and m tile.
+ATTENTION codes: APPEND+j run first (they store rows of the cache); Q stores scratch ACT, f32[rows][head]; LIMIT
+          stores i32 scratch LIMIT[0]; scores = dot(ACT, key row) go to scratch ACC, f32[rows][key]; SCORE transforms
+          ACC in place; the executor does the softmax over keys [0, limit) in f32 (max; e = exp(x - max); divide by
+          the sum); PROB transforms ACC in place (absent: identity); ACC1 = f32[rows][column] = sum over keys of
+          prob*v in key order; EPILOGUE reads ACC1 (slot ACC+1) and stores. `params[KEY]`, `params[VALUE]`: accesses
+          of k (axes batch, key, head) and v (axes batch, key, column). A batch axis has tile 1.
+SORT      code KEY stores scratch ACC, the row (f32 or i32 as `params[KEY_DTYPE]`); rows sort stably (NaN last);
+          `params[COUNT]` values or i32 positions are stored through access `params[OUT]` (axes: the domain; the last
+          one indexes the sorted row).
+
+Events. A task waits until counter[event] >= epoch * threshold for each of its waits, acquires, runs, releases and adds
+one to each of its triggers. Counters are 32 bits and are never reset: launch number `epoch` (from 1) counts on; the
+comparison is modulo 2**32: (i32)(counter - want) >= 0.
+
+Linear order. Task records are sorted by linear order, which is a topological order of the dependencies. `worker` is a
+proposal: any assignment in which each worker runs its tasks in record order is free of deadlock.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+
+MAGIC = 0x314B504D  # "MPK1"
+VERSION = 1
+MAX_AXES = 12
+MAX_DYN = 4
+MAX_WAITS = 4
+MAX_TRIGGERS = 4
+LANES = 16
+VECTOR_REG = 0x8000
+MAX_REGS = 64
+"""Registers a file: a code that needs more is split by the compiler (an operator is materialised)."""
+
+ENUMS: dict[str, list[str]] = {
+    "Space": ["ARG", "RESULT", "WORKSPACE", "CONST", "PEER"],
+    "Dtype": ["F32", "BF16", "F16", "I32", "I16", "I8", "U32", "U16", "U8", "BOOL"],
+    "Kind": ["NOP", "ROWS", "CONTRACT", "ATTENTION", "SORT"],
+    "StageKind": ["SCALAR", "REDUCE", "VECTOR"],
+    "ReduceOp": ["SUM", "MAX", "MIN", "PROD", "AND", "OR", "ARGMAX", "ARGMIN"],
+    # Roles of codes in Op.code (a role is a range of codes).
+    "Role": ["MAIN", "LHS", "EPILOGUE", "Q", "SCORE", "PROB", "LIMIT", "APPEND0", "APPEND1", "APPEND2", "APPEND3"],
+    # Positions in Op.params.
+    "Param": ["RHS0", "RHS1", "RHS2", "RHS3", "N_RHS", "N_BATCH", "N_M", "N_N", "N_K", "KEY", "VALUE", "N_ROWS",
+              "KEY_DTYPE", "COUNT", "OUT", "DESCENDING", "PAYLOAD", "REDUCE_DTYPE"],
+    # Instructions: dst, a, b, c are registers; `aux` is an access (LOAD*, STORE*) or an axis (INDEX).
+    # Type-neutral ones come first. CONST: imm. INDEX: imm(i32) + sum over the code's axes of access stride.
+    "Opcode": [
+        "CONST", "INDEX", "LOAD", "STORE", "STORE_IF", "STORE_ADD", "MOVE", "SELECT",
+        # f32 unary
+        "F_NEG", "F_ABS", "F_EXP", "F_EXP2", "F_EXPM1", "F_LOG", "F_LOG1P", "F_SQRT", "F_RSQRT", "F_CBRT", "F_TANH",
+        "F_SIN", "F_COS", "F_TAN", "F_LOGISTIC", "F_ERF", "F_SIGN", "F_FLOOR", "F_CEIL", "F_ROUND_EVEN",
+        "F_ROUND_AWAY", "F_IS_FINITE", "F_ROUND_BF16", "F_ROUND_F16", "F_TO_I", "F_TO_U", "F_TO_B",
+        # f32 binary
+        "F_ADD", "F_SUB", "F_MUL", "F_DIV", "F_REM", "F_MAX", "F_MIN", "F_POW", "F_POW_I", "F_ATAN2",
+        "F_LT", "F_LE", "F_EQ", "F_NE",
+        # integers: I_ are shared by i32, u32 and bool where the bits agree
+        "I_NEG", "I_ABS", "I_SIGN", "I_NOT", "B_NOT", "I_POPCOUNT", "I_CLZ", "I_TO_F", "U_TO_F", "I_TO_B",
+        "I_WRAP_I8", "I_WRAP_U8", "I_WRAP_I16", "I_WRAP_U16",
+        "I_ADD", "I_SUB", "I_MUL", "I_DIV", "U_DIV", "I_REM", "U_REM", "I_MAX", "U_MAX", "I_MIN", "U_MIN", "I_POW",
+        "I_AND", "I_OR", "I_XOR", "I_SHL", "I_SHR", "I_SAR", "I_LT", "U_LT", "I_LE", "U_LE", "I_EQ", "I_NE",
+    ],
+}  # fmt: skip
+
+SLOT_ACT, SLOT_LIMIT, SLOT_ACC = 0xFF00, 0xFF01, 0xFF10
+"""Slots from SLOT_ACT on are scratch of the running task (SLOT_ACC + j: accumulator j); they are tile-relative."""
+ACCUMULATE = 1
+"""Stage flag: a further range of the same reduction (concatenated bodies)."""
+
+_u8, _u16, _u32, _i32, _u64, _i64 = "<u1", "<u2", "<u4", "<i4", "<u8", "<i8"
+
+RECORDS: dict[str, np.dtype] = {
+    # offset and count (records) of each section follow the fixed part, in the order of SECTIONS.
+    "Header": np.dtype([("magic", _u32), ("version", _u32), ("bytes", _u64), ("hash", _u64), ("workspace", _u64),
+                        ("workers", _u32), ("args", _u32), ("results", _u32), ("ranks", _u32), ("rank", _u32),
+                        ("iterations", _u32), ("section_offset", _u64, (16,)), ("section_count", _u64, (16,))]),
+    # index: operand/result number. offset: in the workspace or constant section. alias: operand number or -1.
+    "Buffer": np.dtype([("space", _u8), ("dtype", _u8), ("peer", _u16), ("index", _u32), ("offset", _u64),
+                        ("bytes", _u64), ("alias", _i32), ("name", _u32)]),
+    # A slot binds an operator's access to memory: byte offset into a buffer.
+    "Slot": np.dtype([("buffer", _u32), ("pad", _u32), ("offset", _i64)]),
+    # element address = slot + offset + sum_a stride[a]*i_a + sum_d dyn_stride[d]*clamp(reg[d], 0, dyn_limit[d]),
+    # in elements of dtype. slot is relative to the operator's first slot, or scratch (>= SLOT_ACT).
+    "Access": np.dtype([("slot", _u16), ("dtype", _u8), ("n_dyn", _u8), ("dyn_reg", _u16, (MAX_DYN,)),
+                        ("pad", _u32), ("dyn_limit", _i32, (MAX_DYN,)), ("offset", _i64),
+                        ("stride", _i64, (MAX_AXES,)), ("dyn_stride", _i64, (MAX_DYN,))]),
+    "Instr": np.dtype([("op", _u8), ("pad", _u8), ("dst", _u16), ("a", _u16), ("b", _u16), ("c", _u16), ("aux", _u16),
+                       ("imm", _u32)]),
+    "Stage": np.dtype([("kind", _u8), ("reduce", _u8), ("flags", _u8), ("dtype", _u8), ("first", _u32),
+                       ("count", _u32), ("axis", _u16), ("axes", _u16), ("src", _u16), ("dst", _u16),
+                       ("lo", _i32, (4,)), ("hi", _i32, (4,))]),
+    # Instructions, accesses and stages are absolute indices into their sections.
+    "Code": np.dtype([("stage", _u32), ("stages", _u32), ("access", _u32), ("accesses", _u32), ("axes", _u32),
+                      ("vector", _i32), ("scalar_regs", _u16), ("vector_regs", _u16), ("n_axes", _u32),
+                      ("lo", _i32, (MAX_AXES,)), ("hi", _i32, (MAX_AXES,))]),
+    "Op": np.dtype([("kind", _u8), ("n_axes", _u8), ("variant", _u16), ("prologue", _u32), ("slot", _u32),
+                    ("slots", _u32), ("access", _u32), ("accesses", _u32), ("name", _u32), ("pad", _u32),
+                    ("extent", _i32, (MAX_AXES,)), ("tile", _i32, (MAX_AXES,)),
+                    ("code", _u32, (12,)), ("codes", _u32, (12,)), ("params", _i64, (20,))]),
+    "Task": np.dtype([("op", _u32), ("index", _u32), ("worker", _u16), ("n_waits", _u8), ("n_triggers", _u8),
+                      ("pad", _u32), ("wait", _u32, (MAX_WAITS,)), ("want", _u32, (MAX_WAITS,)),
+                      ("trigger", _u32, (MAX_TRIGGERS,))]),
+    "Event": np.dtype([("threshold", _u32)]),
+    "TensorMap": np.dtype([("buffer", _u32), ("dtype", _u8), ("rank", _u8), ("pad", _u16), ("offset", _u64),
+                           ("dims", _u64, (4,)), ("strides", _u64, (4,)), ("box", _u32, (4,))]),
+    "Stream": np.dtype([("task", _u32), ("map", _u32), ("start", _i32, (4,)), ("step", _i32, (4,)), ("frames", _u32),
+                        ("worker", _u32)]),
+    "Const": np.dtype([("byte", _u8)]),
+    "Name": np.dtype([("byte", _u8)]),
+}  # fmt: skip
+"""Names are NUL-terminated UTF-8; a `name` field is a byte offset into that section. Constants are 64-byte aligned."""
+
+SECTIONS = [n for n in RECORDS if n != "Header"]
+
+
+def enum(name: str, member: str) -> int:
+    """The number of a member, such as `enum("Kind", "ROWS")`."""
+    return ENUMS[name].index(member)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A decoded blob: one NumPy record array a section (views, no copies)."""
+
+    blob: bytes
+    header: np.void
+    sections: dict[str, np.ndarray]
+
+    def __getitem__(self, section: str) -> np.ndarray:
+        return self.sections[section]
+
+    def name(self, offset: int) -> str:
+        names = self.sections["Name"]["byte"].tobytes()
+        return names[offset : names.index(b"\0", offset)].decode()
+
+
+def encode(sections: dict[str, np.ndarray], **header: int) -> bytes:
+    """The blob of these sections; `hash` and `bytes` of the header are filled in."""
+    import hashlib
+
+    head = np.zeros((), RECORDS["Header"])
+    head["magic"], head["version"] = MAGIC, VERSION
+    for key, value in header.items():
+        head[key] = value
+    at, chunks = head.nbytes, []
+    for n, name in enumerate(SECTIONS):
+        rows = np.ascontiguousarray(sections.get(name, np.zeros(0, RECORDS[name])), RECORDS[name])
+        pad = -at % 64
+        chunks.append(b"\0" * pad + rows.tobytes())
+        head["section_offset"][n], head["section_count"][n] = at + pad, len(rows)
+        at += pad + rows.nbytes
+    head["bytes"] = at
+    body = b"".join(chunks)
+    head["hash"] = np.frombuffer(hashlib.sha256(head.tobytes() + body).digest()[:8], "<u8")[0]
+    return head.tobytes() + body
+
+
+class ProgramError(Exception):
+    """A blob that is not a program of this version, or that is damaged."""
+
+
+def decode(blob: bytes) -> Program:
+    """The inverse of `encode`; raises `ProgramError` for anything else, a wrong hash included."""
+    import hashlib
+
+    size = RECORDS["Header"].itemsize
+    if len(blob) < size:
+        raise ProgramError(f"a program has at least {size} bytes, this has {len(blob)}")
+    head = np.frombuffer(blob, RECORDS["Header"], 1)[0]
+    if head["magic"] != MAGIC or head["version"] != VERSION:
+        raise ProgramError(f"not a program of version {VERSION}")
+    if head["bytes"] != len(blob):
+        raise ProgramError(f"the header says {head['bytes']} bytes, there are {len(blob)}")
+    clean = head.copy()
+    clean["hash"] = 0
+    digest = hashlib.sha256(clean.tobytes() + blob[size:]).digest()[:8]
+    if np.frombuffer(digest, "<u8")[0] != head["hash"]:
+        raise ProgramError("the content does not match its hash")
+    out = {}
+    for n, name in enumerate(SECTIONS):
+        out[name] = np.frombuffer(blob, RECORDS[name], int(head["section_count"][n]), int(head["section_offset"][n]))
+    return Program(blob, head, out)
+
+
+_CTYPE = {"u1": "uint8_t", "u2": "uint16_t", "u4": "uint32_t", "i4": "int32_t", "u8": "uint64_t", "i8": "int64_t"}
+
+
+def header() -> str:
+    """The C++ header: constants, enums, and records with static_asserts on every size and offset."""
+    lines = ["// Generated by `python -m jax_mpk.abi > ffi/abi.h`: do not edit. Meaning: jax_mpk/abi.py.", "#pragma once",
+             "#ifndef __CUDACC_RTC__", "#include <cstddef>", "#include <cstdint>", "#endif", "", "namespace mpk::abi {", ""]  # fmt: skip
+    for name in ("MAGIC", "VERSION", "MAX_AXES", "MAX_DYN", "MAX_WAITS", "MAX_TRIGGERS", "LANES",
+                 "VECTOR_REG", "MAX_REGS", "SLOT_ACT", "SLOT_LIMIT", "SLOT_ACC", "ACCUMULATE"):  # fmt: skip
+        lines.append(f"constexpr uint32_t {name} = {globals()[name]:#x};")
+    for name, members in ENUMS.items():
+        lines += ["", f"enum class {name} : uint8_t {{"]
+        lines += [f"  {m} = {n}," for n, m in enumerate(members)] + ["};"]
+    lines += ["", "enum class Section : uint8_t {"] + [f"  {s} = {n}," for n, s in enumerate(SECTIONS)] + ["};"]
+    for name, dtype in RECORDS.items():
+        lines += ["", f"struct {name} {{"]
+        for field in dtype.names or ():
+            sub, _ = dtype.fields[field][:2]
+            base, shape = sub.subdtype if sub.subdtype else (sub, ())
+            dims = "".join(f"[{n}]" for n in shape)
+            lines.append(f"  {_CTYPE[base.str[1:]]} {field}{dims};")
+        lines += ["};", f"static_assert(sizeof({name}) == {dtype.itemsize});"]
+        lines += [f"static_assert(offsetof({name}, {f}) == {dtype.fields[f][1]});" for f in dtype.names or ()]
+    return "\n".join([*lines, "", "}  // namespace mpk::abi", ""])
+
+
+if __name__ == "__main__":
+    sys.stdout.write(header())

@@ -1,0 +1,117 @@
+"""Operators as loop nests: the order of an operator's loop axes, and its memory accesses as strides over them.
+
+This is the bridge from expressions to boxes (which tasks touch which bytes) and to code. After the `refine` pass every
+coordinate of every operator flattens; before it, `flatten` raises `NotAffine`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from jax_mpk.ir import expr as E
+from jax_mpk.ir.expr import Coord, Expr, NotAffine
+from jax_mpk.ir.graph import HEAD_AXIS, KEY_AXIS, Append, Attention, Contract, Graph, Op, Update, Value
+
+
+@dataclass(frozen=True)
+class LoopAxis:
+    """Loop axis of an operator: the expression axis id, its extent, and its role in the core.
+
+    Roles: "row" (ROWS, SORT), "batch", "m", "n", "k" (CONTRACT), "batch", "rows", "column", "key", "head", "append".
+    """
+
+    axis: int
+    extent: int
+    role: str
+
+
+def loop_axes(op: Op) -> tuple[LoopAxis, ...]:
+    """The loop axes in the order that the program format fixes (`jax_mpk.abi`)."""
+    def domain(axes: tuple[int, ...], role: str) -> list[LoopAxis]:
+        return [LoopAxis(a, op.domain[a], role) for a in axes]
+
+    if isinstance(op, Contract):
+        out = [x for role in ("batch", "m", "n") for x in domain(op.axes(role), role)]
+        return (*out, *(LoopAxis(a, n, "k") for a, n in op.k))
+    if isinstance(op, Attention):
+        out = domain(op.batch, "batch") + domain(op.rows, "rows") + domain((op.column,), "column")
+        out += [LoopAxis(KEY_AXIS, op.keys, "key"), LoopAxis(HEAD_AXIS, op.head, "head")]
+        seen = {x.axis for x in out}
+        for a in op.appends:
+            for axis, n in zip(a.axes, a.window, strict=True):
+                if axis not in seen:
+                    seen.add(axis)
+                    out.append(LoopAxis(axis, n, "append"))
+        return tuple(out)
+    return tuple(domain(tuple(range(len(op.domain))), "row"))
+
+
+@dataclass(frozen=True)
+class Dyn:
+    """A dynamic coordinate: `clamp(coord, 0, limit)` steps of `stride` elements, over a dimension of `extent`."""
+
+    coord: Coord
+    limit: int
+    stride: int
+    extent: int
+
+
+@dataclass(frozen=True)
+class Access:
+    """Element address `offset + sum strides[axis]*i_axis + sum dyn`, in elements of the value."""
+
+    value: int
+    offset: int
+    strides: tuple[tuple[int, int], ...]  # (axis id, stride), zero strides absent
+    dyn: tuple[Dyn, ...] = ()
+
+    def stride(self, axis: int) -> int:
+        return dict(self.strides).get(axis, 0)
+
+
+def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides, in elements, of a dense array."""
+    return tuple(math.prod(shape[d + 1 :]) for d in range(len(shape)))
+
+
+def flatten(value: Value, coords: tuple[Coord, ...]) -> Access:
+    """The access of `value` at `coords`; raises `NotAffine` when a digit of an axis remains."""
+    flat, dyn = E.coord_const(0), []
+    for c, stride, extent in zip(coords, row_major(value.shape), value.shape, strict=True):
+        if c.dyn is None:
+            flat = E.coord_add(flat, E.coord_scale(c, stride))
+        else:
+            dyn.append(Dyn(c, c.limit, stride, extent))
+    strides = []
+    for t in flat.terms:
+        if t.div != 1 or t.mod:
+            raise NotAffine(f"{value} at {E.coord_text(flat, str)}")
+        strides.append((t.axis, t.coef))
+    return Access(value.id, flat.const, tuple(strides), tuple(dyn))
+
+
+def identity(op: Op) -> tuple[Coord, ...]:
+    """The coordinates of `out` at a point of the domain."""
+    return op.store if op.store is not None else tuple(E.coord_axis(a, n) for a, n in enumerate(op.domain))
+
+
+def stores(g: Graph, op: Op) -> Iterator[tuple[str, Access, Append | None]]:
+    """Every store: the role of the expression stored, the access, and the `Append` behind it if it is in place."""
+    if isinstance(op, Update):
+        yield "expr", flatten(g.values[op.append.out], op.append.coords), op.append
+        return
+    for j, a in enumerate(op.appends if isinstance(op, Attention) else ()):
+        yield f"append{j}.expr", flatten(g.values[a.out], a.coords), a
+    role = "expr" if "expr" in op.exprs() else "key" if op.kind == "sort" else "epilogue"
+    yield role, flatten(g.values[op.out], identity(op)), None
+
+
+def loads(g: Graph, op: Op) -> Iterator[tuple[str, Expr, Access, dict[int, int]]]:
+    """Every distinct load: role, the `Load`, its access, and the extents of the reduction axes in scope."""
+    for role, e in op.exprs().items():
+        bound = {a: n for x in E.walk(e) if isinstance(x, E.Reduce) for a, n in zip(x.bound, x.extents, strict=True)}
+        for x in E.walk(e):
+            if isinstance(x, E.Load):
+                yield role, x, flatten(g.values[x.value], x.coords), bound
