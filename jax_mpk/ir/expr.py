@@ -590,6 +590,53 @@ def walk(e: Expr) -> Iterable[Expr]:
             stack.extend((a, False) for a in node.args())
 
 
+Ranges = tuple[tuple[int, int, int], ...]
+"""Restrictions (axis, lo, hi): the axis runs over `lo <= i < hi` only. Axes that are not listed run over their extent."""
+
+
+def walk_loads(e: Expr) -> Iterable[tuple[Load, Ranges]]:
+    """Every distinct load, with the ranges to which the pieces around it restrict plain axes."""
+    seen: set[tuple[int, Ranges]] = set()
+    stack: list[tuple[Expr, Ranges]] = [(e, ())]
+    while stack:
+        node, ranges = stack.pop()
+        if not node.loads or (id(node), ranges) in seen:
+            continue
+        seen.add((id(node), ranges))
+        if isinstance(node, Load):
+            yield node, ranges
+        if isinstance(node, Piece):
+            for j, p in enumerate(node.parts):
+                stack.append((p, restrict(ranges, node.coord, node.bounds[j], node.bounds[j + 1])))
+        else:
+            stack.extend((a, ranges) for a in node.args())
+
+
+def restrict(ranges: Ranges, coord: Coord, lo: int, hi: int) -> Ranges:
+    """`ranges` and `lo <= coord < hi`, where the coordinate is one plain axis plus a constant (else unchanged)."""
+    if len(coord.terms) != 1 or coord.dyn is not None:
+        return ranges
+    t = coord.terms[0]
+    if t.coef != 1 or t.div != 1 or t.mod:
+        return ranges
+    lo, hi = max(lo - coord.const, 0), min(hi - coord.const, t.extent)
+    known = {a: (x, y) for a, x, y in ranges}
+    x, y = known.get(t.axis, (0, t.extent))
+    known[t.axis] = (max(x, lo), min(y, hi))
+    return tuple((a, x, y) for a, (x, y) in sorted(known.items()))
+
+
+def coord_range(c: Coord, ranges: Ranges) -> tuple[int, int]:
+    """Smallest and largest value of the static part under the restrictions."""
+    known = {a: (x, y) for a, x, y in ranges}
+    lo = hi = c.const
+    for t in c.terms:
+        x, y = known.get(t.axis, (0, t.extent)) if t.div == 1 and not t.mod else (0, t.extent)
+        a, b = t.coef * x, t.coef * (y - 1)
+        lo, hi = lo + min(a, b), hi + max(a, b)
+    return lo, hi
+
+
 # ---------------------------------------------------------------------------------------------------------------- text
 
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "eq": "==", "ne": "!=", "and": "&",

@@ -357,20 +357,20 @@ def check(g: Graph) -> Graph:
                     own = frozenset(op.appends[int(name[6 : name.index(".")])].axes)
             if not e.axes <= own:
                 fail(f"{name} uses axes {sorted(e.axes - own)} that are not in scope")
-            for node in E.walk(e):
-                if isinstance(node, E.Load):
-                    v = g.values[node.value]
-                    if len(node.coords) != len(v.shape):
-                        fail(f"{name} loads {v} with {len(node.coords)} coordinates")
-                    if node.dtype != compute_dtype(v.dtype):
-                        fail(f"{name} loads {v} as {node.dtype}")
-                    for c, extent in zip(node.coords, v.shape, strict=True):
-                        if c.dyn is None and not (0 <= c.min and c.max < extent):
-                            fail(f"{name} loads {v} at {E.coord_text(c, g.value_name)}, outside 0..{extent - 1}")
-                        if c.dyn is not None and c.limit >= extent:
-                            fail(f"{name} loads {v} with a dynamic coordinate clamped to {c.limit}")
-                elif isinstance(node, E.Acc) and not isinstance(op, Contract | Attention):
-                    fail(f"{name} has an accumulator but the operator has no core")
+            for node, ranges in E.walk_loads(e):
+                v = g.values[node.value]
+                if len(node.coords) != len(v.shape):
+                    fail(f"{name} loads {v} with {len(node.coords)} coordinates")
+                if node.dtype != compute_dtype(v.dtype):
+                    fail(f"{name} loads {v} as {node.dtype}")
+                for c, extent in zip(node.coords, v.shape, strict=True):
+                    lo, hi = E.coord_range(c, ranges)
+                    if c.dyn is None and not (lo >= 0 and hi < extent):
+                        fail(f"{name} loads {v} at {E.coord_text(c, g.value_name)}, outside 0..{extent - 1}")
+                    if c.dyn is not None and c.limit >= extent:
+                        fail(f"{name} loads {v} with a dynamic coordinate clamped to {c.limit}")
+            if not isinstance(op, Contract | Attention) and any(isinstance(x, E.Acc) for x in E.walk(e)):
+                fail(f"{name} has an accumulator but the operator has no core")
         for old, _new in op.inplace():
             consumed.add(old)
         for v in op.writes():

@@ -64,11 +64,11 @@ class Access:
 
     value: int
     offset: int
-    strides: tuple[tuple[int, int], ...]  # (axis id, stride), zero strides absent
+    strides: tuple[tuple[int, int, int], ...]  # (axis id, stride, extent), zero strides absent
     dyn: tuple[Dyn, ...] = ()
 
     def stride(self, axis: int) -> int:
-        return dict(self.strides).get(axis, 0)
+        return next((s for a, s, _ in self.strides if a == axis), 0)
 
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -88,7 +88,7 @@ def flatten(value: Value, coords: tuple[Coord, ...]) -> Access:
     for t in flat.terms:
         if t.div != 1 or t.mod:
             raise NotAffine(f"{value} at {E.coord_text(flat, str)}")
-        strides.append((t.axis, t.coef))
+        strides.append((t.axis, t.coef, t.extent))
     return Access(value.id, flat.const, tuple(strides), tuple(dyn))
 
 
@@ -108,10 +108,8 @@ def stores(g: Graph, op: Op) -> Iterator[tuple[str, Access, Append | None]]:
     yield role, flatten(g.values[op.out], identity(op)), None
 
 
-def loads(g: Graph, op: Op) -> Iterator[tuple[str, Expr, Access, dict[int, int]]]:
-    """Every distinct load: role, the `Load`, its access, and the extents of the reduction axes in scope."""
+def loads(g: Graph, op: Op) -> Iterator[tuple[str, Expr, Access, E.Ranges]]:
+    """Every distinct load: role, the `Load`, its access, and the ranges to which pieces restrict its axes."""
     for role, e in op.exprs().items():
-        bound = {a: n for x in E.walk(e) if isinstance(x, E.Reduce) for a, n in zip(x.bound, x.extents, strict=True)}
-        for x in E.walk(e):
-            if isinstance(x, E.Load):
-                yield role, x, flatten(g.values[x.value], x.coords), bound
+        for x, ranges in E.walk_loads(e):
+            yield role, x, flatten(g.values[x.value], x.coords), ranges
