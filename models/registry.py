@@ -1,0 +1,103 @@
+"""Models by name: ``load("qwen3-0.6b")``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from models import llama, qwen3
+from models.common.checkpoint import read_config
+from models.common.config import ConfigError, DecoderConfig
+from models.common.decoder import Decoder
+from models.common.initialize import random_model
+
+DEMO = Path(__file__).parent / "demo"
+
+
+class Family(NamedTuple):
+    """What a model family provides."""
+
+    model: type[Decoder]
+    config: type[DecoderConfig]
+    from_pretrained: Callable[..., Decoder]
+
+
+FAMILIES = {
+    "llama": Family(llama.Llama, llama.LlamaConfig, llama.from_pretrained),
+    "qwen3": Family(qwen3.Qwen3, qwen3.Qwen3Config, qwen3.from_pretrained),
+}
+"""By the ``model_type`` of a ``config.json``."""
+
+PRESETS = {
+    "llama-3.2-1b": ("llama", llama.LlamaConfig.llama_3_2_1b),
+    "llama-3.2-3b": ("llama", llama.LlamaConfig.llama_3_2_3b),
+    "llama-tiny": ("llama", llama.LlamaConfig.tiny),
+    "qwen3-130m": ("qwen3", qwen3.Qwen3Config.qwen3_130m),
+    "qwen3-0.6b": ("qwen3", qwen3.Qwen3Config.qwen3_0_6b),
+    "qwen3-1.7b": ("qwen3", qwen3.Qwen3Config.qwen3_1_7b),
+    "qwen3-4b": ("qwen3", qwen3.Qwen3Config.qwen3_4b),
+    "qwen3-8b": ("qwen3", qwen3.Qwen3Config.qwen3_8b),
+    "qwen3-tiny": ("qwen3", qwen3.Qwen3Config.tiny),
+    "demo": ("qwen3", qwen3.Qwen3Config.demo),
+}
+
+
+def load(
+    name: str | None,
+    *,
+    dtype: DTypeLike = jnp.bfloat16,
+    seed: int | None = None,
+    checkpoint: Path | str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Decoder, DecoderConfig]:
+    """A model with weights, and its configuration.
+
+    Args:
+      name: one of ``PRESETS``. None takes family and shape from the ``config.json`` of ``checkpoint``.
+      dtype: of parameters, activations and cache.
+      seed: for random weights. With neither this nor ``checkpoint``, "demo" is its trained checkpoint and everything
+        else is random with seed 0.
+      checkpoint: directory with ``config.json`` and safetensors.
+      progress: called as ``progress(bytes done, bytes in all)``.
+
+    Raises:
+      ConfigError: there is no such name, ``seed`` and ``checkpoint`` are both given, or the ``config.json`` is
+        unsupported or not of the shape that ``name`` stands for.
+      CheckpointError: the checkpoint does not fit.
+    """
+    if seed is not None and checkpoint is not None:
+        raise ConfigError("give a seed for random weights or a checkpoint, not both")
+    if name is None and checkpoint is None:
+        raise ConfigError("without a name there must be a checkpoint")
+    if name is not None and name not in PRESETS:
+        raise ConfigError(f"no model is called '{name}'; there are {', '.join(PRESETS)}")
+    if name == "demo" and seed is None and checkpoint is None:
+        checkpoint = DEMO
+
+    if checkpoint is None:
+        family, preset = PRESETS[name]
+        config = preset()
+        model = random_model(FAMILIES[family].model, config, dtype=dtype, seed=seed or 0, progress=progress)
+        return model, config
+
+    hf = read_config(checkpoint)
+    family = PRESETS[name][0] if name is not None else hf.get("model_type")
+    if family not in FAMILIES:
+        raise ConfigError(f"model_type '{family}' is not supported, only {', '.join(FAMILIES)}")
+    config = FAMILIES[family].config.from_hf(hf)
+    if name is not None:
+        _check_shape(name, config, PRESETS[name][1]())
+    model = FAMILIES[family].from_pretrained(checkpoint, config=config, dtype=dtype, progress=progress)
+    return model, config
+
+
+def _check_shape(name: str, found: DecoderConfig, expected: DecoderConfig) -> None:
+    for field in ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"):
+        if getattr(found, field) != getattr(expected, field):
+            raise ConfigError(
+                f"the checkpoint is not {name}: its {field} is {getattr(found, field)}, not {getattr(expected, field)}"
+            )
