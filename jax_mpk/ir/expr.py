@@ -350,6 +350,15 @@ def index(coord: Coord) -> Expr:
     return _intern(Index, (coord,), init)
 
 
+def coord_value(coord: Coord) -> Expr:
+    """The i32 value of any coordinate, dynamic ones included (clamped, as a load would clamp them)."""
+    if coord.dyn is None:
+        return index(coord)
+    static = Coord(coord.const, coord.terms)
+    full = coord.dyn if static == Coord() else binary("add", index(static), coord.dyn)
+    return binary("max", binary("min", full, const(coord.limit, "i32")), const(0, "i32"))
+
+
 def load(value: int, coords: tuple[Coord, ...], dtype: str) -> Expr:
     coords = tuple(coords)
 
@@ -406,6 +415,8 @@ def select(cond: Expr, a: Expr, b: Expr) -> Expr:
 
 
 def piece(coord: Coord, bounds: tuple[int, ...], parts: tuple[Expr, ...]) -> Expr:
+    if coord.dyn is not None:
+        raise NotAffine("a concatenation indexed by a dynamic coordinate")
     lo, hi = coord.min, coord.max
     live = [j for j in range(len(parts)) if bounds[j] <= hi and bounds[j + 1] > lo]
     if len(live) == 1:
@@ -465,7 +476,7 @@ def rebuild(e: Expr, f: Callable[[Expr], Expr], g: Callable[[Coord], Coord]) -> 
     if isinstance(e, Const | Acc):
         return e
     if isinstance(e, Index):
-        return index(g(e.coord))
+        return coord_value(g(e.coord))
     if isinstance(e, Load):
         return load(e.value, tuple(g(c) for c in e.coords), e.dtype)
     if isinstance(e, Unary):
@@ -485,8 +496,9 @@ _fresh = 1 << 20
 
 
 def substitute_axes(e: Expr, mapping: Mapping[int, Coord], memo: dict[Expr, Expr] | None = None) -> Expr:
-    """`e` with every free axis replaced by a static coordinate over other axes. Capture-free.
+    """`e` with every free axis replaced by a coordinate over other axes. Capture-free.
 
+    The replacement may be dynamic where the axis occurs as a plain digit (`div` 1, no `mod`) of a load or an index.
     Raises `NotAffine` when a digit `(axis // div) % mod` of the replacement is not quasi-affine.
     """
     global _fresh
@@ -508,7 +520,7 @@ def substitute_axes(e: Expr, mapping: Mapping[int, Coord], memo: dict[Expr, Expr
         return coord_substitute(c, mapping, go)
 
     keys = frozenset(mapping)
-    clash = keys | frozenset(t.axis for c in mapping.values() for t in c.terms)
+    clash = keys.union(*(c.axes() for c in mapping.values()))
     return go(e)
 
 
@@ -528,10 +540,18 @@ class NotAffine(Exception):
 def coord_substitute(c: Coord, mapping: Mapping[int, Coord], on_dyn: Callable[[Expr], Expr]) -> Coord:
     """`c` with its axes replaced; its dynamic part is transformed by `on_dyn`."""
     out = Coord(c.const)
+    dynamic: Expr | None = None
     for t in c.terms:
         repl = mapping.get(t.axis)
         if repl is None:
             out = coord_add(out, Coord(0, (t,)))
+            continue
+        if repl.dyn is not None:
+            if t.div != 1 or t.mod:
+                raise NotAffine(f"digit of the dynamic coordinate {repl}")
+            step = coord_value(repl)
+            step = step if t.coef == 1 else binary("mul", step, const(t.coef, "i32"))
+            dynamic = step if dynamic is None else binary("add", dynamic, step)
             continue
         part = repl
         if t.div != 1:
@@ -545,6 +565,9 @@ def coord_substitute(c: Coord, mapping: Mapping[int, Coord], on_dyn: Callable[[E
                 raise NotAffine(f"{part} % {t.mod}")
             part = split[1]
         out = coord_add(out, coord_scale(part, t.coef))
+    if dynamic is not None:  # each step is in range already, so the clamp to the original maximum changes nothing
+        dynamic = dynamic if c.dyn is None else binary("add", dynamic, on_dyn(c.dyn))
+        return Coord(out.const, out.terms, dynamic, c.max if c.dyn is None else c.limit)
     if c.dyn is None:
         return out
     return Coord(out.const, out.terms, on_dyn(c.dyn), c.limit)
