@@ -18,40 +18,62 @@ its grid index over ceil(extent/tile), first axis slowest.
 Codes. A code is a fused expression, compiled to a small register bytecode. It loops over the axes of `axes` (a bit
 mask) inside the given ranges intersected with its own box [lo, hi); the other axes stay at the start of the range.
 One expression may be several codes with disjoint boxes (concatenation): run all of them. `vector` is the axis that
-is executed in strips (-1: every point is scalar). For each point of the outer axes the stages run in order:
+is executed in strips (-1: every point is scalar); it is the innermost loop, the others run with the first axis
+outermost. `n_axes` is the operator's number of loop axes; `stage` and `access` are absolute, an instruction's `aux`
+counts from the code's `access`, a core's access in `Op.params` from the operator's `access`. For each point of the
+outer axes the stages run in order (`first`, `count`: absolute instruction range):
 
     SCALAR  instructions once, on scalar registers
-    REDUCE  loops over the reduction axes first..first+count-1 of the code (ranges from `lo`/`hi` of the stage; the
+    REDUCE  loops over the reduction axes axis..axis+axes-1 of the code (ranges from `lo`/`hi` of the stage; the
             last one in strips), executes the instructions on vector registers, combines vector register `src` in a
-            fixed order (below) and leaves the result in scalar register `dst`. With ACCUMULATE it goes on from the
-            value that `dst` already has.
+            fixed order (below) and leaves the result in scalar register `dst`. `dtype` (F32, I32, U32, BOOL) is the
+            type of `src`. With ACCUMULATE (not argmax/argmin) it combines that result into the value that `dst`
+            already has: dst = op(dst, result).
     VECTOR  the instructions over the strips of `vector`
 
-Reduction axes are numbered after the operator's loop axes: n_axes, n_axes+1, ...  Registers are 32 bits wide a lane
-(f32, i32, u32, or a bool as 0/1). Scalar and vector registers are two files; an operand with bit VECTOR_REG set is a
-vector register. In a vector stage a scalar operand is broadcast.
+In SCALAR and REDUCE stages the vector axis stays at the start of its range. Reduction axes are numbered after the
+operator's loop axes: n_axes, n_axes+1, ...  Registers are 32 bits wide a lane (f32, i32, u32, or a bool as 0/1).
+Scalar and vector registers are two files; an operand with bit VECTOR_REG set is a vector register. SCALAR stages use
+scalar registers only; in the other stages every `dst` is a vector register and a scalar operand is broadcast. Scalar
+registers live from stage to stage, vector registers only inside one strip of one stage.
+
+Instructions. `dst = op(a, b, c)`. CONST: imm. INDEX: i32 imm + sum over all axes of stride[axis]*i_axis of access `aux`
+(its slot, offset and dtype do not matter). SELECT: b where a, else c. LOAD widens to the register type of the access's
+dtype; stores narrow (floats round to nearest even, integers wrap). STORE: value a. STORE_IF: value a where b.
+STORE_ADD: memory += a where b, in the arithmetic of the register type, points in index order. Integer division and
+shifts follow XLA: x/0 = -1 (all ones), x%0 = x, MIN/-1 = MIN, MIN%-1 = 0, a shift by 32 or more gives 0 (SAR: the sign).
+F_MAX and F_MIN give NaN when one operand is NaN. F_TO_I and F_TO_U truncate and saturate, NaN gives 0. F_REM is fmod.
 
 Fixed order of reductions (so that a result never depends on the strip length or instruction set): element i of the
 row goes to partial i % LANES, each partial combines in index order, and then partials combine pairwise (p[j] with
-p[j + LANES/2], halving). Several reduction axes: the row is the flattened index space. argmax/argmin: the first
-extreme wins, a NaN counts as the extreme. The dot products of cores are specified by their kinds, below.
+p[j + LANES/2], halving). Several reduction axes: the row is the flattened index space, counted from the stage's `lo`.
+Partials start from the neutral element (+0, 1, -inf, inf, the integer extremes). argmax/argmin: the first extreme
+wins, a NaN counts as the extreme; the result is the value of the reduction axis. The dot products of cores are
+specified by their kinds, below.
 
 CONTRACT  codes: LHS stores the activation to scratch ACT, f32[m][k] of the tile (row-major, tile-relative); EPILOGUE
           reads scratch ACC+j, f32[m][n] of the tile, and stores to the output. rhs j is access `params[RHS+j]`: over
           n axes (and over k axes) its strides flatten to one, stride[a] == stride[a+1]*extent[a+1]. Only the first n
           axis and the first m axis may be tiled, so a tile is a range of the flattened index; k is never tiled.
           acc[m][n] = sum over k in f32, in an order that depends on K and the strides only (never on the tile, on
-          m or on the thread), so that a batch row does not depend on its neighbours. Integer types: exact, in i32.
+          m or on the thread), so that a batch row does not depend on its neighbours. Integer types: exact, in i32
+          (`params[REDUCE_DTYPE]` is F32 or I32: the type of ACT and ACC).
           Two operators with equal `prologue` (not 0) have the same ACT for the same batch and m tile.
 ATTENTION codes: APPEND+j run first (they store rows of the cache); Q stores scratch ACT, f32[rows][head]; LIMIT
           stores i32 scratch LIMIT[0]; scores = dot(ACT, key row) go to scratch ACC, f32[rows][key]; SCORE transforms
           ACC in place; the executor does the softmax over keys [0, limit) in f32 (max; e = exp(x - max); divide by
           the sum); PROB transforms ACC in place (absent: identity); ACC1 = f32[rows][column] = sum over keys of
           prob*v in key order; EPILOGUE reads ACC1 (slot ACC+1) and stores. `params[KEY]`, `params[VALUE]`: accesses
-          of k (axes batch, key, head) and v (axes batch, key, column). A batch axis has tile 1.
+          of k (axes batch, key, head) and v (axes batch, key, column). A batch axis has tile 1. `params[N_BATCH]`,
+          `params[N_ROWS]` count axes. Without LIMIT all keys count; a limit is clamped to [1, keys]. SCORE and PROB
+          run over the keys [0, limit) only.
 SORT      code KEY stores scratch ACC, the row (f32 or i32 as `params[KEY_DTYPE]`); rows sort stably (NaN last);
           `params[COUNT]` values or i32 positions are stored through access `params[OUT]` (axes: the domain; the last
-          one indexes the sorted row).
+          one indexes the sorted row). PAYLOAD 0: values, 1: positions. ACC is one row: f32 or i32 [last axis].
+
+Scratch. An access to scratch is tile-relative: i_axis counts from the start of the task's range. Rows of ACT and ACC
+have the length of the full tile, also in a last, shorter task: strides are constants of the operator. Core accesses
+(RHS, KEY, VALUE, OUT) have no dynamic coordinates. A kind's parameters that it does not use are 0.
 
 Events. A task waits until counter[event] >= epoch * threshold for each of its waits, acquires, runs, releases and adds
 one to each of its triggers. Counters are 32 bits and are never reset: launch number `epoch` (from 1) counts on; the
@@ -90,8 +112,7 @@ ENUMS: dict[str, list[str]] = {
     # Positions in Op.params.
     "Param": ["RHS0", "RHS1", "RHS2", "RHS3", "N_RHS", "N_BATCH", "N_M", "N_N", "N_K", "KEY", "VALUE", "N_ROWS",
               "KEY_DTYPE", "COUNT", "OUT", "DESCENDING", "PAYLOAD", "REDUCE_DTYPE"],
-    # Instructions: dst, a, b, c are registers; `aux` is an access (LOAD*, STORE*) or an axis (INDEX).
-    # Type-neutral ones come first. CONST: imm. INDEX: imm(i32) + sum over the code's axes of access stride.
+    # Instructions: dst, a, b, c are registers; `aux` is an access (LOAD, STORE*, INDEX). Type-neutral ones come first.
     "Opcode": [
         "CONST", "INDEX", "LOAD", "STORE", "STORE_IF", "STORE_ADD", "MOVE", "SELECT",
         # f32 unary
