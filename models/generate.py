@@ -25,7 +25,7 @@ from models.common.checkpoint import CheckpointError
 from models.common.config import ConfigError
 from models.common.decoder import Decoder
 from models.common.initialize import num_bytes
-from models.common.tokenizer import StreamDecoder, TokenizerError, load_tokenizer
+from models.common.tokenizer import StreamDecoder, TokenizerError, check_vocabulary, load_tokenizer
 from models.decode import greedy_step, prefill, sample, sample_step
 
 PREFILL_BLOCK = 64  # one compiled shape serves prompts of any length
@@ -157,9 +157,13 @@ def run(args: argparse.Namespace) -> None:
     wrap, ran = choose_implementation(args.implementation)
     dtype = jnp.dtype(args.dtype)
     console = Console(stderr=True)
+    trained = registry.DEMO if args.model == "demo" and args.weights_seed is None else None
+    directory = args.checkpoint or trained
+    # Random weights have no words of their own: the demo's tokenizer reads the prompt, and ids are printed.
+    tokenizer = load_tokenizer(directory or registry.DEMO)
 
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("loading")
         model, config = registry.load(
             args.model,
@@ -168,17 +172,15 @@ def run(args: argparse.Namespace) -> None:
             checkpoint=args.checkpoint,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    trained = registry.DEMO if args.model == "demo" and args.weights_seed is None else None
-    directory = args.checkpoint or trained
-    # Random weights have no words of their own: the demo's tokenizer reads the prompt, and ids are printed.
-    tokenizer = load_tokenizer(directory or registry.DEMO, config.vocab_size if directory else None)
+    if directory:
+        check_vocabulary(tokenizer, config.vocab_size)
     ids = [token % config.vocab_size for token in tokenizer.encode(args.prompt).ids]
 
     timings = Timings()
     streams = [StreamDecoder(tokenizer) if directory else TokenIds() for _ in range(args.batch)]
     rows, ended = [""] * args.batch, np.zeros(args.batch, bool)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    bar = Progress(*columns, console=console, transient=True)
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     task = bar.add_task("compiling and reading the prompt", total=len(ids))
     tokens = generate(
         model,

@@ -13,24 +13,25 @@ class TokenizerError(ValueError):
     """A ``tokenizer.json`` is absent or unreadable, or does not fit the model."""
 
 
-def load_tokenizer(directory: Path | str, vocab_size: int | None = None) -> Tokenizer:
-    """The tokenizer in ``directory / "tokenizer.json"``.
-
-    Raises:
-      TokenizerError: it is absent or malformed, or has token ids that a model of ``vocab_size`` does not know. A model
-        with more rows than the tokenizer has tokens is fine: published models pad their vocabulary.
-    """
+def load_tokenizer(directory: Path | str) -> Tokenizer:
+    """The tokenizer in ``directory / "tokenizer.json"``; raises ``TokenizerError`` if it is absent or malformed."""
     path = Path(directory) / "tokenizer.json"
     if not path.is_file():
         raise TokenizerError(f"there is no {path}")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception for whatever is wrong with the file
         raise TokenizerError(f"cannot read {path}: {error}") from error
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raise ``TokenizerError`` if there are token ids that a model of ``vocab_size`` does not know.
+
+    A model with more rows than the tokenizer has tokens is fine: published models pad their vocabulary.
+    """
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-    if vocab_size is not None and largest >= vocab_size:
-        raise TokenizerError(f"{path} has token {largest}, but the model's vocabulary ends at {vocab_size - 1}")
-    return tokenizer
+    if largest >= vocab_size:
+        raise TokenizerError(f"the tokenizer has token {largest}, but the model's vocabulary ends at {vocab_size - 1}")
 
 
 class StreamDecoder:
