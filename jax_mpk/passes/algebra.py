@@ -1,0 +1,188 @@
+"""Rewrites of one expression that never change a bit of its value.
+
+Only identities that hold for every float (NaN, infinities and signed zeros included) are used, so that a function
+gives the same result whichever way it was spelled and however it was fused. Integer comparisons fold by range.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+
+import ml_dtypes
+import numpy as np
+
+from jax_mpk.ir import expr as E
+from jax_mpk.ir.expr import Binary, Const, Coord, Expr, Index, Load, Select, Unary
+
+_INT_FOLD: dict[str, Callable[[int, int], int]] = {
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "max": max, "min": min, "and": operator.and_,
+    "or": operator.or_, "lt": operator.lt, "le": operator.le, "eq": operator.eq, "ne": operator.ne,
+}  # fmt: skip
+_F32_FOLD: dict[str, Callable[[np.float32, np.float32], np.float32]] = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "max": np.maximum, "min": np.minimum,
+    "lt": np.less, "le": np.less_equal, "eq": np.equal, "ne": np.not_equal,
+}  # fmt: skip
+
+
+def simplify(e: Expr, memo: dict[Expr, Expr] | None = None) -> Expr:
+    """`e` rewritten bottom-up; `memo` may be shared between expressions."""
+    memo = {} if memo is None else memo
+
+    def go(x: Expr) -> Expr:
+        hit = memo.get(x)
+        if hit is None:
+            memo[x] = hit = _rule(E.rebuild(x, go, coord))
+        return hit
+
+    def coord(c: Coord) -> Coord:
+        if c.dyn is None:
+            return c
+        return settle(Coord(c.const, c.terms, go(c.dyn), c.limit))
+
+    return go(e)
+
+
+def settle(c: Coord) -> Coord:
+    """A dynamic coordinate whose value turns out to be a coordinate (and in range) becomes a static one."""
+    if c.dyn is None:
+        return c
+    static = Coord(c.const, c.terms)
+    if isinstance(c.dyn, Const):
+        whole = E.coord_add(static, E.coord_const(int(c.dyn.value)))
+    elif isinstance(c.dyn, Index):
+        whole = E.coord_add(static, c.dyn.coord)
+    else:
+        return c
+    return whole if whole.min >= 0 and whole.max <= c.limit else c
+
+
+def _rule(x: Expr) -> Expr:
+    if isinstance(x, Unary):
+        return _unary(x)
+    if isinstance(x, Binary):
+        return _int_binary(x) if x.a.dtype in ("i32", "u32", "bool") else _f32_binary(x)
+    if isinstance(x, Select) and isinstance(x.cond, Unary) and x.cond.op == "not":
+        return E.select(x.cond.a, x.b, x.a)
+    if isinstance(x, Select) and x.dtype == "bool" and isinstance(x.a, Const) and isinstance(x.b, Const):
+        return x.cond if x.a.value else E.unary("not", x.cond)
+    return x
+
+
+def _unary(x: Unary) -> Expr:
+    a = x.a
+    if isinstance(a, Const):
+        v = a.value
+        if x.op == "neg" and a.dtype in ("f32", "i32"):
+            return E.const(-v, a.dtype)
+        if x.op == "not" and a.dtype == "bool":
+            return E.const(not v, "bool")
+        if x.op in ("i2f", "u2f"):
+            return E.const(float(np.float32(int(v))), "f32")
+        if x.op == "round_bf16":
+            return E.const(float(np.float32(v).astype(ml_dtypes.bfloat16)), "f32")
+        if x.op == "round_f16":
+            return E.const(float(np.float32(v).astype(np.float16)), "f32")
+        if x.op in ("i2b", "f2b"):
+            return E.const(v != 0, "bool")
+    if x.op == "not" and isinstance(a, Unary) and a.op == "not" and a.dtype == "bool":
+        return a.a
+    return x
+
+
+def _int_binary(x: Binary) -> Expr:
+    a, b, op = x.a, x.b, x.op
+    if isinstance(a, Const) and isinstance(b, Const) and op in _INT_FOLD:
+        value = int(_INT_FOLD[op](int(a.value), int(b.value)))
+        lo, hi = (0, 2**32) if x.dtype == "u32" else (-(2**31), 2**31)
+        if lo <= value < hi:
+            return E.const(value, x.dtype)
+    if a.dtype == "bool":
+        for p, q in ((a, b), (b, a)):
+            if isinstance(p, Const) and op in ("and", "or"):
+                return q if bool(p.value) == (op == "and") else p
+        return x
+    if isinstance(b, Const) and b.value == 0 and op in ("add", "sub", "or", "xor", "shl", "shr", "sar"):
+        return a
+    if isinstance(a, Const) and a.value == 0 and op in ("add", "or", "xor"):
+        return b
+    if isinstance(b, Const) and b.value == 1 and op in ("mul", "div"):
+        return a
+    if isinstance(a, Const) and a.value == 1 and op == "mul":
+        return b
+    if a.dtype != "i32":
+        return x
+    if op in ("add", "sub", "mul"):
+        return _index_arithmetic(x)
+    ra, rb = int_range(a), int_range(b)
+    if ra and rb:
+        if op == "lt" and (ra[1] < rb[0] or ra[0] >= rb[1]):
+            return E.const(ra[1] < rb[0], "bool")
+        if op == "le" and (ra[1] <= rb[0] or ra[0] > rb[1]):
+            return E.const(ra[1] <= rb[0], "bool")
+        if op in ("eq", "ne") and (ra[1] < rb[0] or ra[0] > rb[1]):
+            return E.const(op == "ne", "bool")
+        if op in ("max", "min") and (ra[1] <= rb[0] or ra[0] >= rb[1]):
+            return b if (ra[1] <= rb[0]) == (op == "max") else a
+        if op == "rem" and ra[0] >= 0 and rb[0] == rb[1] and isinstance(a, Index):
+            split = E.coord_split(a.coord, rb[0]) if rb[0] > 0 else None
+            return E.index(split[1]) if split else x
+        if op == "div" and ra[0] >= 0 and rb[0] == rb[1] and isinstance(a, Index):
+            split = E.coord_split(a.coord, rb[0]) if rb[0] > 0 else None
+            return E.index(split[0]) if split else x
+    return x
+
+
+def _index_arithmetic(x: Binary) -> Expr:
+    """Sums and multiples of indices are indices."""
+    def coord(e: Expr) -> Coord | None:
+        return e.coord if isinstance(e, Index) else E.coord_const(int(e.value)) if isinstance(e, Const) else None
+
+    a, b = coord(x.a), coord(x.b)
+    if a is None or b is None:
+        return x
+    if x.op == "mul":
+        if a.terms and b.terms:
+            return x
+        return E.index(E.coord_scale(a, b.const) if a.terms else E.coord_scale(b, a.const))
+    return E.index(E.coord_add(a, b if x.op == "add" else E.coord_scale(b, -1)))
+
+
+def int_range(e: Expr) -> tuple[int, int] | None:
+    """Bounds of an i32 expression where they are evident, else None."""
+    if isinstance(e, Const):
+        return int(e.value), int(e.value)
+    if isinstance(e, Index):
+        return e.coord.min, e.coord.max
+    return None
+
+
+def _f32_binary(x: Binary) -> Expr:
+    a, b, op = x.a, x.b, x.op
+    if isinstance(a, Const) and isinstance(b, Const) and op in _F32_FOLD:
+        with np.errstate(all="ignore"):
+            value = _F32_FOLD[op](np.float32(a.value), np.float32(b.value))
+        return E.const(bool(value) if x.dtype == "bool" else float(value), x.dtype)
+    if isinstance(b, Const):
+        zero = b.value == 0.0
+        if op == "sub" and zero and not np.signbit(b.value):  # x - (+0) is x, also for -0
+            return a
+        if op == "add" and zero and np.signbit(b.value):
+            return a
+        if op in ("mul", "div") and b.value == 1.0:
+            return a
+        if (op == "max" and b.value == float("-inf")) or (op == "min" and b.value == float("inf")):
+            return a
+    if isinstance(a, Const):
+        if op == "mul" and a.value == 1.0:
+            return b
+        if (op == "max" and a.value == float("-inf")) or (op == "min" and a.value == float("inf")):
+            return b
+    return x
+
+
+def is_view(e: Expr) -> bool:
+    """An index map and nothing else: a load with static coordinates, a constant, or pieces of those."""
+    if isinstance(e, E.Piece):
+        return all(is_view(p) for p in e.parts)
+    return isinstance(e, Const) or (isinstance(e, Load) and all(c.dyn is None for c in e.coords))
