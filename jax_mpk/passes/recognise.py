@@ -105,7 +105,7 @@ def _attention(g: Graph, op: Contract, maps: dict[int, Map], contracts: dict[int
 
 def _softmax(p: Expr, axis: int, extent: int) -> _Softmax | None:
     """Matches `round(exp(T - max T) / sum exp(T - max T))`; roundings between the steps are dropped (more exact)."""
-    prob: Expr = E.acc(0, p.axes)
+    prob: Expr = E.acc(0)
     wrap: list[str] = []
     while isinstance(p, Unary) and p.op.startswith("round_"):
         wrap.append(p.op)
@@ -177,23 +177,19 @@ def _build(g: Graph, op: Contract, soft: _Softmax, values: Load, contracts: dict
     if len(dot.k) != 1 or len(dot.rhs) != 1 or dot.store is not None or any(c.dyn is not None for c in load.coords):
         return None
     head_axis, head = dot.k[0]
-    temp = 1 << 16  # the key axis and the head axis may have the same id in the two contractions
-    rename = {axis: E.coord_axis(temp, keys)}
+    key = {axis: E.coord_axis(KEY_AXIS, keys)}
     try:
-        coords = tuple(E.coord_substitute(c, rename, lambda e: e) for c in load.coords)
+        coords = [E.coord_substitute(c, key, lambda e: e) for c in load.coords]
         point = {**dict(enumerate(coords)), head_axis: E.coord_axis(HEAD_AXIS, head)}
         sides = [E.substitute_axes(x, point) for x in (dot.lhs, dot.rhs[0])]
-        score = E.substitute_loads(soft.scores, lambda x: at(dot.epilogue, x.coords) if x is load else None)
-        final = {temp: E.coord_axis(KEY_AXIS, keys)}
-        sides = [E.substitute_axes(x, final) for x in sides]
-        score = E.substitute_axes(score, {axis: E.coord_axis(KEY_AXIS, keys)})
-        values_ = E.substitute_axes(values, {axis: E.coord_axis(KEY_AXIS, keys)})
+        raw = replace_acc(dot.epilogue, [E.acc(0)])
+        score = E.substitute_loads(soft.scores, lambda x: at(raw, x.coords) if x is load else None)
+        score, values_ = (E.substitute_axes(e, key) for e in (score, values))
     except E.NotAffine:
         return None
     q, k = sides if KEY_AXIS in sides[1].axes else sides[::-1]
     if not isinstance(k, Load) or not isinstance(values_, Load) or KEY_AXIS in q.axes or KEY_AXIS not in k.axes:
         return None
-    score = replace_acc(score, [E.acc(0, score.axes)])
     exprs = {"q": q, "k": k, "v": values_, "score": score, "prob": soft.prob, "epilogue": op.epilogue}
     return _on_axes(g, op, exprs, keys, head)
 
@@ -213,10 +209,8 @@ def _on_axes(g: Graph, op: Contract, exprs: dict[str, Expr], keys: int, head: in
             scale *= digits[j]
         mapping[a] = flat
         extents += digits
-    shift = {a: E.coord_axis((1 << 16) + a, n) for a, n in enumerate(op.domain)}
-    back = {(1 << 16) + a: c for a, c in mapping.items()}
     try:
-        exprs = {r: E.substitute_axes(E.substitute_axes(e, shift), back) for r, e in exprs.items()}
+        exprs = {r: E.substitute_axes(e, mapping) for r, e in exprs.items()}
     except E.NotAffine:
         return None
     exprs = {r: algebra.simplify(e) for r, e in exprs.items()}

@@ -1,0 +1,303 @@
+"""Pass `fuse`: what is left of the graph is cores; everything else lives in their prologues and epilogues.
+
+A *hop* is one operator on the longest path: results of one operator travel through memory to the next, and that
+latency, not arithmetic, is what a small decode step spends its time on. So fusion is decided by hops first:
+
+1. epilogues: a map that is element by element aligned with the only contraction output that it consumes becomes that
+   contraction's epilogue (residual adds, activations, casts); contractions with equal left operands that meet in one
+   epilogue become one contraction (gate and up);
+2. appends: a cache update whose only reader is an attention moves into the attention;
+3. prologues: every other map is written into its consumers, unless computing it once is free in hops (its inputs are
+   known early: a RoPE table) and repeating it would cost more than reading it back.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from jax_mpk.ir import expr as E
+from jax_mpk.ir.expr import Coord, Expr, Load
+from jax_mpk.ir.graph import (
+    APPEND_AXIS, HEAD_AXIS, Append, Attention, Contract, Graph, Map, Op, Sort, Update, check,
+)  # fmt: skip
+from jax_mpk.passes import algebra
+from jax_mpk.passes.axes import inverse, plain_axis
+from jax_mpk.passes.inplace import run as make_inplace_legal
+from jax_mpk.passes.simplify import dead, replace_acc
+from jax_mpk.passes.substitute import at, inline
+
+REPEATS = 16
+"""How often a prologue is assumed to be evaluated: once per task of its operator."""
+CHEAP = 6.0
+"""Cost per element up to which a map is always written into its consumers (a load counts 1)."""
+WORTH_KEEPING = 1 << 14
+"""Total repeated work (cost units) from which a map is kept when that costs no hop."""
+LOADS = 8
+"""Values that an inlined map may read; one that reads more is kept, or a chain of residual adds would grow for ever."""
+BLOWUP = 4
+"""How much more often than necessary a row reduction may be evaluated inside a consumer."""
+APPEND_ROWS = 64
+"""Attention rows (query heads of a group x positions) up to which appends are done inside the attention tasks."""
+
+
+def run(g: Graph) -> Graph:
+    """The fused graph."""
+    g = _epilogues(g)
+    g = _appends(g)
+    g = _prologues(g)
+    return check(make_inplace_legal(dead(g)))
+
+
+# ------------------------------------------------------------------------------------------------------------ epilogues
+
+
+def _epilogues(g: Graph) -> Graph:
+    """Grows every contraction downwards as long as its output has one consumer that is aligned with it."""
+    ops: dict[int, Op] = {op.out: op for op in g.ops}  # in program order; a fused operator moves to its map's place
+    users = {v: {op.out for op in c} for v, c in g.consumers().items()}
+    results = frozenset(g.results)
+    level = _levels(g.ops)
+    gone: set[int] = set()
+    for op in g.ops:
+        gone.update(old for old, _ in op.inplace())
+        if not isinstance(op, Map) or op.out not in ops:
+            continue
+        op = _absorb_maps(op, ops, users, results, gone)
+        ops[op.out] = op
+        fused = _fuse_epilogue(op, ops, users, results, level)
+        if fused is not None:
+            for v in fused.reads():
+                users.setdefault(v, set()).add(op.out)
+            ops[op.out] = fused
+            level[op.out] = 1 + max((level.get(v, 0) for v in fused.reads()), default=0)
+    return g.with_ops([op for op in _ordered(g, ops)])
+
+
+def _ordered(g: Graph, ops: dict[int, Op]) -> list[Op]:
+    """Program order: every surviving operator at the place of the operator that wrote its output."""
+    return [ops[op.out] for op in g.ops if op.out in ops]
+
+
+def _levels(ops: tuple[Op, ...]) -> dict[int, int]:
+    """Hop level of every value: 0 for operands; maps count as fused away, so only cores and updates count."""
+    level: dict[int, int] = {}
+    for op in ops:
+        here = max((level.get(v, 0) for v in op.reads()), default=0) + (0 if isinstance(op, Map) else 1)
+        for v in op.writes():
+            level[v] = here
+    return level
+
+
+def _absorb_maps(op: Map, ops: dict[int, Op], users: dict[int, set[int]], results: frozenset[int],
+                 gone: set[int]) -> Map:  # fmt: skip
+    """Writes maps that only `op` uses into it."""
+    while True:
+        table = {}
+        for v in op.expr.loads:
+            p = ops.get(v)
+            if isinstance(p, Map) and users[v] == {op.out} and v not in results and p.store is None:
+                table[v] = p.expr
+        new = inline(op, table, gone) if table else op
+        done = {v for v in table if v not in new.expr.loads}
+        if not done or _blows_up(new.expr, new.domain, ()):
+            return op
+        for v in done:
+            for u in ops[v].reads():
+                users[u].discard(v)
+                users[u].add(op.out)
+            del ops[v]
+        op = new
+
+
+def _fuse_epilogue(op: Map, ops: dict[int, Op], users: dict[int, set[int]], results: frozenset[int],
+                   level: dict[int, int]) -> Contract | None:  # fmt: skip
+    """`op` as the epilogue of a contraction whose output only it uses, with further contractions merged in."""
+    loads: dict[int, set[Load]] = {}
+    inside_reduction: frozenset[int] = frozenset()
+    for x in E.walk(op.expr):
+        if isinstance(x, Load):
+            loads.setdefault(x.value, set()).add(x)
+        elif isinstance(x, E.Reduce):
+            inside_reduction |= x.loads
+    cores: list[tuple[Contract, Load, tuple[Coord, ...]]] = []
+    for v, found in loads.items():
+        c = ops.get(v)
+        if not isinstance(c, Contract) or c.store is not None or users[v] != {op.out} or v in results:
+            continue
+        if len(found) != 1 or v in inside_reduction:
+            continue
+        x = next(iter(found))
+        back = inverse(x.coords, op.domain, c.domain) if op.store is None else None
+        if back is not None:
+            cores.append((c, x, back))
+    if not cores:
+        return None
+    # The last contraction takes the epilogue, so that everything else that it reads has been computed.
+    first, x, back = cores[0]
+    group = [(c, y) for c, y, b in cores if b == back and c.lhs is first.lhs and c.k == first.k and c.domain == first.domain]
+    if len(group) > 4 or sum(len(c.rhs) for c, _ in group) > 4:
+        group = group[:1]
+    others = [v for v in op.expr.loads if all(v != c.out for c, _ in group)]
+    ready = max((level.get(v, 0) for c, _ in group for v in c.reads()), default=0)
+    if any(level.get(v, 0) > ready for v in others):
+        return None  # waiting for the other operand would cost a hop
+    rhs: list[Expr] = []
+    aligned: dict[Expr, Expr] = {}
+    point = dict(enumerate(back))
+    try:
+        for c, y in group:
+            accs = [E.acc(len(rhs) + j, range(len(first.domain))) for j in range(len(c.rhs))]
+            aligned[E.substitute_axes(y, point)] = replace_acc(c.epilogue, accs)
+            rhs += c.rhs
+        body = E.substitute_axes(op.expr, point)
+    except E.NotAffine:
+        return None
+    body = algebra.simplify(E.substitute_loads(body, aligned.get))
+    for c, _ in group:
+        for v in c.reads():
+            users[v].discard(c.out)
+        del ops[c.out]
+    store = None if op.domain == first.domain and _is_identity(back) else back
+    return Contract(op.out, first.domain, first.source, store, first.lhs, tuple(rhs), first.k, body)
+
+
+def _is_identity(coords: tuple[Coord, ...]) -> bool:
+    return all(plain_axis(c) == a or c == Coord() for a, c in enumerate(coords))
+
+
+# -------------------------------------------------------------------------------------------------------------- appends
+
+
+def _appends(g: Graph) -> Graph:
+    """Moves cache updates into the one attention that reads them."""
+    readers = {v: [op.out for op in c] for v, c in g.consumers().items()}
+    updates = {op.out: op for op in g.ops if isinstance(op, Update)}
+    taken: set[int] = set()
+    ops: list[Op] = []
+    for op in g.ops:
+        if isinstance(op, Attention) and math.prod(op.domain[a] for a in op.rows) <= APPEND_ROWS:
+            for x in (op.k, op.v):
+                u = updates.get(x.value)
+                if u is None or readers[x.value] != [op.out] or x.value in taken:
+                    continue
+                append = _linked(op, u.append, x, len(op.appends))
+                if append is not None:
+                    op = replace(op, appends=(*op.appends, append))
+                    taken.add(x.value)
+        ops.append(op)
+    return g.with_ops([op for op in ops if not (isinstance(op, Update) and op.out in taken)])
+
+
+def _linked(op: Attention, a: Append, x: Load, number: int) -> Append | None:
+    """The append on the attention's axes: every batch axis must run along with a window dimension.
+
+    Then two tasks (two batch points) never touch the same row of the cache.
+    """
+    if a.mode != "set":
+        return None
+    link: dict[int, int] = {}
+    for cache, window in zip(x.coords, a.coords, strict=True):
+        axis, w = plain_axis(cache), plain_axis(window)
+        if axis in op.batch and w is not None and a.window[w] == op.domain[axis]:
+            link[w] = axis
+        elif cache.axes() & frozenset(op.batch):
+            return None
+    if {b for b in op.batch if op.domain[b] > 1} - set(link.values()):
+        return None
+    fresh = APPEND_AXIS + 4 * number
+    point, axes = {}, []
+    for w, n in enumerate(a.window):
+        axis = link.get(w)
+        if axis is None:
+            axis, fresh = fresh, fresh + 1
+        axes.append(axis)
+        point[w] = E.coord_axis(axis, n)
+    coords = tuple(E.coord_substitute(c, point, lambda e: E.substitute_axes(e, point)) for c in a.coords)
+    return replace(a, axes=tuple(axes), expr=E.substitute_axes(a.expr, point), coords=coords)
+
+
+# ------------------------------------------------------------------------------------------------------------ prologues
+
+
+def _prologues(g: Graph) -> Graph:
+    """Decides for every map, in program order, whether it stays, and writes the others into their consumers."""
+    consumers = g.consumers()
+    level: dict[int, int] = {}
+    table: dict[int, Expr] = {}
+    gone: set[int] = set()
+    ops: list[Op] = []
+    for op in g.ops:
+        op = inline(op, table, gone)
+        gone.update(old for old, _ in op.inplace())
+        ready = max((level.get(v, 0) for v in op.reads()), default=0)
+        for v in op.writes():
+            level[v] = ready + 1
+        ops.append(op)
+        if isinstance(op, Map) and op.store is None and not _keep(op, ready, consumers[op.out], level):
+            table[op.out] = op.expr
+    return dead(g.with_ops(ops))
+
+
+def _keep(op: Map, ready: int, users: list[Op], level: dict[int, int]) -> bool:
+    """True if the map should be computed once and read back."""
+    if algebra.is_view(op.expr):
+        return False
+    e = op.expr
+    if any(_reduces_badly(e, op, u) for u in users) or len(e.loads) > LOADS:
+        return True
+    if e.cost <= CHEAP and not e.height:
+        return False
+    for u in users:  # keeping it is free if every user waits for something that is at least as late anyway
+        if max((level.get(v, 0) for v in u.reads() if v != op.out), default=0) < ready + 1:
+            return False
+    return REPEATS * len(users) * math.prod(op.domain) * e.cost >= WORTH_KEEPING
+
+
+def _reduces_badly(e: Expr, op: Map, user: Op) -> bool:
+    """Would writing `e` into `user` evaluate a reduction far more often than once per row?"""
+    if not e.height or isinstance(user, Sort):
+        return False
+    for role, f in user.exprs().items():
+        for x in E.walk(f):
+            if isinstance(x, Load) and x.value == op.out:
+                try:
+                    new = at(e, x.coords)
+                except E.NotAffine:
+                    return True
+                extents = {a: n for a, n in enumerate(user.domain)}
+                if isinstance(user, Contract):
+                    extents |= dict(user.k)
+                elif isinstance(user, Attention):
+                    extents |= {HEAD_AXIS: user.head, HEAD_AXIS + 1: user.keys}
+                    for a in user.appends:
+                        extents |= dict(zip(a.axes, a.window, strict=True))
+                if _nested(f, x, new) or _blows_up(new, (), tuple(extents.items())):
+                    return True
+    return False
+
+
+def _nested(f: Expr, x: Load, new: Expr) -> bool:
+    """Would `new` in place of the load `x` put a reduction inside another one that it depends on?"""
+    own = [r.axes for r in E.walk(new) if isinstance(r, E.Reduce)]
+    around = [frozenset(r.bound) for r in E.walk(f) if isinstance(r, E.Reduce) and x.value in r.loads]
+    return any(axes & bound for axes in own for bound in around)
+
+
+def _blows_up(e: Expr, domain: tuple[int, ...], extents: tuple[tuple[int, int], ...]) -> bool:
+    """A reduction that depends on the innermost of the axes in use, but not on some outer one, is repeated there."""
+    size = dict(enumerate(domain)) | dict(extents)
+    used = sorted(a for a in e.axes if size.get(a, 1) > 1)
+    for r in E.walk(e):
+        if isinstance(r, E.Reduce):
+            inner = [a for a in used if a in r.axes]
+            if not inner:
+                continue
+            last = max(used.index(a) for a in inner)
+            wasted = math.prod(size[a] for a in used[:last] if a not in r.axes)
+            if wasted > BLOWUP:
+                return True
+            for s in E.walk(r.body):
+                if isinstance(s, E.Reduce) and s.axes & frozenset(r.bound):
+                    return True  # a reduction per element of a reduction
+    return False
