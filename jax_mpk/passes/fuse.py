@@ -25,7 +25,9 @@ from jax_mpk.passes import algebra
 from jax_mpk.passes.axes import inverse, plain_axis
 from jax_mpk.passes.inplace import run as make_inplace_legal
 from jax_mpk.passes.simplify import dead, replace_acc
+from jax_mpk.passes.split import run as split
 from jax_mpk.passes.substitute import at, inline
+from jax_mpk.targets import CPU, Target
 
 REPEATS = 16
 """How often a prologue is assumed to be evaluated: once per task of its operator."""
@@ -41,10 +43,11 @@ APPEND_ROWS = 64
 """Attention rows (query heads of a group x positions) up to which appends are done inside the attention tasks."""
 
 
-def run(g: Graph) -> Graph:
-    """The fused graph."""
+def run(g: Graph, target: Target = CPU) -> Graph:
+    """The fused graph; `target` decides whether contractions are split over k on the way."""
     g = _epilogues(g)
     g = _appends(g)
+    g = split(g, target)
     g = _prologues(g)
     return check(make_inplace_legal(dead(g)))
 
@@ -221,37 +224,41 @@ def _linked(op: Attention, a: Append, x: Load, number: int) -> Append | None:
 
 
 def _prologues(g: Graph) -> Graph:
-    """Decides for every map, in program order, whether it stays, and writes the others into their consumers."""
-    consumers = g.consumers()
-    level: dict[int, int] = {}
-    table: dict[int, Expr] = {}
+    """Decides for every load of a map's value whether to write the map there or to read what it has stored.
+
+    One map may be written into one consumer, which would otherwise wait a hop longer, and be read by another, for
+    which it is ready in time (the residual stream, when contractions are split).
+    """
+    ready: dict[int, int] = {}  # hop level at which a value is known; of a map, before it is stored
+    maps: dict[int, Map] = {}
     gone: set[int] = set()
     ops: list[Op] = []
+    users = {v: len(c) for v, c in g.consumers().items()}
     for op in g.ops:
-        op = inline(op, table, gone)
+        op = inline(op, {v: maps[v].expr for v in op.reads() if v in maps and _inlines(maps[v], op, ready, users)}, gone)
         gone.update(old for old, _ in op.inplace())
-        ready = max((level.get(v, 0) for v in op.reads()), default=0)
+        here = max((ready.get(v, 0) + (v in maps) for v in op.reads()), default=0)
         for v in op.writes():
-            level[v] = ready + 1
+            ready[v] = here if isinstance(op, Map) else here + 1
         ops.append(op)
-        if isinstance(op, Map) and op.store is None and not _keep(op, ready, consumers[op.out], level):
-            table[op.out] = op.expr
+        if isinstance(op, Map) and op.store is None:
+            maps[op.out] = op
     return dead(g.with_ops(ops))
 
 
-def _keep(op: Map, ready: int, users: list[Op], level: dict[int, int]) -> bool:
-    """True if the map should be computed once and read back."""
-    if algebra.is_view(op.expr):
-        return False
-    e = op.expr
-    if any(_reduces_badly(e, op, u) for u in users) or len(e.loads) > LOADS:
+def _inlines(m: Map, user: Op, ready: dict[int, int], users: dict[int, int]) -> bool:
+    """True if `user` should compute the map itself."""
+    e = m.expr
+    if algebra.is_view(e):
         return True
-    if e.cost <= CHEAP and not e.height:
+    if len(e.loads) > LOADS or _reduces_badly(e, m, user):
         return False
-    for u in users:  # keeping it is free if every user waits for something that is at least as late anyway
-        if max((level.get(v, 0) for v in u.reads() if v != op.out), default=0) < ready + 1:
-            return False
-    return REPEATS * len(users) * math.prod(op.domain) * e.cost >= WORTH_KEEPING
+    if e.cost <= CHEAP and not e.height:
+        return True
+    # Reading it costs no hop if the user waits for something that is at least as late anyway.
+    if max((ready.get(v, 0) for v in user.reads() if v != m.out), default=0) < ready[m.out] + 1:
+        return True
+    return REPEATS * users[m.out] * math.prod(m.domain) * e.cost < WORTH_KEEPING
 
 
 def _reduces_badly(e: Expr, op: Map, user: Op) -> bool:

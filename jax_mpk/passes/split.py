@@ -1,0 +1,90 @@
+"""Pass `split`: contractions with too few tasks for the device are split over the contracted axis (split-K).
+
+`acc[m, n] = sum_k` becomes `part[s, m, n] = sum over the k of slice s`, a contraction with one more batch axis, and a
+map that adds the slices in order and applies the epilogue. The fuse pass then writes that map into its consumers, so
+the sum costs no hop. A contraction with several accumulators (gate and up) is first taken apart. The order of the
+sum is fixed by the slices: deterministic, but not bit-equal to the unsplit sum.
+"""
+
+from __future__ import annotations
+
+import math
+
+from jax_mpk.ir import expr as E
+from jax_mpk.ir.expr import Expr
+from jax_mpk.ir.graph import Contract, Graph, Map, Op, Value
+from jax_mpk.passes.axes import inverse
+from jax_mpk.passes.simplify import replace_acc
+from jax_mpk.passes.substitute import at
+from jax_mpk.targets import Target
+
+SLICES = 8
+"""At most this many slices: the consumer of the sum reads all of them."""
+SLICE_K = 128
+"""A slice is a multiple of this many k: one frame of the weight stream."""
+
+
+def run(g: Graph, target: Target) -> Graph:
+    """The graph with every stream contraction wide enough for `target`; unchanged if the target does not stream."""
+    if not target.ring:
+        return g
+    values = dict(g.values)
+    ops: list[Op] = []
+    for op in g.ops:
+        pieces = _split(values, op, target) if isinstance(op, Contract) else None
+        ops.extend(pieces or [op])
+    return g.with_ops(ops, values)
+
+
+def _split(values: dict[int, Value], op: Contract, target: Target) -> list[Op] | None:
+    if len(op.k) != 1 or any(values[v].role == "temp" for r in op.rhs for v in r.loads):
+        return None
+    columns = math.prod(op.domain[a] for a in op.axes("n"))
+    tasks = -(-columns // target.columns) * math.prod(op.domain[a] for a in op.axes("batch"))
+    tasks *= len(op.rhs)
+    slices = _slices(op.k[0][1], tasks, target)
+    if slices == 1 and (len(op.rhs) == 1 or tasks > target.tasks):
+        return None
+    out: list[Op] = []
+    sums: list[Expr] = []
+    for r in op.rhs:
+        part, total = _slice(values, op, r, slices)
+        out.append(part)
+        sums.append(total)
+    body = replace_acc(op.epilogue, sums)
+    shape = values[op.out].shape
+    back = inverse(op.store, op.domain, shape) if op.store is not None else None
+    if back is not None:  # on the axes of the result, so that it can be written into consumers
+        return [*out, Map(op.out, shape, op.source, None, at(body, back))]
+    return [*out, Map(op.out, op.domain, op.source, op.store, body)]
+
+
+def _slices(k: int, tasks: int, target: Target) -> int:
+    """The largest number of equal slices, of whole frames, that keeps the tasks within one per worker."""
+    fits = [s for s in range(1, SLICES + 1) if k % (s * SLICE_K) == 0 and tasks * s <= target.tasks]
+    return max(fits, default=1)
+
+
+def _slice(values: dict[int, Value], op: Contract, rhs: Expr, slices: int) -> tuple[Contract, Expr]:
+    """One accumulator as a contraction over slices (domain axis 0), and the ordered sum of its slices."""
+    axis, extent = op.k[0]
+    step = extent // slices
+    up = {a: E.coord_axis(a + 1, n) for a, n in enumerate(op.domain)}
+    if slices > 1:
+        slice_axis = E.coord_scale(E.coord_axis(0, slices), step)
+        point = {**up, axis: E.coord_add(slice_axis, E.coord_axis(axis, step))}
+        domain: tuple[int, ...] = (slices, *op.domain)
+    else:
+        point, domain = {}, op.domain
+    new = max(values) + 1
+    values[new] = Value(new, domain, "f32", name="")
+    lhs, r = (E.substitute_axes(e, point) if point else e for e in (op.lhs, rhs))
+    part = Contract(new, domain, op.source, None, lhs, (r,), ((axis, step),), E.acc(0, range(len(domain))))
+    here = tuple(E.coord_axis(a, n) for a, n in enumerate(op.domain))
+    total: Expr | None = None
+    for s in range(slices):
+        coords = (E.coord_const(s), *here) if slices > 1 else here
+        x = E.load(new, coords, "f32")
+        total = x if total is None else E.binary("add", total, x)
+    assert total is not None
+    return part, total
