@@ -19,9 +19,20 @@ from models.common.config import DecoderConfig
 Model = TypeVar("Model", bound=nnx.Module)
 
 
+class _OneKey:
+    """Stands in for ``nnx.Rngs`` where no random number will be drawn.
+
+    Under a trace, JAX takes time proportional to what has been traced so far whenever the counter of an ``nnx.Rngs``
+    advances, which for a deep model adds up to seconds.
+    """
+
+    def params(self) -> jax.Array:
+        return jax.random.key(0)
+
+
 def abstract_model(model_class: type[Model], config: DecoderConfig, dtype: DTypeLike) -> Model:
     """A model whose parameters are ``jax.ShapeDtypeStruct``: its structure, with no memory behind it."""
-    return nnx.eval_shape(lambda: model_class(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: model_class(config, dtype=dtype, rngs=_OneKey()))
 
 
 @cache

@@ -1,0 +1,123 @@
+"""The generate command from end to end, with the trained demo and with random weights."""
+
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+from models import generate as command
+from models import registry
+from models.common.initialize import random_model
+from models.qwen3 import Qwen3, Qwen3Config
+
+PROMPT = "It is a truth universally acknowledged, that"
+
+
+def invoke(capsys, *args):
+    """Exit status, standard output and standard error of the command."""
+    status = command.main([str(arg) for arg in args])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_the_demo_writes_words_and_greedy_text_is_deterministic(capsys):
+    args = "--model", "demo", "--prompt", PROMPT, "--max-new-tokens", 40, "--implementation", "jit"
+    status, text, summary = invoke(capsys, *args)
+    assert status == 0 and text.startswith(PROMPT)
+    words = text[len(PROMPT) :].split()
+    novels = set((registry.DEMO / "train.py").read_text() and _novels().split())
+    assert len(words) > 10 and sum(word in novels for word in words) > 0.8 * len(words)
+    assert "40 new tokens" in summary and "tokens/s at batch 1" in summary and "jax.jit" in summary
+    assert invoke(capsys, *args)[1] == text
+
+
+def _novels():
+    from models.demo.train import read_text
+
+    return read_text()
+
+
+def test_greedy_sequences_of_a_batch_are_the_same_and_sampled_ones_are_not(capsys):
+    args = "--prompt", PROMPT, "--max-new-tokens", 24, "--batch", 2, "--implementation", "jit", "--dtype", "float32"
+    mark = "\n--- sequence 2 of 2\n"
+    first, second = invoke(capsys, *args)[1].split(mark)
+    assert first.strip() == second.strip()
+    sampled = [invoke(capsys, *args, "--temperature", 1, "--seed", seed)[1] for seed in (5, 5, 6)]
+    first, second = sampled[0].split(mark)
+    assert first.strip() != second.strip()
+    assert sampled[0] == sampled[1] != sampled[2]
+
+
+def test_random_weights_print_token_ids(capsys):
+    status, text, summary = invoke(capsys, "--model", "llama-tiny", "--max-new-tokens", 5, "--implementation", "jit")
+    assert status == 0 and len([int(token) for token in text[len(PROMPT) :].split()]) == 5
+    assert "at random" in summary
+
+
+def test_generation_stops_when_every_sequence_has_ended(capsys, monkeypatch):
+    tokens = [np.array(pair) for pair in ([70, 71], [0, 72], [73, 0], [74, 75])]
+    monkeypatch.setattr(command, "generate", lambda *args, **kwargs: iter(tokens))
+    _, text, summary = invoke(capsys, "--prompt", "x", "--batch", 2, "--implementation", "jit")
+    tokenizer = command.load_tokenizer(registry.DEMO)
+    first, second = text.split("\n\n--- sequence 2 of 2\n")
+    assert first.strip() == "x" + tokenizer.decode([70]) and second.strip() == "x" + tokenizer.decode([71, 72])
+    assert "3 new tokens" in summary
+
+
+@pytest.mark.parametrize("length", [1, 64, 65])
+def test_generated_tokens_do_not_depend_on_how_the_prompt_fills_its_blocks(length):
+    """Against the plainest loop: the whole sequence again for every token."""
+    model = random_model(Qwen3, Qwen3Config.tiny(num_layers=1), dtype=np.float32)
+    ids = list(np.random.default_rng(0).integers(0, 256, length))
+    progress = []
+    found = command.generate(model, ids, max_new_tokens=4, on_prefill=progress.append)
+    for token in found:
+        padded = np.zeros((1, 80), np.int32)
+        padded[0, : len(ids)] = ids
+        logits, _ = model(padded, model.init_cache(1, 80), np.int32(0))
+        assert int(token[0]) == int(np.argmax(logits[0, len(ids) - 1]))
+        ids.append(int(token[0]))
+    assert len(ids) == length + 4 and progress[-1] == length
+
+
+def test_the_decode_step_is_wrapped_and_its_cache_donated(monkeypatch):
+    calls = []
+
+    def megakernelize(step, *, implementation):
+        calls.append(implementation)
+        return lambda *args: (calls.append("traced"), step(*args))[1]
+
+    monkeypatch.setitem(sys.modules, "jax_mpk", types.SimpleNamespace(megakernelize=megakernelize))
+    lowered = []
+    jit = jax.jit
+    monkeypatch.setattr(jax, "jit", lambda *args, **kwargs: (lowered.append(kwargs), jit(*args, **kwargs))[1])
+    model = random_model(Qwen3, Qwen3Config.tiny(num_layers=1))
+    for name, expected in (("auto", None), ("none", None), ("cpu", "cpu"), ("cuda", "cuda"), ("xla", "xla")):
+        calls.clear()
+        wrap, _ = command.choose_implementation(name)
+        list(command.generate(model, [1], max_new_tokens=2, wrap=wrap))
+        assert calls == [expected, "traced"]
+    assert [kwargs for kwargs in lowered if kwargs] and all(k.get("donate_argnums") == 2 for k in lowered if k)
+
+
+def test_without_jax_mpk_auto_says_so_and_names_fail(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax_mpk", None)
+    args = "--model", "qwen3-tiny", "--max-new-tokens", 2
+    status, _, err = invoke(capsys, *args)
+    assert status == 0 and "running jax.jit" in err.splitlines()[0]
+    status, _, err = invoke(capsys, *args, "--implementation", "cuda")
+    assert status == 1 and err.startswith("error: --implementation cuda needs jax_mpk")
+
+
+def test_mistakes_are_one_line(capsys, tmp_path):
+    for args, complaint in [
+        (["--prompt", ""], "the prompt has no tokens"),
+        (["--max-new-tokens", "5000"], "exceed the context of"),
+        (["--model", "gpt-5"], "no model is called 'gpt-5'"),
+        (["--checkpoint", tmp_path], "tokenizer.json"),
+    ]:
+        status, _, err = invoke(capsys, "--implementation", "jit", *args)
+        assert status == 1 and complaint in err and err.count("error: ") == 1 and "Traceback" not in err
+    with pytest.raises(SystemExit):
+        command.main(["--batch", "0"])
