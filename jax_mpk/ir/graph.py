@@ -341,8 +341,9 @@ def check(g: Graph) -> Graph:
         def fail(msg: str, op: Op = op, n: int = n) -> None:
             raise GraphError(f"operator {n} ({op.kind} -> {g.value_name(op.out)}, from {op.source}): {msg}")
 
+        own = {a.out for a in op.appends} if isinstance(op, Attention) else set()  # appends run first
         for v in op.reads():
-            if v not in defined:
+            if v not in defined and v not in own:
                 fail(f"reads {g.value_name(v)} before it is defined")
             if v in consumed:
                 fail(f"reads {g.value_name(v)} after it was overwritten in place")
