@@ -1,0 +1,193 @@
+"""Normalisation: no task waits for, or triggers, more events than a task record holds.
+
+A task that triggers too many events gets fewer in three steps, cheapest first: events that mix the tasks of its grid
+with others are split (more waits, fewer distinct sets); events with consumers in one grid are merged into a coarser one
+(only where every producer precedes every consumer in program order, so the order stays acyclic); and, as in the paper,
+dummy tasks forward what is left. Too many waits are merged, then forwarded, in the same way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from jax_mpk.abi import MAX_TRIGGERS, MAX_WAITS
+from jax_mpk.ir.tasks import Csr, Grid, TaskGraph
+from jax_mpk.passes.boxes import ragged
+from jax_mpk.passes.events import distinct, with_events
+
+
+def run(tg: TaskGraph) -> TaskGraph:
+    """`tg` with at most `MAX_WAITS` waits and `MAX_TRIGGERS` triggers a task."""
+    assert tg.waits is not None and tg.triggers is not None
+    for step in (_split, _merge, _forward):
+        if np.diff(tg.triggers.start).max(initial=0) > MAX_TRIGGERS or np.diff(tg.waits.start).max(initial=0) > MAX_WAITS:
+            tg = _tidy(step(tg))
+    return tg
+
+
+def producers(tg: TaskGraph) -> Csr:
+    """Per event, the tasks that trigger it."""
+    return _transpose(tg.triggers, tg.events)
+
+
+def _transpose(c: Csr, rows: int) -> Csr:
+    return Csr.from_pairs(c.data, c.row_of(), rows)
+
+
+def _tidy(tg: TaskGraph) -> TaskGraph:
+    """One event per set of producers; no wait for a subset of what another wait covers; no event without a waiter."""
+    assert tg.waits is not None
+    which, sets = distinct(producers(tg))
+    waits = Csr.from_pairs(tg.waits.row_of(), which[tg.waits.data], tg.tasks)
+    row = waits.row_of()
+    size = np.diff(waits.start)[row]
+    i, j = ragged(waits.start[row], waits.start[row] + size)  # every ordered pair of waits of one task
+    a, b = waits.data[i], waits.data[j]
+    pair, back = np.unique(a.astype(np.int64) * (sets.rows + 1) + b, return_inverse=True)
+    inside = np.array([_within(sets, int(p // (sets.rows + 1)), int(p % (sets.rows + 1))) for p in pair], bool)
+    drop = np.zeros(len(row), bool)
+    drop[i[inside[back.reshape(-1)]]] = True
+    used = np.zeros(sets.rows, bool)
+    used[waits.data[~drop]] = True
+    name = np.cumsum(used) - 1
+    waits = Csr.from_pairs(row[~drop], name[waits.data[~drop]], tg.tasks)
+    keep = used[sets.row_of()]
+    return with_events(tg, waits, Csr.from_pairs(name[sets.row_of()[keep]], sets.data[keep], int(used.sum())))
+
+
+def _within(sets: Csr, a: int, b: int) -> bool:
+    return a != b and bool(np.isin(sets.row(a), sets.row(b)).all())
+
+
+def _split(tg: TaskGraph) -> TaskGraph:
+    """Splits events that mix a grid with too many triggers with other grids, where the waiting tasks have room."""
+    assert tg.waits is not None and tg.triggers is not None
+    sets = producers(tg)
+    busy = np.zeros(len(tg.grids), bool)
+    busy[tg.grid_of[np.diff(tg.triggers.start) > MAX_TRIGGERS]] = True
+    event, grid = sets.row_of().astype(np.int64), tg.grid_of[sets.data]
+    part = np.where(busy[grid], grid + 1, 0)  # 0: all the other grids
+    key, new = np.unique(event * (len(tg.grids) + 1) + part, return_inverse=True)
+    old = key // (len(tg.grids) + 1)
+    parts = np.bincount(old, minlength=tg.events)  # pieces per event
+    total = np.zeros(tg.tasks, np.int64)
+    np.add.at(total, tg.waits.row_of(), parts[tg.waits.data])
+    stays = np.zeros(tg.events, bool)  # some waiting task has no room for the pieces
+    stays[tg.waits.data[total[tg.waits.row_of()] > MAX_WAITS]] = True
+    first = np.cumsum(parts) - parts
+    new = np.where(stays[event], first[event], new.reshape(-1))
+    row, at = ragged(first[tg.waits.data], first[tg.waits.data] + np.where(stays, 1, parts)[tg.waits.data])
+    waits = Csr.from_pairs(tg.waits.row_of()[row], at, tg.tasks)
+    return with_events(tg, waits, Csr.from_pairs(new, sets.data, len(old)))
+
+
+def _merge(tg: TaskGraph) -> TaskGraph:
+    """Merges events of one task that is over a limit and of one consumer grid, where that keeps program order."""
+    assert tg.waits is not None and tg.triggers is not None
+    sets, waiting = producers(tg), _transpose(tg.waits, tg.events)
+    last = np.maximum.reduceat(sets.data, sets.start[:-1]).astype(np.int64)
+    first = np.minimum.reduceat(waiting.data, waiting.start[:-1]).astype(np.int64)
+    grid = tg.grid_of[first]
+    group = np.arange(tg.events)
+
+    def find(e: int) -> int:
+        while group[e] != e:
+            group[e] = e = group[group[e]]
+        return e
+
+    over = [(tg.triggers, t) for t in np.flatnonzero(np.diff(tg.triggers.start) > MAX_TRIGGERS)]
+    over += [(tg.waits, t) for t in np.flatnonzero(np.diff(tg.waits.start) > MAX_WAITS)]
+    seen: set[tuple[int, ...]] = set()
+    for rows, t in over:
+        events = tuple(dict.fromkeys(find(e) for e in rows.row(t).tolist()))
+        if events in seen:
+            continue
+        seen.add(events)
+        roots: dict[int, int] = {}
+        for e in events:
+            root = find(roots.setdefault(int(grid[e]), e))
+            if root != e and max(last[root], last[e]) < min(first[root], first[e]):
+                group[e] = root
+                last[root], first[root] = max(last[root], last[e]), min(first[root], first[e])
+    root = np.array([find(e) for e in range(tg.events)], np.int64)
+    waits = Csr.from_pairs(tg.waits.row_of(), root[tg.waits.data], tg.tasks)
+    return with_events(tg, waits, Csr.from_pairs(root[sets.row_of()], sets.data, tg.events))
+
+
+# ------------------------------------------------------------------------------------------------------------ dummy tasks
+
+
+def _forward(tg: TaskGraph) -> TaskGraph:
+    """Inserts dummy tasks: one that joins waits before a task, ones that fan out triggers behind a task."""
+    assert tg.waits is not None and tg.triggers is not None
+    # Edges of the bipartite graph as lists; the few tasks over a limit are rewired one by one.
+    wait_row, wait = tg.waits.row_of().tolist(), tg.waits.data.tolist()
+    fire_row, fire = tg.triggers.row_of().tolist(), tg.triggers.data.tolist()
+    events, extra = tg.events, []  # extra: per dummy task, the grid behind whose tasks it is numbered, and its task
+
+    def dummy(behind: int, task: int) -> int:
+        extra.append((behind, task))
+        return tg.tasks + len(extra) - 1
+
+    for t in np.flatnonzero(np.diff(tg.triggers.start) > MAX_TRIGGERS).tolist():
+        lo, hi = int(tg.triggers.start[t]), int(tg.triggers.start[t + 1])
+        relay, events = events, events + 1  # the event that wakes the dummies
+        for n, at in enumerate(range(lo + MAX_TRIGGERS - 1, hi)):
+            if n % MAX_TRIGGERS == 0:
+                d = dummy(int(tg.grid_of[t]), t)
+                wait_row.append(d)
+                wait.append(relay)
+            fire_row[at] = d
+        fire_row.append(t)
+        fire.append(relay)
+    for t in np.flatnonzero(np.diff(tg.waits.start) > MAX_WAITS).tolist():
+        todo = list(range(int(tg.waits.start[t]), int(tg.waits.start[t + 1])))
+        while len(todo) > MAX_WAITS:
+            d = dummy(int(tg.grid_of[t]) - 1, t)
+            for at in todo[:MAX_WAITS]:
+                wait_row[at] = d
+            fire_row.append(d)
+            fire.append(events)
+            wait_row.append(t)
+            wait.append(events)
+            todo, events = [*todo[MAX_WAITS:], len(wait) - 1], events + 1
+    number, tg = _insert(tg, extra)
+    waits = Csr.from_pairs(number[np.array(wait_row)], np.array(wait), tg.tasks)
+    return with_events(tg, waits, Csr.from_pairs(np.array(fire), number[np.array(fire_row)], events))
+
+
+def _insert(tg: TaskGraph, extra: list[tuple[int, int]]) -> tuple[np.ndarray, TaskGraph]:
+    """`tg` with dummy grids: old number (dummies behind the tasks) -> new number, and the graph renumbered.
+
+    A dummy that forwards triggers depends on its task; one that joins waits takes over the dependencies of its task.
+    """
+    assert tg.deps is not None
+    behind = np.array([g for g, _ in extra], np.int64)
+    home = np.concatenate([tg.grid_of, behind])
+    dummy = np.arange(len(home)) >= tg.tasks
+    number = np.empty(len(home), np.int64)
+    number[np.lexsort((np.arange(len(home)), dummy, home))] = np.arange(len(home))
+    grids: list[Grid] = []
+    first = 0
+    for g in range(-1, len(tg.grids)):
+        if g >= 0:
+            grids.append(replace(tg.grids[g], first=first))
+            first += grids[-1].count
+        count = int((behind == g).sum())
+        if count:
+            grids.append(Grid(-1, "nop", f"forward{len(grids)}", (count,), (1,), first, count))
+            first += count
+    sizes = np.array([g.count for g in grids], np.int64)
+    grid_of = np.repeat(np.arange(len(grids), dtype=np.int32), sizes)
+    index = (np.arange(len(home)) - np.repeat(np.cumsum(sizes) - sizes, sizes)).astype(np.int32)
+    row, col = [number[tg.deps.row_of()]], [number[tg.deps.data]]
+    for n, (g, t) in enumerate(extra):
+        source = np.array([t]) if g == tg.grid_of[t] else tg.deps.row(t)
+        row.append(np.full(len(source), number[tg.tasks + n]))
+        col.append(number[source])
+    deps = Csr.from_pairs(np.concatenate(row), np.concatenate(col), len(home))
+    task = number[tg.boxes.task].astype(np.int32)
+    boxes = replace(tg.boxes, task=task)  # tasks keep their order, so the rows stay sorted
+    return number, replace(tg, grids=tuple(grids), grid_of=grid_of, index=index, boxes=boxes, deps=deps)

@@ -1,0 +1,160 @@
+"""Placement: which worker runs a task, and the weight streams.
+
+Every operator is dealt to the workers in contiguous runs of tasks with equal bytes; who got more than the others last
+time gets less the next time, so remainders rotate. The assignment is a proposal: any other one is correct too.
+
+A *stream operand* is a weight that the program only reads, through a plain strided access. Its tiles are cut into
+frames, listed in the order of consumption, so that a loader can run ahead of every event.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from jax_mpk.ir import loops
+from jax_mpk.ir.expr import Load
+from jax_mpk.ir.graph import Contract, Graph, itemsize
+from jax_mpk.ir.tasks import READ, Grid, Streams, TaskGraph, TensorMap
+from jax_mpk.passes.boxes import bytes_of, ragged
+from jax_mpk.passes.decompose import buffer_of
+from jax_mpk.passes.hops import levels
+from jax_mpk.targets import Target
+
+RANK = 4
+"""Dimensions of a tensor map."""
+
+
+def run(tg: TaskGraph, graph: Graph, target: Target, workers: int | None = None) -> TaskGraph:
+    """`tg` with `workers`, `worker`, `maps` and `streams`."""
+    workers = target.workers if workers is None else workers
+    maps, streams = _streams(tg, graph, target)
+    return replace(tg, workers=workers, worker=_workers(tg, workers), maps=maps, streams=streams)
+
+
+# --------------------------------------------------------------------------------------------------------------- workers
+
+
+def _workers(tg: TaskGraph, workers: int) -> np.ndarray:
+    cost = np.maximum(np.bincount(tg.boxes.task, bytes_of(tg.boxes), tg.tasks), 1.0)
+    worker = np.zeros(tg.tasks, np.int32)
+    if workers == 1 or not tg.tasks:
+        return worker
+    assert tg.order is not None and tg.deps is not None
+    level = levels(tg)
+    order = np.lexsort((tg.grid_of, level))  # operators of one level one after the other
+    cuts = np.flatnonzero(np.diff(level[order]) | np.diff(tg.grid_of[order])) + 1
+    load = np.zeros(workers)
+    for tasks in np.split(order, cuts):
+        c = cost[tasks]
+        load = np.minimum(load - load.min(), c.max())  # what was uneven lately, at most one task
+        if len(tasks) < workers:
+            needs = tg.deps.row(tasks[0])
+            near = worker[needs[-1]] if len(needs) else 0
+            pick = np.sort(np.lexsort((np.arange(workers) != near, load))[: len(tasks)])
+            worker[tasks] = pick
+        else:
+            quota = _quota(load, c.sum())
+            middle = np.cumsum(c) - c / 2
+            worker[tasks] = np.minimum(np.searchsorted(np.cumsum(quota), middle, "right"), workers - 1)
+        load = load + np.bincount(worker[tasks], c, workers)
+    return worker
+
+
+def _quota(load: np.ndarray, total: float) -> np.ndarray:
+    """How much of `total` each worker takes so that all end level: the water that fills the vessel `load`."""
+    low = np.sort(load)
+    need = low * np.arange(1, len(low) + 1) - np.cumsum(low)  # to raise the n lowest to the n-th
+    n = int(np.searchsorted(need, total, "right"))
+    return np.maximum((total + low[:n].sum()) / n - load, 0)
+
+
+# --------------------------------------------------------------------------------------------------------------- streams
+
+
+def _streams(tg: TaskGraph, graph: Graph, target: Target) -> tuple[tuple[TensorMap, ...], Streams | None]:
+    if not target.ring:
+        return (), None
+    assert tg.order is not None
+    buffer = buffer_of(graph)
+    written = set(tg.boxes.buffer[tg.boxes.mode != READ].tolist())
+    maps: dict[TensorMap, int] = {}
+    tables = [np.zeros((0, 4 + 2 * RANK), np.int64)]  # task, place inside the task, map, frames, start, step
+    for grid in tg.grids:
+        op = graph.ops[grid.op] if grid.op >= 0 else None
+        for j, rhs in enumerate(op.rhs if isinstance(op, Contract) else ()):
+            if isinstance(rhs, Load) and graph.values[rhs.value].role != "temp" and buffer[rhs.value] not in written:
+                plan = _plan(graph, op, rhs, buffer[rhs.value], target)
+                if plan is not None:
+                    table = _entries(grid, op, plan)
+                    table[:, 1] = table[:, 1] * len(op.rhs) + j
+                    table[:, 2] = maps.setdefault(plan[0], len(maps))
+                    tables.append(table)
+    table = np.concatenate(tables)
+    place = np.empty(tg.tasks, np.int64)
+    place[tg.order] = np.arange(tg.tasks)
+    table = table[np.lexsort((table[:, 1], place[table[:, 0]]))].astype(np.int32)
+    streams = Streams(table[:, 0], table[:, 2], table[:, 4 : 4 + RANK], table[:, 4 + RANK :], table[:, 3])
+    return tuple(maps), streams
+
+
+def _plan(graph: Graph, op: Contract, rhs: Load, buffer: int, target: Target) -> tuple[TensorMap, tuple] | None:
+    """The tensor map of a stream operand, and (columns a frame, dim of the columns, dim of k, k a step, batch dims)."""
+    value = graph.values[rhs.value]
+    access = loops.flatten(value, rhs.coords)
+    size = itemsize(value.dtype)
+    inner, rows = target.inner // size, target.frame // target.inner
+    axes = [x for x in loops.loop_axes(op) if x.extent > 1]
+    n, k, batch = ([x for x in axes if x.role == r] for r in ("n", "k", "batch"))
+    extent_n, extent_k = math.prod(x.extent for x in n), math.prod(x.extent for x in k)
+    step_n, step_k = access.stride(n[-1].axis) if n else 0, access.stride(k[-1].axis) if k else 0
+    if access.dyn or 1 not in (step_n, step_k) or not step_n or not step_k:
+        return None
+    if step_n == 1:
+        dims, strides, box = [extent_n, extent_k], [1, step_k], [inner, rows]
+        shape = (inner, 0, 1, rows)
+    else:
+        if extent_k % inner:
+            return None  # the last run of a row would reach into the next row
+        dims, strides, box = [inner, extent_n, extent_k // inner], [1, step_n, inner], [inner, target.columns]
+        box.append(max(1, rows // target.columns))
+        shape = (target.columns, 1, 2, box[2])
+    where = tuple(range(len(dims), len(dims) + len(batch)))
+    dims += [x.extent for x in batch]
+    strides += [access.stride(x.axis) for x in batch]
+    if len(dims) > RANK or any(s <= 0 or s * size % 16 for s in strides[1:]) or access.offset * size % 16:
+        return None
+    box += [1] * len(batch)
+    fit = TensorMap(buffer, access.offset * size, value.dtype, tuple(dims), tuple(s * size for s in strides), tuple(box))
+    return fit, (*shape, where)
+
+
+def _entries(grid: Grid, op: Contract, plan: tuple[TensorMap, tuple]) -> np.ndarray:
+    """One row per task, batch point of its tile, and group of columns of its tile."""
+    fit, (columns, dim_n, dim_k, step, batch_dims) = plan
+    axes = loops.loop_axes(op)
+    parts = [math.ceil(e / t) for e, t in zip(grid.extent, grid.tile, strict=True)]
+    digit = np.unravel_index(np.arange(grid.count), parts)
+    row = np.arange(grid.count)
+    start = np.zeros((grid.count, RANK), np.int64)
+    at = iter(batch_dims)
+    for n, x in enumerate(axes):
+        if x.role == "batch" and x.extent > 1:
+            lo = digit[n][row] * grid.tile[n]
+            i, value = ragged(lo, np.minimum(lo + grid.tile[n], x.extent))
+            row, start = row[i], start[i]
+            start[:, next(at)] = value
+    n_axes = [n for n, x in enumerate(axes) if x.role == "n"]
+    inner = math.prod(axes[n].extent for n in n_axes[1:])
+    lo = digit[n_axes[0]] * grid.tile[n_axes[0]]
+    hi = np.minimum(lo + grid.tile[n_axes[0]], grid.extent[n_axes[0]])
+    i, group = ragged(np.zeros_like(row), -(-(hi - lo)[row] * inner // columns))
+    row, start = row[i], start[i]
+    start[:, dim_n] = lo[row] * inner + group * columns
+    out = np.zeros((len(row), 4 + 2 * RANK), np.int64)
+    out[:, 0], out[:, 1] = grid.first + row, np.arange(len(row))
+    out[:, 3], out[:, 4 : 4 + RANK] = math.ceil(fit.dims[dim_k] / step), start
+    out[:, 4 + RANK + dim_k] = step
+    return out
