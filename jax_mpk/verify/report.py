@@ -1,0 +1,121 @@
+"""The messages: which two tasks, which bytes of which buffer. Only built when something is wrong, so in plain Python."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jax_mpk.ir.tasks import READ, WRITE, TaskGraph
+from jax_mpk.verify.accesses import Accesses
+from jax_mpk.verify.boxes import Shapes, join, rectangles, starts
+
+_VERB = ("reads", "writes", "updates")
+
+
+class Report:
+    """Names things of one task graph. Cells and groups are those of `Accesses`; their boxes may lie in a shared memory,
+    `shape` has the boxes relative to their buffers."""
+
+    def __init__(self, tg: TaskGraph, shape: Shapes):
+        self.tg, self.shape = tg, shape
+
+    def _buffer(self, b: int) -> str:
+        x = self.tg.buffers[b]
+        return f"buffer {b} {x.name!r}" + (f" ({x.space} {x.index})" if x.space in ("result", "arg") else "")
+
+    def _bytes(self, b: int, lo: int, hi: int) -> str:
+        return f"bytes [{lo}, {hi}) of {self._buffer(b)}"
+
+    def _common(self, acc: Accesses, i: int, j: int) -> str:
+        """The first bytes that two cells share, in terms of the buffer of the first one."""
+        two = rectangles(acc.shape[np.array([i, j])])
+        a, b = two.of(np.array([True, False])), two.of(np.array([False, True]))
+        x, y = join(a, b)
+        lo, hi = min(a.meet(x, b, y).first_run(n) for n in range(len(x)))
+        base = acc.shape.offset[i] - self.shape.offset[acc.row[i]]
+        text = self._bytes(acc.buffer[i], lo - base, hi - base)
+        if acc.buffer[i] != acc.buffer[j]:
+            text += f", where {self._buffer(acc.buffer[j])} is, too"
+        return text
+
+    def unordered(self, acc: Accesses, g: int, a: int, h: int, b: int) -> str:
+        i, j = acc.cell[g], acc.cell[h]
+        return (f"{self.tg.task_name(a)} {_VERB[acc.mode[i]]} {self._common(acc, i, j)}; "
+                f"{self.tg.task_name(b)} {_VERB[acc.mode[j]]} them, but no chain of events puts it after the first")  # fmt: skip
+
+    def both(self, acc: Accesses, g: int, h: int) -> str:
+        i, j = acc.cell[g], acc.cell[h]
+        return (f"{self.tg.task_name(acc.first[g])} {_VERB[acc.mode[i]]} {self._common(acc, i, j)}, "
+                f"and {_VERB[acc.mode[j]]} that one at the same place{self._neighbour(acc, i, acc.first[g])}")  # fmt: skip
+
+    def twice(self, acc: Accesses, g: int, h: int) -> str:
+        i, j = acc.cell[g], acc.cell[h]
+        a, b = sorted((int(acc.first[g]), int(acc.first[h])))
+        return (f"{self.tg.task_name(a)} and {self.tg.task_name(b)} both write {self._common(acc, i, j)}, "
+                "of which every byte is to be written once")  # fmt: skip
+
+    def clobbered(self, acc: Accesses, one: int, a: int, two: int, b: int, three: int, c: int,
+                  run: tuple[int, int]) -> str:  # fmt: skip
+        base = acc.shape.offset[one] - self.shape.offset[acc.row[one]]
+        where = self._bytes(acc.buffer[one], run[0] - base, run[1] - base)
+        return (f"{self.tg.task_name(a)} writes {where}, {self.tg.task_name(b)} overwrites them through "
+                f"{self._buffer(acc.buffer[two])}, and {self.tg.task_name(c)} {_VERB[acc.mode[three]]} them after that")  # fmt: skip
+
+    def never_written(self, row: int) -> str:
+        x = self.tg.boxes
+        b, t = int(x.buffer[row]), int(x.task[row])
+        text = f"{self.tg.task_name(t)} reads {self._bytes(b, self.shape.offset[row], self.shape.end[row])}"
+        others = x.task[(x.buffer == b) & (x.task != t)]
+        also = f"; neither does {self.tg.task_name(others[0])}, which also reads it" if len(others) else ""
+        return f"{text}, a buffer that no task writes{also}"
+
+    def undefined(self, acc: Accesses, h: int) -> str:
+        j = int(acc.cell[h])
+        b, t = int(acc.buffer[j]), int(acc.first[h])
+        x = self.tg.boxes
+        writes = np.flatnonzero((x.buffer == b) & (x.mode == WRITE))
+        lo, hi = _gap(self._pieces(acc.row[j]), [p for r in writes[x.task[writes] < t] for p in self._pieces(r)])
+        text = f"{self.tg.task_name(t)} {_VERB[acc.mode[j]]} {self._bytes(b, lo, hi)}"
+        late = [r for r in writes[x.task[writes] >= t] if any(p < hi and lo < q for p, q in self._pieces(r))]
+        if late:
+            return f"{text}, which {self.tg.task_name(x.task[late[0]])} writes only after that in program order"
+        return f"{text}, which no task writes{self._neighbour(acc, j, t)}"
+
+    def not_covered(self, b: int) -> str:
+        x = self.tg.boxes
+        writes = np.flatnonzero((x.buffer == b) & (x.mode == WRITE))
+        lo, hi = _gap([(0, self.tg.buffers[b].nbytes)], [p for r in writes for p in self._pieces(r)])
+        before = [r for r in writes if self.shape.offset[r] < lo]
+        after = [r for r in writes if self.shape.end[r] > hi]
+        near = [f"{self.tg.task_name(x.task[r])} writes {side}"
+                for rows, side in ((before[-1:], "before them"), (after[:1], "after them")) for r in rows]  # fmt: skip
+        return f"{self._bytes(b, lo, hi)} are written by no task" + (f" ({', '.join(near)})" if near else "")
+
+    def _neighbour(self, acc: Accesses, cell: int, task: int) -> str:
+        """Another task that writes the buffer: whoever looks for the mistake starts there."""
+        x = self.tg.boxes
+        rows = np.flatnonzero((x.buffer == acc.buffer[cell]) & (x.mode != READ) & (x.task != task))
+        if not len(rows):
+            return ""
+        near = rows[np.argmin(np.abs(self.shape.offset[rows] - self.shape.offset[acc.row[cell]]))]
+        return f" ({self.tg.task_name(x.task[near])} writes the nearest bytes of this buffer)"
+
+    def _pieces(self, row: int) -> list[tuple[int, int]]:
+        run = int(self.shape.run[row])
+        return [(s, s + run) for s in starts(self.shape, row).tolist()]
+
+
+def _gap(needed: list[tuple[int, int]], given: list[tuple[int, int]]) -> tuple[int, int]:
+    """The first interval of `needed` bytes that is missing in `given`."""
+    given = sorted(given)
+    for lo, hi in sorted(needed):
+        for a, b in given:
+            if b <= lo:
+                continue
+            if a > lo:
+                return lo, min(a, hi)
+            lo = b
+            if lo >= hi:
+                break
+        if lo < hi:
+            return lo, hi
+    return 0, 0
