@@ -1,7 +1,7 @@
 """Train the demo checkpoint on the novels of Jane Austen: ``python -m models.demo.train``.
 
 Writes ``model.safetensors``, ``config.json`` and ``tokenizer.json`` beside this file, or into ``--out``. Twenty minutes
-on one slow core is enough. Everything is seeded: the same machine and versions give the same weights again.
+on one slow core are enough. Everything is seeded: the same machine and versions give the same weights again.
 """
 
 from __future__ import annotations

@@ -9,14 +9,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors import safe_open
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import models as tokenizer_models
+
 from models import llama, qwen3, registry
 from models.common.checkpoint import CheckpointError
 from models.common.config import ConfigError, Llama3RopeScaling
 from models.common.initialize import abstract_model, random_model
 from models.common.tokenizer import StreamDecoder, TokenizerError, check_vocabulary, load_tokenizer
-from safetensors import safe_open
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers import models as tokenizer_models
 
 QWEN3 = reference.QWEN3 | dict(num_hidden_layers=2)
 UNTIED = QWEN3 | dict(tie_word_embeddings=False)
@@ -92,7 +93,9 @@ def test_a_tied_model_ignores_a_stored_head_and_an_untied_one_needs_it(tmp_path)
 @pytest.mark.parametrize("family", [llama, qwen3], ids=["llama", "qwen3"])
 @pytest.mark.parametrize("limit", [5 << 30, 30_000], ids=["single", "sharded"])
 def test_what_is_saved_loads_again(tmp_path, family, limit):
-    model_class, config_class = (llama.Llama, llama.LlamaConfig) if family is llama else (qwen3.Qwen3, qwen3.Qwen3Config)
+    model_class, config_class = (
+        (llama.Llama, llama.LlamaConfig) if family is llama else (qwen3.Qwen3, qwen3.Qwen3Config)
+    )
     model = random_model(model_class, config_class.tiny(tie_embeddings=False, eos_token_ids=(3, 4)))
     family.save_pretrained(model, tmp_path, max_file_bytes=limit)
     assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (limit < 1 << 30)
