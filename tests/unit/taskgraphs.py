@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Coord, coord_axis, coord_const
-from jax_mpk.ir.graph import (APPEND_AXIS, HEAD_AXIS, KEY_AXIS, Append, Attention, Contract, Graph, Map, Op, Update,
-                              Value, check, compute_dtype)  # fmt: skip
+from jax_mpk.ir.graph import (
+    APPEND_AXIS,
+    HEAD_AXIS,
+    KEY_AXIS,
+    Append,
+    Attention,
+    Contract,
+    Graph,
+    Map,
+    Op,
+    Update,
+    Value,
+    check,
+    compute_dtype,
+)
 from jax_mpk.ir.tasks import READ, Boxes, Csr, TaskGraph
 from jax_mpk.passes import decompose, dependencies, events, linearise, memory, normalise, placement
 from jax_mpk.targets import CPU, Target
@@ -194,6 +207,3 @@ def event_order(tg: TaskGraph) -> np.ndarray:
     """[later, earlier]: the order that the events enforce, as a closure."""
     assert tg.waits is not None and tg.triggers is not None
     return closure((dense(tg.waits, tg.events).astype(np.int64) @ dense(tg.triggers, tg.events).T) > 0)
-
-
-__all__ = [n for n in dir() if not n.startswith("_")] + ["replace"]

@@ -1,0 +1,228 @@
+"""Grids and boxes against an enumeration of every point of every tile."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from taskgraphs import TINY, Builder, decoder, dynamic, task_bytes
+
+from jax_mpk.ir import expr as E
+from jax_mpk.ir import loops
+from jax_mpk.ir.expr import Coord, coord_add, coord_axis, coord_const, coord_scale
+from jax_mpk.ir.graph import Graph, GraphError, Sort, itemsize
+from jax_mpk.ir.tasks import READ, UPDATE, WRITE, TaskGraph
+from jax_mpk.passes import decompose
+from jax_mpk.passes.boxes import take
+from jax_mpk.passes.decompose import buffer_of, tiles
+from jax_mpk.targets import CPU, SM90, Target
+
+
+def points(op, tg: TaskGraph, t: int, skip: frozenset = frozenset()):
+    """Every point of the tile of task `t`: axis id -> index."""
+    grid = tg.grids[tg.grid_of[t]]
+    axes = loops.loop_axes(op)
+    parts = [math.ceil(e / n) for e, n in zip(grid.extent, grid.tile, strict=True)]
+    digits = np.unravel_index(int(tg.index[t]), parts) if parts else ()
+    ranges = [range(int(d) * n, min(e, (int(d) + 1) * n)) for d, n, e in zip(digits, grid.tile, grid.extent, strict=True)]
+    for p in itertools.product(*ranges):
+        yield {x.axis: i for x, i in zip(axes, p, strict=True)}
+
+
+def addresses(value, coords, point) -> set[int]:
+    """The bytes at `coords`, for every value of what the point does not say."""
+    choices = []
+    for c, n in zip(coords, value.shape, strict=True):
+        if c.dyn is not None:
+            choices.append(range(n))
+            continue
+        own = [c.const]
+        for term in c.terms:
+            index = [point[term.axis]] if term.axis in point else range(term.extent)
+            own = [x + term.coef * ((i // term.div) % (term.mod or 1 << 30)) for x in own for i in index]
+        choices.append(own)
+    out = set()
+    for at in itertools.product(*choices):
+        flat = int(np.ravel_multi_index(at, value.shape)) if value.shape else 0
+        out |= set(range(flat * itemsize(value.dtype), (flat + 1) * itemsize(value.dtype)))
+    return out
+
+
+def oracle(graph: Graph, tg: TaskGraph) -> None:
+    """Writes are exact; reads and updates cover what a task touches and stay inside the buffer."""
+    buffer = buffer_of(graph)
+    touched, _ = task_bytes(tg)
+    written = task_bytes(TaskGraph(tg.grids, tg.buffers, tg.grid_of, tg.index, take(tg.boxes, tg.boxes.mode == WRITE)))[0]
+    for t in range(tg.tasks):
+        op = graph.ops[tg.grids[tg.grid_of[t]].op]
+        stored, loaded, updated = set(), set(), set()
+        for p in points(op, tg, t):
+            for e in op.exprs().values():
+                for x, ranges in E.walk_loads(e):
+                    if all(lo <= p.get(a, lo) < hi for a, lo, hi in ranges):
+                        loaded |= {(buffer[x.value], b) for b in addresses(graph.values[x.value], x.coords, p)}
+            appends = [op.append] if op.kind == "update" else getattr(op, "appends", ())
+            for a in appends:
+                cells = {(buffer[a.out], b) for b in addresses(graph.values[a.out], a.coords, p)}
+                if any(c.dyn is not None for c in a.coords):
+                    updated |= cells
+                else:
+                    stored |= cells
+            if op.kind != "update" and not (isinstance(op, Sort) and p[len(op.domain) - 1] >= op.count):
+                stored |= {(buffer[op.out], b) for b in addresses(graph.values[op.out], loops.identity(op), p)}
+        assert written[t] == stored, tg.task_name(t)
+        assert loaded | updated | stored <= touched[t], tg.task_name(t)
+        assert all(0 <= b < tg.buffers[i].nbytes for i, b in touched[t])
+
+
+def everything() -> Graph:
+    b = Builder()
+    x, y, w, i, big = b.arg(3, 10), b.arg(10, 7), b.arg(10, 7), b.arg(4, dtype="i32"), b.arg(6, 10, dtype="bf16")
+    r, c = coord_axis(0, 3), coord_axis(1, 10)
+    t = b.map((10, 3), b.load(x, coord_axis(1, 3), coord_axis(0, 10)))  # transposed
+    cat = b.map((3, 17), E.piece(coord_axis(1, 17), (0, 10, 17), (
+        b.load(x, r, Coord(0, (E.Term(1, 1, 1, 0, 17),))),
+        b.load(y, r, coord_add(coord_axis(1, 17), coord_const(-10))))))  # fmt: skip
+    rev = b.map((3, 10), b.load(x, r, coord_add(coord_const(9), coord_scale(c, -1))), "bf16")
+    row = b.map((3,), E.reduce("sum", b.load(x, r, coord_axis(E.REDUCE_AXIS, 10)), (E.REDUCE_AXIS,), (10,)))
+    mm = b.matmul(cat, b.arg(17, 9), name="mm")
+    mt = b.matmul(x, y, weights=2, name="mt", epilogue=E.binary("add", E.acc(1, (0, 1)), b.load(row, r)))
+    gather = b.map((4, 10), b.load(big, Coord(0, (), b.load(i, coord_axis(0, 4)), 5), c))
+    slot = b.update(big, (2, 10), (dynamic(b, i, 5, coord_axis(0, 2)), c), b.load(rev, coord_axis(0, 2), c))
+    slot = b.update(slot, (6, 3), (coord_axis(0, 6), coord_add(coord_scale(coord_axis(1, 3), 3), coord_const(1))),
+                    b.load(t, coord_axis(0, 6), coord_axis(1, 3)))  # fmt: skip
+    slot = b.update(slot, (4, 10), (Coord(0, (), b.load(i, coord_axis(0, 4)), 5), c), b.load(gather, coord_axis(0, 4), c), "add")
+    top = b.value((3, 2), "f32")
+    b.ops.append(Sort(top, (3, 9), key=b.load(mm, r, coord_axis(1, 9)), count=2, descending=True))
+    assert w == y + 1
+    return b.graph(mt, slot, top)
+
+
+@pytest.mark.parametrize("tasks", [1, 3, 5, 64])
+@pytest.mark.parametrize("limit", [1, 40])
+def test_boxes_of_every_kind(tasks, limit, monkeypatch):
+    monkeypatch.setattr(decompose, "MIN_COST", limit)
+    monkeypatch.setattr(decompose, "MIN_MACS", limit)
+    graph = everything()
+    tg = decompose.run(graph, Target("cpu", 2, 4, tasks))
+    oracle(graph, tg)
+    if tasks == 64 and limit == 1:
+        assert tg.tasks > 4 * len(tg.grids), "the operators are really cut"
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_boxes_of_a_decoder(batch, monkeypatch):
+    monkeypatch.setattr(decompose, "MIN_MACS", 1)
+    graph = decoder(layers=1, batch=batch, hidden=8, heads=4, kv=2, head=4, ffn=10, keys=5, vocab=11)
+    tg = decompose.run(graph, TINY)
+    oracle(graph, tg)
+    attention = next(g for g in tg.grids if g.kind == "attention")
+    assert attention.count == batch * 2
+    rows = (tg.grid_of[tg.boxes.task] == tg.grids.index(attention)) & (tg.boxes.mode == UPDATE)
+    assert (tg.boxes.run[rows] * tg.boxes.count[rows].prod(1) == 5 * 4 * 4).all(), "an append covers one head's cache only"
+
+
+def test_every_element_is_stored_once(monkeypatch):
+    monkeypatch.setattr(decompose, "MIN_COST", 1)
+    monkeypatch.setattr(decompose, "MIN_MACS", 1)
+    graph = everything()
+    tg = decompose.run(graph, TINY)
+    buffer = buffer_of(graph)
+    for n, op in enumerate(graph.ops):
+        if op.kind == "update":
+            continue
+        mine = (tg.grid_of[tg.boxes.task] == n) & (tg.boxes.mode == WRITE)
+        assert (tg.boxes.buffer[mine] == buffer[op.out]).all()
+        assert (tg.boxes.run[mine] * tg.boxes.count[mine].prod(1)).sum() == graph.values[op.out].nbytes
+
+
+def test_buffers_share_in_place_versions():
+    graph = everything()
+    tg = decompose.run(graph, TINY)
+    buffer = buffer_of(graph)
+    big, slot = graph.args[4], graph.results[1]
+    assert buffer[big] == buffer[slot]
+    b = tg.buffers[buffer[big]]
+    assert (b.space, b.index, b.alias) == ("result", 1, 4)
+    assert [x.id for x in tg.buffers] == list(range(len(tg.buffers)))
+    assert sorted(x.index for x in tg.buffers if x.space == "result") == [0, 1, 2]
+    assert sorted(x.index for x in tg.buffers if x.space == "arg") == [0, 1, 2, 3, 5]
+
+
+def test_what_has_no_buffer_is_refused():
+    b = Builder()
+    x = b.arg(4)
+    y = b.update(x, (4,), (coord_axis(0, 4),), E.const(1, "f32"))
+    z = b.map((4,), b.load(y, coord_axis(0, 4)))
+    with pytest.raises(GraphError, match="overwritten in place"):
+        decompose.run(b.graph(z), CPU)
+    with pytest.raises(GraphError, match="one buffer"):
+        decompose.run(b.graph(y, y), CPU)
+
+
+def sizes(graph: Graph, target: Target) -> list[int]:
+    return [g.count for g in decompose.run(graph, target).grids]
+
+
+def test_tiles_do_not_depend_on_the_workers():
+    graph = decoder()
+    for w in (1, 2, 7):
+        assert sizes(graph, Target("cpu", w, 64, 16)) == sizes(graph, CPU)
+
+
+def contraction(m: int, k: int, n: int) -> Graph:
+    b = Builder()
+    x, w = b.arg(m, k), b.arg(k, n)
+    return b.graph(b.matmul(x, w))
+
+
+def tile_of(graph: Graph, target: Target) -> tuple[int, ...]:
+    return tiles(graph, graph.ops[0], target)
+
+
+def test_contraction_tiles():
+    assert tile_of(contraction(1, 4096, 4096), CPU) == (1, 256, 4096)
+    assert tile_of(contraction(1, 4096, 12288), SM90) == (1, 128, 4096)
+    assert tile_of(contraction(1, 64, 64), CPU) == (1, 64, 64), "too small to cut"
+    assert tile_of(contraction(1000, 512, 512), CPU)[0] == 64, "prefill: blocks of rows"
+    assert tile_of(contraction(4096, 4096, 1), CPU)[0] == 64, "a matrix by a vector: its rows are cut"
+    m, n, _ = tile_of(contraction(512, 512, 100000), CPU)
+    assert m * n <= decompose.ACCUMULATORS and n % CPU.columns == 0
+
+
+def test_map_tiles():
+    def one(shape, expr):
+        b = Builder()
+        x = b.arg(*shape)
+        return b.graph(b.map(shape, expr(b, x)))
+
+    assert tile_of(one((4,), lambda b, x: b.load(x, coord_axis(0, 4))), CPU) == (4,), "tiny: one task"
+    wide = one((1 << 20,), lambda b, x: b.load(x, coord_axis(0, 1 << 20)))
+    assert tile_of(wide, CPU) == (1 << 16,)
+
+    def norm(b, x):
+        row = b.load(x, coord_axis(0, 64), coord_axis(E.REDUCE_AXIS, 4096))
+        return E.binary("mul", b.load(x, coord_axis(0, 64), coord_axis(1, 4096)), E.reduce("max", row, (E.REDUCE_AXIS,), (4096,)))
+
+    assert tile_of(one((64, 4096), norm), CPU) == (4, 4096), "a row reduction keeps rows whole"
+
+
+def test_update_tiles(monkeypatch):
+    monkeypatch.setattr(decompose, "MIN_COST", 1)
+    b = Builder()
+    x, i, y = b.arg(64, 64), b.arg(32, dtype="i32"), b.arg(32, 64)
+    where = Coord(0, (), b.load(i, coord_axis(0, 32)), 63)
+    z = b.update(x, (32, 64), (where, coord_axis(1, 64)), b.load(y, coord_axis(0, 32), coord_axis(1, 64)), "add")
+    graph = b.graph(z)
+    assert tile_of(graph, CPU) == (32, 4), "rows may collide: only the columns are cut"
+    tg = decompose.run(graph, CPU)
+    assert not (tg.boxes.mode == WRITE).any() and ((tg.boxes.mode == UPDATE).sum(), tg.tasks) == (16, 16)
+    assert READ in tg.boxes.mode
+
+
+def test_the_empty_graph():
+    b = Builder()
+    tg = decompose.run(b.graph(b.arg(3)), CPU)
+    assert tg.tasks == 0 and tg.buffers[0].alias == 0
