@@ -206,6 +206,7 @@ enum class Section : uint8_t {
   Stream = 10,
   Const = 11,
   Name = 12,
+  Unit = 13,
 };
 
 struct Header {
@@ -473,5 +474,23 @@ struct Name {
 };
 static_assert(sizeof(Name) == 1);
 static_assert(offsetof(Name, byte) == 0);
+
+struct Unit {
+  uint32_t variant;
+  uint32_t slot;
+  uint32_t slots;
+  uint32_t prologue;
+  uint32_t ticket;
+  uint32_t name;
+  uint64_t partial;
+};
+static_assert(sizeof(Unit) == 32);
+static_assert(offsetof(Unit, variant) == 0);
+static_assert(offsetof(Unit, slot) == 4);
+static_assert(offsetof(Unit, slots) == 8);
+static_assert(offsetof(Unit, prologue) == 12);
+static_assert(offsetof(Unit, ticket) == 16);
+static_assert(offsetof(Unit, name) == 20);
+static_assert(offsetof(Unit, partial) == 24);
 
 }  // namespace mpk::abi

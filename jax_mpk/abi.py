@@ -46,10 +46,10 @@ F_MAX and F_MIN give NaN when one operand is NaN. F_TO_I and F_TO_U truncate and
 
 Fixed order of reductions (so that a result never depends on the strip length or instruction set): element i of the
 row goes to partial i % LANES, each partial combines in index order, and then partials combine pairwise (p[j] with
-p[j + LANES/2], halving). Several reduction axes: the row is the flattened index space, counted from the stage's `lo`.
-Partials start from the neutral element (+0, 1, -inf, inf, the integer extremes). argmax/argmin: the first extreme
-wins, a NaN counts as the extreme; the result is the value of the reduction axis. The dot products of cores are
-specified by their kinds, below.
+p[j + LANES/2], halving); on a GPU the partials are the threads that work on the row, not LANES. Several reduction
+axes: the row is the flattened index space, counted from the stage's `lo`. Partials start from the neutral element
+(+0, 1, -inf, inf, the integer extremes). argmax/argmin: the first extreme wins, a NaN counts as the extreme; the
+result is the value of the reduction axis. The dot products of cores are specified by their kinds, below.
 
 CONTRACT  codes: LHS stores the activation to scratch ACT, f32[m][k] of the tile (row-major, tile-relative); EPILOGUE
           reads scratch ACC+j, f32[m][n] of the tile, and stores to the output. rhs j is access `params[RHS+j]`: over
@@ -175,6 +175,11 @@ RECORDS: dict[str, np.dtype] = {
                         ("worker", _u32)]),
     "Const": np.dtype([("byte", _u8)]),
     "Name": np.dtype([("byte", _u8)]),
+    # What a CUDA worker knows of an operator; only in programs prepared by jax_mpk.backends.cuda_plan. Their tasks are
+    # sorted by worker, `Task.pad` is the part of a task that several workers share, and codes are absent (they are in
+    # the source). ticket: first of the operator's tickets. partial: byte offset in the workspace.
+    "Unit": np.dtype([("variant", _u32), ("slot", _u32), ("slots", _u32), ("prologue", _u32), ("ticket", _u32),
+                      ("name", _u32), ("partial", _u64)]),
 }  # fmt: skip
 """Names are NUL-terminated UTF-8; a `name` field is a byte offset into that section. Constants are 64-byte aligned."""
 

@@ -1,0 +1,97 @@
+// Types, bits of the storage types, and the group of threads that works on a task.
+#pragma once
+
+typedef unsigned char uint8_t;
+typedef unsigned short uint16_t;
+typedef unsigned int uint32_t;
+typedef int int32_t;
+typedef unsigned long long uint64_t;
+typedef long long int64_t;
+#define offsetof(type, field) __builtin_offsetof(type, field)
+
+namespace mpk {
+
+using u8 = uint8_t;
+using u16 = uint16_t;
+using u32 = uint32_t;
+using u64 = uint64_t;
+using i64 = int64_t;
+static_assert(sizeof(u16) == 2 && sizeof(u32) == 4 && sizeof(u64) == 8 && sizeof(void*) == 8);
+
+constexpr int WARPS = 16;          // consumer warps
+constexpr int THREADS = 32 * WARPS;
+constexpr int CONTROLLER = WARPS;  // fetches descriptors and polls events
+constexpr int LOADER = WARPS + 1;  // walks the stream
+constexpr int BLOCK = 32 * (WARPS + 2);
+
+__device__ __forceinline__ float f(u32 x) { return __uint_as_float(x); }
+__device__ __forceinline__ u32 b(float x) { return __float_as_uint(x); }
+
+// ---- storage types: a register is 32 bits; memory may be narrower ----------------------------------------------------
+
+__device__ __forceinline__ float bf16_to_f32(u16 x) { return __uint_as_float((u32)x << 16); }
+
+// Round to nearest even; a NaN stays a NaN.
+__device__ __forceinline__ u16 f32_to_bf16(float x) {
+  u32 u = __float_as_uint(x);
+  if ((u & 0x7fffffffu) > 0x7f800000u) return (u16)((u >> 16) | 0x40);
+  return (u16)((u + 0x7fffu + ((u >> 16) & 1)) >> 16);
+}
+
+__device__ __forceinline__ float f16_to_f32(u16 h) {
+  u32 sign = (u32)(h & 0x8000) << 16, e = (h >> 10) & 31, m = h & 1023;
+  if (e == 31) return __uint_as_float(sign | 0x7f800000u | (m << 13));
+  if (e == 0) return __uint_as_float(sign | __float_as_uint((float)m * 5.9604644775390625e-8f));
+  return __uint_as_float(sign | ((e + 112) << 23) | (m << 13));
+}
+
+__device__ __forceinline__ u16 f32_to_f16(float x) {
+  u32 u = __float_as_uint(x), sign = (u >> 16) & 0x8000, a = u & 0x7fffffffu;
+  if (a > 0x7f800000u) return (u16)(sign | 0x7e00);
+  if (a >= 0x477ff000u) return (u16)(sign | 0x7c00);  // 65520 and more round to infinity
+  if (a < 0x38800000u)                                // subnormal: let the f32 adder do the rounding
+    return (u16)(sign | (__float_as_uint(__uint_as_float(a) + 0.5f) - 0x3f000000u));
+  return (u16)(sign | ((a - 0x38000000u + 0xfff + ((a >> 13) & 1)) >> 13));
+}
+
+struct F32 {};
+struct BF16 {};
+struct F16 {};
+struct I32 {};
+struct I16 {};
+struct I8 {};
+struct U32 {};
+struct U16 {};
+struct U8 {};
+struct BOOL {};
+
+// load<T>(p, i): element i as register bits; store<T>(p, i, bits): narrows.
+template <class T> struct Storage;
+#define MPK_STORAGE(T, M, LOAD, STORE)                                                               \
+  template <> struct Storage<T> {                                                                    \
+    using type = M;                                                                                  \
+    static __device__ __forceinline__ u32 load(const void* p, i64 i) { M x = ((const M*)p)[i]; return LOAD; } \
+    static __device__ __forceinline__ void store(void* p, i64 i, u32 x) { ((M*)p)[i] = STORE; }       \
+  };
+MPK_STORAGE(F32, u32, x, x)
+MPK_STORAGE(I32, u32, x, x)
+MPK_STORAGE(U32, u32, x, x)
+MPK_STORAGE(BF16, u16, (u32)x << 16, f32_to_bf16(f(x)))
+MPK_STORAGE(F16, u16, b(f16_to_f32(x)), f32_to_f16(f(x)))
+MPK_STORAGE(I16, short, (u32)(int)x, (short)x)
+MPK_STORAGE(U16, u16, x, (u16)x)
+MPK_STORAGE(I8, signed char, (u32)(int)x, (signed char)x)
+MPK_STORAGE(U8, u8, x, (u8)x)
+MPK_STORAGE(BOOL, u8, x != 0, (u8)(x != 0))
+#undef MPK_STORAGE
+
+template <class T> __device__ __forceinline__ u32 load(const void* p, i64 i) { return Storage<T>::load(p, i); }
+template <class T> __device__ __forceinline__ void store(void* p, i64 i, u32 x) { Storage<T>::store(p, i, x); }
+template <class T> __device__ __forceinline__ u32 add_as(u32 x, u32 y) { return x + y; }
+template <> __device__ __forceinline__ u32 add_as<F32>(u32 x, u32 y) { return b(f(x) + f(y)); }
+template <> __device__ __forceinline__ u32 add_as<BF16>(u32 x, u32 y) { return b(f(x) + f(y)); }
+template <> __device__ __forceinline__ u32 add_as<F16>(u32 x, u32 y) { return b(f(x) + f(y)); }
+
+__device__ __forceinline__ i64 clamp_to(u32 x, int limit) { return min(max((int)x, 0), limit); }
+
+}  // namespace mpk

@@ -1,0 +1,132 @@
+// Every line of inline PTX of this package, each wrapper with what it guarantees. Instructions of sm_90 exist only if
+// MPK_STREAM is 1 (the generated source decides); everything else assembles from sm_80 on.
+#pragma once
+
+namespace mpk {
+
+// ---- time -----------------------------------------------------------------------------------------------------------
+
+// Nanoseconds since some moment, the same on all SMs up to its coarse ticks. For deadlines only.
+__device__ __forceinline__ u64 now_ns() {
+  u64 t;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t));
+  return t;
+}
+
+// ---- events ---------------------------------------------------------------------------------------------------------
+
+// Everything that happened before a `red_release` whose effect this load observes happens before what follows it, for
+// this thread and for every thread that it synchronises with afterwards (a barrier of the block).
+__device__ __forceinline__ u32 ld_acquire(const u32* p) {
+  u32 v;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+
+// Publishes every write of this thread, and every write that a barrier ordered before this call. No fence is needed.
+__device__ __forceinline__ void red_release(u32* p, u32 n) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(n) : "memory");
+}
+
+// Adds and returns the old value; acquires what earlier arrivals published and publishes this thread's writes.
+__device__ __forceinline__ u32 atom_add_acq_rel(u32* p, u32 n) {
+  u32 v;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(v) : "l"(p), "r"(n) : "memory");
+  return v;
+}
+
+// Sets *p to 1 and says whether it was 0: exactly one caller on the device sees true.
+__device__ __forceinline__ bool claim(u32* p) {
+  u32 v;
+  asm volatile("atom.acq_rel.gpu.global.cas.b32 %0, [%1], 0, 1;" : "=r"(v) : "l"(p) : "memory");
+  return v == 0;
+}
+
+// Reads a word that other SMs write (never from L1), without ordering anything.
+__device__ __forceinline__ u32 ld_relaxed(const u32* p) {
+  u32 v;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+
+// Writes a word of host memory; visible to the host after everything that this thread wrote to it before.
+__device__ __forceinline__ void st_release_sys(u32* p, u32 v) {
+  asm volatile("st.release.sys.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+
+// ---- named barriers -------------------------------------------------------------------------------------------------
+
+// `threads` threads meet at barrier `id`; their memory accesses before it are ordered before those after it.
+__device__ __forceinline__ void barrier_sync(u32 id, u32 threads) {
+  asm volatile("barrier.cta.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// Counts as one of the `threads` of barrier `id` without waiting: orders this thread's past before the waiters' future.
+__device__ __forceinline__ void barrier_arrive(u32 id, u32 threads) {
+  asm volatile("barrier.cta.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// ---- matrix fragments -----------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ u32 smem_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+
+// Four 8x8 b16 matrices; lane l gives the address of row l%8 of matrix l/8; lane l receives elements (l/4, 2*(l%4)+{0,1}).
+__device__ __forceinline__ void ldmatrix(u32 (&r)[4], u32 address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+
+// The same with each matrix transposed: lane l receives elements (2*(l%4)+{0,1}, l/4) of the stored matrix.
+__device__ __forceinline__ void ldmatrix_trans(u32 (&r)[4], u32 address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+
+// c[16 rows][8 columns] += a[16][16] * b[16][8] in f32. Column j of c depends on column j of b only.
+__device__ __forceinline__ void mma_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+#if MPK_STREAM
+// ---- the stream: tensor copies into shared memory, completion on mbarriers --------------------------------------------
+
+// An mbarrier whose phase ends after `count` arrivals (and after all bytes that were announced to it have landed).
+__device__ __forceinline__ void mbarrier_init(u64* b, u32 count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(smem_address(b)), "r"(count) : "memory");
+}
+
+// Makes initialised mbarriers visible to the copy engine.
+__device__ __forceinline__ void mbarrier_fence_init() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  asm volatile("fence.proxy.async;" ::: "memory");
+}
+
+__device__ __forceinline__ void mbarrier_arrive(u64* b) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(smem_address(b)) : "memory");
+}
+
+// Arrives and announces `bytes` that a copy will deliver to this phase.
+__device__ __forceinline__ void mbarrier_expect(u64* b, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(smem_address(b)), "r"(bytes) : "memory");
+}
+
+// True once the phase of this parity has ended; then what its arrivals published, copies included, is visible here.
+// May suspend the thread for a time that the hardware bounds.
+__device__ __forceinline__ bool mbarrier_try_wait(u64* b, u32 parity) {
+  u32 done;
+  asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+               : "=r"(done) : "r"(smem_address(b)), "r"(parity) : "memory");
+  return done;
+}
+
+// Copies the box at (x, y, z, u) of the tensor to shared memory, zeros where it sticks out; completes on `b`. The tensor
+// must not be written while the kernel runs: nothing orders this copy after writes of this kernel.
+__device__ __forceinline__ void copy_box(void* to, const void* map, int x, int y, int z, int u, u64* b) {
+  asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];"
+               ::"r"(smem_address(to)), "l"(map), "r"(x), "r"(y), "r"(z), "r"(u), "r"(smem_address(b)) : "memory");
+}
+#endif
+
+}  // namespace mpk

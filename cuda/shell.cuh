@@ -1,0 +1,231 @@
+// The kernel shell: what one launch is given, how a block walks its task list, events, bounded waits, the way out.
+//
+// Warp roles. 16 consumer warps run task bodies. The controller warp fetches descriptors ahead, is the only poller of
+// the block, and hands tasks to the consumers. The loader warp walks the block's stream (stream.cuh) and never waits
+// for an event.
+//
+// Abort. Any wait that outlasts the limit claims `abort`, describes itself in the host's status record, and from then
+// on every wait of every block falls through: tasks already running finish on garbage but trigger nothing, no new task
+// starts, and the last block to leave clears the counters. So the kernel ends and the next launch starts clean.
+#pragma once
+
+namespace mpk {
+
+using abi::Task;
+
+// Written by the kernel in mapped host memory, read by the host without synchronisation. `code` is written last.
+struct Status {
+  u32 code, worker, task, event, have, want, op, pad;
+};
+static_assert(sizeof(Status) == 32);
+enum : u32 { STATUS_OK = 0, STATUS_EVENT = 1, STATUS_STREAM = 2, STATUS_FRAME = 3 };
+
+// One per call site and device, in device memory. The host writes it once; `epoch` on are the kernel's.
+struct State {
+  const Task* tasks;          // sorted by worker
+  const u32* first;           // [grid + 1]: the tasks of each block
+  const abi::Unit* units;     // per operator
+  const abi::Slot* slots;     // buffer = index into Launch::base
+  const abi::Stream* stream;  // sorted by worker
+  const u32* stream_first;    // [grid + 1]
+  const u8* maps;             // 128 bytes each
+  u32* counters;              // one event per EVENT_WORDS words
+  u32* tickets;               // one per split task
+  Status* status;
+  u64 limit_ns;
+  u32 counter_words, ticket_words;
+  u32 epoch, exits, abort, pad;
+};
+static_assert(sizeof(State) == 112);
+
+constexpr int EVENT_WORDS = 32;  // an event has a cache line of its own: pollers and triggers of others leave it alone
+
+struct Launch {
+  State* state;
+  u8* base[MPK_BASES];  // operands, results (the workspace is the last), constants
+};
+
+// A task as the consumers see it.
+struct Desc {
+  u32 variant, op, index, part, prologue, ticket, n_triggers, task;
+  u64 partial;
+  u32 trigger[4];
+  u8* ptr[MPK_SLOTS];
+};
+constexpr u32 QUIT = ~0u;
+constexpr int DEPTH = 3;  // descriptors in flight
+
+struct Shared {
+  Desc desc[DEPTH];
+  u32 scratch[2 * WARPS];  // reductions
+  u32 flag;                // a broadcast from thread 0
+  int limit;               // SLOT_LIMIT
+  u32 done;                // the consumers have left
+#if MPK_STREAM
+  u64 full[MPK_RING], empty[MPK_RING];
+#endif
+};
+
+// Dynamic shared memory: ring | activation | accumulators | Shared.
+constexpr u32 FRAME = 16384;
+constexpr u32 RING_BYTES = MPK_STREAM ? MPK_RING * FRAME : 0;
+constexpr u32 ACT_AT = RING_BYTES;
+constexpr u32 ACC_AT = ACT_AT + MPK_ACT_BYTES;
+constexpr u32 SHARED_AT = ACC_AT + MPK_ACC_BYTES;
+constexpr u32 SMEM_BYTES = SHARED_AT + sizeof(Shared);
+static_assert(MPK_ACT_BYTES % 128 == 0 && MPK_ACC_BYTES % 128 == 0);
+static_assert(SMEM_BYTES <= MPK_SMEM_LIMIT, "ring, activation and accumulators exceed shared memory");
+
+// What a consumer thread carries through its tasks.
+struct Worker {
+  State* state;
+  Shared* sh;
+  u8 *ring, *act, *acc;
+  u8* spill;      // this block's part of the workspace, for scratch that does not fit
+  u8* workspace;
+  u64 act_key;    // what the activation holds, 0: nothing
+  u32 epoch;
+  u32 frame, phase;  // ring position
+};
+
+// ---- bounded waits --------------------------------------------------------------------------------------------------
+
+struct Deadline {
+  u64 end = 0;
+  u32 spins = 0;
+  // True when it is time to give up. Looks at the clock and at the other blocks now and then only.
+  __device__ bool expired(State* s) {
+    if (++spins & 255) return false;
+    if (ld_relaxed(&s->abort)) return true;
+    u64 now = now_ns();
+    if (!end) end = now + s->limit_ns;
+    return now > end;
+  }
+};
+
+__device__ __noinline__ void give_up(State* s, u32 code, u32 task, u32 op, u32 event, u32 have, u32 want) {
+  if (!claim(&s->abort)) return;
+  Status* r = s->status;
+  volatile Status* v = r;
+  v->worker = blockIdx.x;
+  v->task = task;
+  v->op = op;
+  v->event = event;
+  v->have = have;
+  v->want = want;
+  st_release_sys(&r->code, code);
+}
+
+// ---- controller -----------------------------------------------------------------------------------------------------
+
+// Fetches task `t` and resolves its operands into `d`. All lanes.
+__device__ __forceinline__ void fetch(const Launch& launch, State* s, u32 t, Desc& d, u32& word) {
+  const u32 lane = threadIdx.x & 31;
+  word = lane < 16 ? ((const u32*)(s->tasks + t))[lane] : 0;
+  const u32 op = __shfl_sync(~0u, word, 0);
+  const abi::Unit& u = s->units[op];
+  const u32 slot = u.slot, slots = u.slots;
+  for (u32 j = lane; j < slots; j += 32) {
+    const abi::Slot& x = s->slots[slot + j];
+    d.ptr[j] = launch.base[x.buffer] + x.offset;
+  }
+  const u32 w2 = __shfl_sync(~0u, word, 2), index = __shfl_sync(~0u, word, 1), part = __shfl_sync(~0u, word, 3);
+  if (lane == 0) {
+    d.variant = u.variant;
+    d.op = op;
+    d.index = index;
+    d.part = part;
+    d.prologue = u.prologue;
+    d.ticket = u.ticket;
+    d.partial = u.partial;
+    d.n_triggers = w2 >> 24;
+    d.task = t;
+  }
+  if (lane >= 12 && lane < 16) d.trigger[lane - 12] = word;
+}
+
+// Waits for the events of the task in `word`; false: gave up.
+__device__ __forceinline__ bool wait_events(State* s, u32 epoch, u32 t, u32 word) {
+  const u32 lane = threadIdx.x & 31;
+  const u32 n = (__shfl_sync(~0u, word, 2) >> 16) & 255;
+  const u32 event = __shfl_sync(~0u, word, 4 + (lane & 3)), want = __shfl_sync(~0u, word, 8 + (lane & 3)) * epoch;
+  const u32* counter = s->counters + (u64)event * EVENT_WORDS;
+  Deadline deadline;
+  for (;;) {
+    u32 have = want;
+    if (lane < n) have = ld_acquire(counter);
+    const bool ready = (int)(have - want) >= 0;
+    if (__all_sync(~0u, ready)) return true;
+    if (__any_sync(~0u, deadline.expired(s))) {
+      const int stuck = __ffs(__ballot_sync(~0u, !ready)) - 1;
+      if (lane == stuck) give_up(s, STATUS_EVENT, t, s->tasks[t].op, event, have, want);
+      return false;
+    }
+  }
+}
+
+__device__ __forceinline__ void controller(const Launch& launch, Shared* sh) {
+  State* s = launch.state;
+  const u32 lane = threadIdx.x & 31, epoch = ld_relaxed(&s->epoch);
+  const u32 begin = s->first[blockIdx.x], end = s->first[blockIdx.x + 1];
+  u32 word = 0, next = 0;
+  if (begin < end) fetch(launch, s, begin, sh->desc[0], word);
+  bool run = true;
+  for (u32 t = begin; t <= end; ++t) {
+    const u32 at = (t - begin) % DEPTH, after = (t + 1 - begin) % DEPTH;
+    if (run && t + 1 < end) {  // the descriptor after this one, while this one waits
+      if (t + 1 - begin >= DEPTH) barrier_sync(2 + DEPTH + after, THREADS + 32);
+      fetch(launch, s, t + 1, sh->desc[after], next);
+    }
+    if (t == end || !run || !wait_events(s, epoch, t, word)) {
+      // The last descriptor of a full list needs a free place of its own.
+      if (t == end && end - begin >= DEPTH) barrier_sync(2 + DEPTH + at, THREADS + 32);
+      if (lane == 0) sh->desc[at].variant = QUIT;
+      __syncwarp();
+      barrier_arrive(2 + at, THREADS + 32);
+      return;
+    }
+    __syncwarp();
+    barrier_arrive(2 + at, THREADS + 32);
+    word = next;
+  }
+}
+
+// ---- consumers ------------------------------------------------------------------------------------------------------
+
+// The end of a task: every consumer's writes, then its triggers.
+__device__ __forceinline__ void finish(Worker& w, const Desc& d, bool publish) {
+  sync_consumers();
+  if (threadIdx.x == 0 && publish && !ld_relaxed(&w.state->abort))
+    for (u32 j = 0; j < d.n_triggers; ++j) red_release(w.state->counters + (u64)d.trigger[j] * EVENT_WORDS, 1);
+}
+
+// A task that is one part of `parts`: true in the block that arrives last; it sees what the others wrote before.
+__device__ __forceinline__ bool last_part(Worker& w, const Desc& d, u32 parts) {
+  sync_consumers();
+  if (threadIdx.x == 0)
+    w.sh->flag = atom_add_acq_rel(w.state->tickets + d.ticket + d.index, 1) + 1 == w.epoch * parts;
+  sync_consumers();
+  return w.sh->flag;
+}
+
+// The last block to leave prepares the next launch: a new epoch, or, after an abort, counters at zero and epoch 1.
+__device__ __forceinline__ void leave(State* s, Shared* sh) {
+  sync_consumers();
+  if (threadIdx.x == 0) sh->flag = atom_add_acq_rel(&s->exits, 1) == gridDim.x - 1;
+  sync_consumers();
+  if (!sh->flag) return;
+  const bool aborted = ld_relaxed(&s->abort);
+  if (aborted) {
+    for (u32 i = threadIdx.x; i < s->counter_words; i += THREADS) s->counters[i] = 0;
+    for (u32 i = threadIdx.x; i < s->ticket_words; i += THREADS) s->tickets[i] = 0;
+  }
+  sync_consumers();
+  if (threadIdx.x == 0) {
+    s->exits = 0;
+    s->epoch = aborted ? 1 : s->epoch + 1;
+    s->abort = 0;
+  }
+}
+
+}  // namespace mpk
