@@ -367,6 +367,8 @@ def _events(b: Builder, before: list[set[int]], rng: np.random.Generator) -> Non
         elif ps:
             for p in _split(ps, rng) if rng.random() < 0.3 else [ps]:
                 wanted.setdefault(p, []).append(t)
+    if rng.random() < 0.15:  # one after the other: then only the values can be wrong
+        wanted = {frozenset([t - 1]): [t] for t in range(1, b.tasks)}
     for producers, waiters in wanted.items():
         b.event(sorted(producers), waiters)
     if any(len(r) > MAX for r in (*b.waits, *b.triggers)):  # a barrier after each phase always fits
@@ -402,3 +404,375 @@ def _legal_order(b: Builder, rng: np.random.Generator) -> np.ndarray:
                     if not blocked[w]:
                         ready.append(w)
     return np.array(order, np.int32)
+
+
+# --- damages ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Damage:
+    """`fatal`: unsound whatever the graph is; otherwise it depends, and only the oracle knows."""
+
+    name: str
+    tg: TaskGraph
+    fatal: bool
+
+
+def damages(tg: TaskGraph, rng: np.random.Generator) -> Iterator[Damage]:
+    """Every damage that applies to this graph, each at a random place. The graph must be complete and sound."""
+    for i in rng.permutation(len(_DAMAGES)).tolist():
+        damage, fatal = _DAMAGES[i]
+        broken = damage(tg, rng)
+        if broken is not None:
+            yield Damage(damage.__name__, broken, fatal)
+
+
+_DAMAGES: list[tuple[Callable[[TaskGraph, np.random.Generator], TaskGraph | None], bool]] = []
+
+
+def _damage(fatal: bool) -> Callable:
+    def register(f: Callable) -> Callable:
+        _DAMAGES.append((f, fatal))
+        return f
+
+    return register
+
+
+def _without(csr: Csr, k: int) -> Csr:
+    row = int(csr.row_of()[k])
+    start = csr.start.copy()
+    start[row + 1 :] -= 1
+    return Csr(start, np.delete(csr.data, k))
+
+
+def _with(csr: Csr, row: int, value: int) -> Csr:
+    start = csr.start.copy()
+    start[row + 1 :] += 1
+    return Csr(start, np.insert(csr.data, csr.start[row + 1], value))
+
+
+def _has(csr: Csr, row: int, value: int) -> bool:
+    return value in csr.row(row)
+
+
+def _box(tg: TaskGraph, **columns: np.ndarray) -> TaskGraph:
+    return replace(tg, boxes=replace(tg.boxes, **columns))
+
+
+def _set(a: np.ndarray, at: int | tuple[int, int], value: int) -> np.ndarray:
+    a = a.copy()
+    a[at] = value
+    return a
+
+
+def _rows(tg: TaskGraph, rows: np.ndarray) -> TaskGraph:
+    x = tg.boxes
+    return replace(tg, boxes=Boxes(*(a[rows] for a in (x.task, x.buffer, x.mode, x.offset, x.run, x.count, x.stride))))
+
+
+def _some(rng: np.random.Generator, which: np.ndarray) -> int:
+    """A random index where `which` holds, -1 if there is none."""
+    at = np.flatnonzero(which)
+    return int(at[rng.integers(len(at))]) if len(at) else -1
+
+
+def _fits(tg: TaskGraph, row: int) -> bool:
+    x = tg.boxes
+    reach = (x.count[row] - 1) * x.stride[row]
+    lo = int(x.offset[row] + np.minimum(reach, 0).sum())
+    hi = int(x.offset[row] + np.maximum(reach, 0).sum() + x.run[row])
+    return 0 <= lo and hi <= tg.buffers[x.buffer[row]].nbytes
+
+
+@_damage(fatal=False)
+def wait_dropped(tg: TaskGraph, rng: np.random.Generator) -> TaskGraph | None:
+    if not len(tg.waits.data):
+        return None
+    return replace(tg, waits=_without(tg.waits, int(rng.integers(len(tg.waits.data)))))
+
+
+@_damage(fatal=False)
+def wait_moved(tg: TaskGraph, rng: np.random.Generator) -> TaskGraph | None:
+    """A task waits for another event instead."""
+    if not len(tg.waits.data):
+        return None
+    k, e = int(rng.integers(len(tg.waits.data))), int(rng.integers(tg.events))
+    if _has(tg.waits, int(tg.waits.row_of()[k]), e):
+        return None
+    return replace(tg, waits=Csr(tg.waits.start, _set(tg.waits.data, k, e)))
+
+
+@_damage(fatal=True)
+def trigger_dropped(tg: TaskGraph, rng: np.random.Generator) -> TaskGraph | None:
+    if not len(tg.triggers.data):
+        return None
+    return replace(tg, triggers=_without(tg.triggers, int(rng.integers(len(tg.triggers.data)))))
+
+
+@_damage(fatal=False)
+def producer_forgotten(tg: TaskGraph, rng: np.random.Generator) -> TaskGraph | None:
+    """A trigger is dropped and the threshold agrees: the event no longer stands for that task."""
+    if not len(tg.triggers.data):
+        return None
+    k = int(rng.integers(len(tg.triggers.data)))
+    e = tg.triggers.data[k]
+    return replace(tg, triggers=_without(tg.triggers, k), threshold=_set(tg.threshold, e, tg.threshold[e] - 1))
+
+
+@_damage(fatal=True)
+def trigger_moved(tg: TaskGraph, rng: np.random.Generator) -> TaskGraph | None:
+    """A task triggers another event instead."""
+    if tg.events < 2 or not len(tg.triggers.data):
+        return None
+    k, e = int(rng.integers(len(tg.triggers.data))), int(rng.integers(tg.events))
+    if _has(tg.triggers, int(tg.triggers.row_of()[k]), e):
+        return None
+    return replace(tg, triggers=Csr(tg.triggers.start, _set(tg.triggers.data, k, e)))
+
+
+@_damage(fatal=False)
+def trigger_of_another(tg: TaskGraph, rng: np.random.Generator) -> TaskGraph | None:
+    """Another task triggers the event: all counts are right."""
+    if not len(tg.triggers.data):
+        return None
+    k, t = int(rng.integers(len(tg.triggers.data))), int(rng.integers(tg.tasks))
+    e = int(tg.triggers.data[k])
+    if _has(tg.triggers, t, e) or len(tg.triggers.row(t)) >= MAX:
+        return None
+    return replace(tg, triggers=_with(_without(tg.triggers, k), t, e))
+
+
+@_damage(fatal=True)
+def threshold_low(tg: TaskGraph, rng: np.random.Generator) -> TaskGraph | None:
+    e = _some(rng, tg.threshold > 0)
+    return None if e < 0 else replace(tg, threshold=_set(tg.threshold, e, tg.threshold[e] - 1))
+
+
+@_damage(fatal=True)
+def threshold_high(tg: TaskGraph, rng: np.random.Generator) -> TaskGraph | None:
+    e = _some(rng, tg.threshold > 0)
+    return None if e < 0 else replace(tg, threshold=_set(tg.threshold, e, tg.threshold[e] + 1))
+
+
+@_damage(fatal=True)
+def order_swapped(tg: TaskGraph, rng: np.random.Generator) -> TaskGraph | None:
+    """A task and a producer that it waits for change places in the linear order."""
+    if not len(tg.waits.data):
+        return None
+    k = int(rng.integers(len(tg.waits.data)))
+    t, producers = int(tg.waits.row_of()[k]), tg.triggers.row_of()[tg.triggers.data == tg.waits.data[k]]
+    position = np.empty(tg.tasks, np.int64)
+    position[tg.order] = np.arange(tg.tasks)
+    p = int(producers[rng.integers(len(producers))])
+    order = tg.order.copy()
+    order[position[t]], order[position[p]] = p, t
+    return replace(tg, order=order)
+
+
+@_damage(fatal=False)
+def order_shuffled(tg: TaskGraph, rng: np.random.Generator) -> TaskGraph | None:
+    """A task moves to another place of the linear order, and so on its worker."""
+    a, b = rng.integers(0, tg.tasks, 2)
+    return replace(tg, order=np.insert(np.delete(tg.order, a), b, tg.order[a]))
+
+
+@_damage(fatal=False)
+def buffers_overlapped(tg: TaskGraph, rng: np.random.Generator) -> TaskGraph | None:
+    """The memory plan puts a buffer where another one is."""
+    inside = np.array([b.space == "workspace" for b in tg.buffers])
+    a, b = _some(rng, inside), _some(rng, inside)
+    if a == b or tg.buffers[a].offset + tg.buffers[b].nbytes > tg.workspace:
+        return None
+    buffers = list(tg.buffers)
+    buffers[b] = replace(buffers[b], offset=buffers[a].offset)
+    return replace(tg, buffers=tuple(buffers))
+
+
+@_damage(fatal=False)
+def box_widened(tg: TaskGraph, rng: np.random.Generator) -> TaskGraph | None:
+    r = int(rng.integers(len(tg.boxes)))
+    more = int(rng.integers(1, max(2, tg.boxes.run[r])))
+    dims = np.flatnonzero(tg.boxes.count[r] > 1)
+    if len(dims) and rng.random() < 0.5:
+        at = (r, int(dims[rng.integers(len(dims))]))
+        out = _box(tg, count=_set(tg.boxes.count, at, tg.boxes.count[at] + 1))
+    elif len(dims):  # wider pieces would overlap each other
+        return None
+    else:
+        out = _box(tg, run=_set(tg.boxes.run, r, tg.boxes.run[r] + more))
+    return out if _fits(out, r) else None
+
+
+@_damage(fatal=False)
+def box_moved(tg: TaskGraph, rng: np.random.Generator) -> TaskGraph | None:
+    r = int(rng.integers(len(tg.boxes)))
+    by = int(rng.integers(1, 1 + max(1, tg.boxes.run[r]))) * int(rng.choice([-1, 1]))
+    out = _box(tg, offset=_set(tg.boxes.offset, r, tg.boxes.offset[r] + by))
+    return out if _fits(out, r) else None
+
+
+@_damage(fatal=False)
+def write_narrowed(tg: TaskGraph, rng: np.random.Generator) -> TaskGraph | None:
+    r = _some(rng, (tg.boxes.mode == WRITE) & (tg.boxes.run > 1))
+    return None if r < 0 else _box(tg, run=_set(tg.boxes.run, r, tg.boxes.run[r] - 1))
+
+
+@_damage(fatal=False)
+def write_lost(tg: TaskGraph, rng: np.random.Generator) -> TaskGraph | None:
+    r = _some(rng, tg.boxes.mode == WRITE)
+    return None if r < 0 else _rows(tg, np.delete(np.arange(len(tg.boxes)), r))
+
+
+@_damage(fatal=False)
+def write_repeated(tg: TaskGraph, rng: np.random.Generator) -> TaskGraph | None:
+    """Another task writes the same box."""
+    x = tg.boxes
+    r, t = _some(rng, x.mode == WRITE), int(rng.integers(tg.tasks))
+    if r < 0 or t == x.task[r]:
+        return None
+    task = np.append(x.task, np.int32(t))
+    rows = np.argsort(task, kind="stable")
+    return _rows(_box(_rows(tg, np.append(np.arange(len(x)), r)), task=task), rows)
+
+
+@_damage(fatal=False)
+def boxes_exchanged(tg: TaskGraph, rng: np.random.Generator) -> TaskGraph | None:
+    """Two tasks do each other's work."""
+    a, b = rng.integers(0, tg.tasks, 2)
+    task = tg.boxes.task.copy()
+    task[tg.boxes.task == a], task[tg.boxes.task == b] = b, a
+    rows = np.argsort(task, kind="stable")
+    return _rows(_box(tg, task=task), rows)
+
+
+@_damage(fatal=False)
+def read_becomes_write(tg: TaskGraph, rng: np.random.Generator) -> TaskGraph | None:
+    free = np.array([b.space in ("workspace", "result") for b in tg.buffers])
+    r = _some(rng, (tg.boxes.mode == READ) & free[tg.boxes.buffer])
+    return None if r < 0 else _box(tg, mode=_set(tg.boxes.mode, r, int(rng.integers(WRITE, UPDATE + 1))))
+
+
+@_damage(fatal=False)
+def write_becomes_read(tg: TaskGraph, rng: np.random.Generator) -> TaskGraph | None:
+    r = _some(rng, tg.boxes.mode != READ)
+    return None if r < 0 else _box(tg, mode=_set(tg.boxes.mode, r, READ))
+
+
+@_damage(fatal=False)
+def other_buffer(tg: TaskGraph, rng: np.random.Generator) -> TaskGraph | None:
+    """A task reads another buffer than it says."""
+    r, b = _some(rng, tg.boxes.mode == READ), int(rng.integers(len(tg.buffers)))
+    if r < 0 or b == tg.boxes.buffer[r]:
+        return None
+    out = _box(tg, buffer=_set(tg.boxes.buffer, r, b))
+    return out if _fits(out, r) else None
+
+
+# --- a large graph ----------------------------------------------------------------------------------------------------
+
+
+def decoder(layers: int = 36, batch: int = 16, context: int = 1024) -> TaskGraph:
+    """A decode step with the shapes of Qwen3-8B (bf16) as the compiler would make it: 31,000 tasks, 200,000 boxes.
+
+    Per layer: QKV, attention with cache appends, O, gate and up, down split in four with a reduction. Weights are
+    row-major (contracted axis first), a task takes 64 columns. Two sets of activations take turns in the workspace.
+    """
+    hidden, heads, groups, head, inner, vocabulary, tile = 4096, 32, 8, 128, 12288, 151936, 64
+    b = Builder()
+    x = b.buffer("arg", batch * hidden * 2, "x")
+    norm_arg = b.buffer("arg", hidden * 2, "norm")
+    position = b.buffer("arg", batch * 4, "position")
+    previous: range = range(0)
+
+    def columns(t: int, mode: int, buffer: int, n: int, width: int, rows: int, size: int = 2, step: int = tile) -> None:
+        b.box(t, mode, buffer, n * step * size, step * size, (rows, width * size))
+
+    def matmul(name: str, weights: list[int], k: int, n: int, source: int, out: int, residual: int = -1) -> range:
+        tasks = b.grid(name, n // tile, "contract")
+        for i, t in enumerate(tasks):
+            b.box(t, READ, source, 0, batch * k * 2)
+            b.box(t, READ, norm_arg, 0, hidden * 2)
+            for w in weights:
+                columns(t, READ, w, i, n, k)
+            if residual >= 0:
+                columns(t, READ, residual, i, n, batch)
+            columns(t, WRITE, out, i, n, batch)
+        return tasks
+
+    for layer in range(layers):
+        at = (layer % 2) * (1 << 23)
+        def work(name: str, nbytes: int, layer: int = layer) -> int:
+            nonlocal at
+            at += nbytes
+            return b.buffer("workspace", nbytes, f"{name}{layer}", offset=at - nbytes)
+
+        qkv_n = (heads + 2 * groups) * head
+        weight = {n: b.buffer("arg", s, f"{n}{layer}") for n, s in (
+            ("wqkv", hidden * qkv_n * 2), ("wo", heads * head * hidden * 2), ("wgate", hidden * inner * 2),
+            ("wup", hidden * inner * 2), ("wdown", inner * hidden * 2))}  # fmt: skip
+        cache = [b.buffer("result", batch * context * groups * head * 2, f"{n}{layer}", alias=1000 + 2 * layer + i)
+                 for i, n in enumerate("kv")]  # fmt: skip
+        qkv, att, mid = work("qkv", batch * qkv_n * 2), work("att", batch * heads * head * 2), work("mid", batch * hidden * 2)
+        act, part, out = work("act", batch * inner * 2), work("part", 4 * batch * hidden * 4), work("x", batch * hidden * 2)
+
+        a = matmul("qkv", [weight["wqkv"]], hidden, qkv_n, x, qkv)
+        if len(previous):
+            b.event(previous, a)
+        c = b.grid("attention", batch * groups, "attention")
+        for i, t in enumerate(c):
+            row, g = divmod(i, groups)
+            span = heads // groups * head * 2
+            b.box(t, READ, position, row * 4, 4)
+            b.box(t, READ, qkv, row * qkv_n * 2 + g * span, span)
+            for n, buf in enumerate(cache):
+                b.box(t, READ, qkv, (row * qkv_n + (heads + n * groups + g) * head) * 2, head * 2)
+                where = (row * context * groups + g) * head * 2
+                b.box(t, UPDATE, buf, where, head * 2, (context, groups * head * 2))
+                b.box(t, READ, buf, where, head * 2, (context, groups * head * 2))
+            b.box(t, WRITE, att, row * heads * head * 2 + g * span, span)
+        for g in range(groups):
+            per = heads // groups * head // tile
+            q = [a[g * per + n] for n in range(per)]
+            kv = [a[(heads + s * groups + g) * head // tile + n] for s in range(2) for n in range(head // tile)]
+            b.event(q + kv, [c[row * groups + g] for row in range(batch)])
+        d = matmul("o", [weight["wo"]], heads * head, hidden, att, mid, residual=x)
+        b.event(c, d)
+        e = matmul("gate_up", [weight["wgate"], weight["wup"]], hidden, inner, mid, act)
+        b.event(d, e)
+        f = b.grid("down", 4 * hidden // tile, "contract")
+        for i, t in enumerate(f):
+            s, n = divmod(i, hidden // tile)
+            k = inner // 4
+            b.box(t, READ, act, s * k * 2, k * 2, (batch, inner * 2))
+            b.box(t, READ, weight["wdown"], (s * k * hidden + n * tile) * 2, tile * 2, (k, hidden * 2))
+            b.box(t, WRITE, part, (s * batch * hidden + n * tile) * 4, tile * 4, (batch, hidden * 4))
+        for s in range(4):
+            b.event(e[s * len(e) // 4 : (s + 1) * len(e) // 4], f[s * len(f) // 4 : (s + 1) * len(f) // 4])
+        h = b.grid("sum", hidden // tile)
+        for i, t in enumerate(h):
+            b.box(t, READ, part, i * tile * 4, tile * 4, (batch, hidden * 4), (4, batch * hidden * 4))
+            columns(t, READ, mid, i, hidden, batch)
+            columns(t, WRITE, out, i, hidden, batch)
+            b.event([f[s * len(h) + i] for s in range(4)], [t])
+        x, previous = out, h
+    logits = b.buffer("result", batch * vocabulary * 2, "logits")
+    b.event(previous, matmul("logits", [b.buffer("arg", hidden * vocabulary * 2, "head")], hidden, vocabulary, x, logits))
+    return b.build(workers=132)
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        print(sound(int(sys.argv[1])))
+        return
+    from jax_mpk.verify import verify
+
+    for name, make in {"Qwen3-8B, batch 16": decoder, "batch 1": lambda: decoder(batch=1),
+                       "120 layers": lambda: decoder(layers=120)}.items():  # fmt: skip
+        tg = make()
+        start = time.perf_counter()
+        certificate = verify(tg)
+        print(f"{name}: {time.perf_counter() - start:.2f} s for {len(tg.boxes)} boxes; {certificate}")
+
+
+if __name__ == "__main__":
+    main()

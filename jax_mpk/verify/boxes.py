@@ -142,23 +142,23 @@ def rectangles(x: Shapes) -> Rects:
     """Cut boxes of one memory into disjoint rectangles of one number system."""
     unit = _radices(x)
     own = np.arange(len(x))
-    for d in range(BOX_RANK):  # list the pieces along strides that are no radix
-        many = (x.count[:, d] > 1) & ~np.isin(x.stride[:, d], unit)
-        if many.any():
-            n = np.where(many, x.count[:, d], 1)
-            row, j = ragged(n)
-            own, x = own[row], x[row]
-            x.offset[:] += np.where(many[row], j * x.stride[:, d], 0)
-            x.count[:, d] = np.where(many[row], 1, x.count[:, d])
+    axis = np.searchsorted(unit, x.stride).clip(max=len(unit) - 1)
+    strange = (x.count > 1) & (unit[axis] != x.stride)
+    for d in np.flatnonzero(strange.any(0)):  # list the pieces along strides that are no radix
+        many = strange[own, d]
+        row, j = ragged(np.where(many, x.count[:, d], 1))
+        own, many, x = own[row], many[row], x[row]
+        x.offset[:] += np.where(many, j * x.stride[:, d], 0)
+        x.count[many, d] = 1
     n, axes = len(x), len(unit)
     lo, length = np.empty((n, axes), np.int64), np.ones((n, axes), np.int64)
     rest = x.offset
-    for a in reversed(range(axes)):
-        lo[:, a], rest = np.divmod(rest, unit[a])
-    length[:, 0] = x.run
-    for d in range(BOX_RANK):
-        rows = np.flatnonzero(x.count[:, d] > 1)
-        length[rows, np.searchsorted(unit, x.stride[rows, d])] = x.count[rows, d]
+    for a in range(axes - 1, 0, -1):
+        lo[:, a] = rest // unit[a]
+        rest = rest - lo[:, a] * unit[a]
+    lo[:, 0], length[:, 0] = rest, x.run
+    rows, dims = np.nonzero(x.count > 1)
+    length[rows, axis[own[rows], dims]] = x.count[rows, dims]
     for a in range(axes - 1):
         own, lo, length = _wrap(own, lo, length, a, int(unit[a + 1] // unit[a]))
     return Rects(unit, own, lo, lo + length)
@@ -169,12 +169,13 @@ def _wrap(own: np.ndarray, lo: np.ndarray, length: np.ndarray, a: int, radix: in
 
     Whole turns imply that nothing else runs along a+1, or else the pieces of the box would overlap.
     """
-    carry, lo[:, a] = np.divmod(lo[:, a], radix)
+    if not (lo[:, a] + length[:, a] > radix).any():
+        return own, lo, length
+    carry = lo[:, a] // radix
+    lo[:, a] -= carry * radix
     lo[:, a + 1] += carry
     end = lo[:, a] + length[:, a]
     over = end > radix
-    if not over.any():
-        return own, lo, length
     parts = [(own[~over], lo[~over], length[~over])]
     own, lo, length, end = own[over], lo[over], length[over], end[over]
     head = lo[:, a] > 0
@@ -196,16 +197,15 @@ def _wrap(own: np.ndarray, lo: np.ndarray, length: np.ndarray, a: int, radix: in
 
 def _radices(x: Shapes) -> np.ndarray:
     """A divisibility chain of strides, 1 first; of strides that exclude each other, the one with more pieces."""
-    flat = np.flatnonzero(x.count > 1)
-    if not len(flat):
-        return np.ones(1, np.int64)
-    strides, inverse = np.unique(x.stride.ravel()[flat], return_inverse=True)
-    weight = np.bincount(inverse, x.count.ravel()[flat])
+    used = x.count > 1
+    pieces: dict[int, int] = {}
+    for s, n in zip(x.stride[used].tolist(), x.count[used].tolist(), strict=True):
+        pieces[s] = pieces.get(s, 0) + n
     chain = [1]
-    for s in strides[np.argsort(-weight, kind="stable")].tolist():
+    for s in sorted(pieces, key=lambda s: (-pieces[s], s)):
         if all(s % c == 0 or c % s == 0 for c in chain):
             chain.append(s)
-    return np.unique(chain)
+    return np.array(sorted(chain), np.int64)
 
 
 def ragged(n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -258,10 +258,12 @@ def overlaps(x: Shapes, writes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
     size = a.meet(i, r, j).size
     i, j = a.own[i], r.own[j]
     keep = ~writes[j] | (i <= j)
-    key, inverse = np.unique((i * len(x) + j)[keep], return_inverse=True)
-    total = np.zeros(len(key), np.int64)
-    np.add.at(total, inverse, size[keep])
-    return key // len(x), key % len(x), total
+    key, size = (i * len(x) + j)[keep], size[keep]
+    by = np.argsort(key, kind="stable")
+    key, size = key[by], size[by]
+    first = np.flatnonzero(np.diff(key, prepend=-1))
+    total = np.add.reduceat(size, first) if len(first) else size
+    return key[first] // len(x), key[first] % len(x), total
 
 
 def distinct(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -15,17 +15,10 @@ def check(tg: TaskGraph) -> Before:
     waiter, wanted = tg.waits.row_of(), tg.waits.data
     triggers = np.bincount(made, minlength=tg.events)
 
-    def someone(tasks: np.ndarray, events: np.ndarray, e: int, what: str) -> str:
-        found = tasks[events == e]
-        return f"{tg.task_name(found[-1])} {what}" if len(found) else f"nobody {what}"
-
     dead = np.zeros(tg.events, bool)
     dead[wanted] = True
     for e in np.flatnonzero((triggers != tg.threshold) | (dead & (triggers == 0)))[:1]:
-        raise VerifyError(
-            f"event {e}: {triggers[e]} tasks trigger it and its threshold is {tg.threshold[e]}: "
-            f"{someone(producer, made, e, 'triggers it')}, {someone(waiter, wanted, e, 'waits for it')}"
-        )
+        raise VerifyError(_miscounted(tg, int(e), int(triggers[e]), producer[made == e], waiter[wanted == e]))
     position = np.empty(tg.tasks, np.int64)
     position[tg.order] = np.arange(tg.tasks)
     last = np.full(tg.events, -1, np.int64)
@@ -38,6 +31,14 @@ def check(tg: TaskGraph) -> Before:
             f"{tg.task_name(p)} at position {last[e]} triggers"
         )
     return Before(tg, last)
+
+
+def _miscounted(tg: TaskGraph, e: int, triggers: int, producers: np.ndarray, waiters: np.ndarray) -> str:
+    others = np.setdiff1d(producers, waiters)  # two different tasks say more
+    names = [tg.task_name((p if len(p) else q)[-1]) + verb for p, q, verb in (
+        (others, producers, " triggers it"), (waiters, waiters, " waits for it")) if len(q)]  # fmt: skip
+    return (f"event {e}: {triggers} tasks trigger it and its threshold is {tg.threshold[e]}: "
+            f"{', '.join(names) or 'nobody uses it'}")  # fmt: skip
 
 
 class Before:

@@ -84,11 +84,17 @@ class Report:
         x = self.tg.boxes
         writes = np.flatnonzero((x.buffer == b) & (x.mode == WRITE))
         lo, hi = _gap([(0, self.tg.buffers[b].nbytes)], [p for r in writes for p in self._pieces(r)])
-        before = [r for r in writes if self.shape.offset[r] < lo]
-        after = [r for r in writes if self.shape.end[r] > hi]
-        near = [f"{self.tg.task_name(x.task[r])} writes {side}"
-                for rows, side in ((before[-1:], "before them"), (after[:1], "after them")) for r in rows]  # fmt: skip
-        return f"{self._bytes(b, lo, hi)} are written by no task" + (f" ({', '.join(near)})" if near else "")
+        others = np.flatnonzero((x.buffer == b) & (x.mode != WRITE))
+        near: dict[int, str] = {}  # per task, the first that applies
+        for rows, what in (
+            (writes[self.shape.offset[writes] < lo][-1:], "writes bytes before them"),
+            (writes[self.shape.end[writes] > hi][:1], "writes bytes after them"),
+            (others[:2], "reads the buffer"),
+        ):
+            for t in x.task[rows].tolist():
+                near.setdefault(t, f"{self.tg.task_name(t)} {what}")
+        text = f"{self._bytes(b, lo, hi)} are written by no task"
+        return text + (f" ({', '.join([*near.values()][:2])})" if near else "")
 
     def _neighbour(self, acc: Accesses, cell: int, task: int) -> str:
         """Another task that writes the buffer: whoever looks for the mistake starts there."""
