@@ -30,12 +30,15 @@ from jax_mpk.ir.coord import (  # noqa: F401  (the vocabulary of index maps is p
 
 UNARY = (
     "neg abs exp exp2 expm1 log log1p sqrt rsqrt cbrt tanh sin cos tan logistic erf sign floor ceil round_even "
-    "round_away not is_finite round_bf16 round_f16 f2i f2u i2f u2f bitcast_i2f bitcast_f2i wrap_i8 wrap_u8 wrap_i16 "
-    "wrap_u16 i2b f2b popcount clz"
+    "round_away not is_finite round_bf16 round_f16 f2i f2u i2f u2f i2u u2i bitcast_i2f bitcast_f2i wrap_i8 "
+    "wrap_u8 wrap_i16 wrap_u16 i2b f2b popcount clz"
 ).split()
-"""`f2i`, `f2u` truncate and saturate; `i2b`/`f2b` test for non-zero; `wrap_*` keep the low bits of an integer."""
+"""`f2i`, `f2u` truncate and saturate; `i2b`/`f2b` test for non-zero; `i2u`, `u2i` keep the bits; `wrap_*` keep
+the low bits of an integer."""
 BINARY = "add sub mul div rem max min pow atan2 and or xor shl shr sar lt le eq ne".split()
-"""Operands have one type (`pow` also f32 ** i32). Comparisons give bool; `sar` is the arithmetic shift, `shr` the logical."""
+"""Operands have one type (`pow` also f32 ** i32). Comparisons give bool; `sar` is the arithmetic shift, `shr` the logical.
+`max` and `min` of floats give NaN when one operand is NaN. Integer division by zero gives -1 (all ones), the remainder
+the dividend; a shift by 32 or more gives 0 (`sar`: the sign)."""
 REDUCE = "sum max min prod and or argmax argmin".split()
 """argmax/argmin give the i32 index of the first extreme along their single axis (a NaN counts as the extreme)."""
 _COMPARE = frozenset(("lt", "le", "eq", "ne"))
@@ -203,8 +206,8 @@ def load(value: int, coords: tuple[Coord, ...], dtype: str) -> Expr:
     return _intern(Load, (value, coords, dtype), init)
 
 
-_UNARY_DTYPE = dict(f2i="i32", f2u="u32", i2f="f32", u2f="f32", bitcast_i2f="f32", bitcast_f2i="i32", i2b="bool",
-                    f2b="bool", is_finite="bool")  # fmt: skip
+_UNARY_DTYPE = dict(f2i="i32", f2u="u32", i2f="f32", u2f="f32", i2u="u32", u2i="i32", bitcast_i2f="f32",
+                    bitcast_f2i="i32", i2b="bool", f2b="bool", is_finite="bool")  # fmt: skip
 
 
 def unary(op: str, a: Expr) -> Expr:
