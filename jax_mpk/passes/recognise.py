@@ -33,7 +33,7 @@ def run(g: Graph) -> Graph:
     for op in g.ops:
         new: Op | None = None
         if isinstance(op, Map):
-            new = _select_update(g, op)
+            new = _select_update(g, op, maps)
         elif isinstance(op, Contract):
             new = _attention(g, op, maps, contracts)
         changed |= new is not None
@@ -44,12 +44,12 @@ def run(g: Graph) -> Graph:
 # --------------------------------------------------------------------------------------------------------- cache updates
 
 
-def _select_update(g: Graph, op: Map) -> Update | None:
+def _select_update(g: Graph, op: Map, maps: dict[int, Map]) -> Update | None:
     """`where(iota == position, new, old)`: a write at one position of one axis."""
     e, v = op.expr, g.values[op.out]
     if not isinstance(e, Select) or op.store is not None:
         return None
-    match = _equal_index(e.cond)
+    match = _equal_index(expand(e.cond, maps))
     if match is None:
         return None
     axis, position = match
