@@ -10,6 +10,7 @@ frames, listed in the order of consumption, so that a loader can run ahead of ev
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import replace
 
 import numpy as np
@@ -17,12 +18,14 @@ import numpy as np
 from jax_mpk.ir import loops
 from jax_mpk.ir.expr import Load
 from jax_mpk.ir.graph import Contract, Graph, itemsize
-from jax_mpk.ir.tasks import READ, Grid, Streams, TaskGraph, TensorMap
+from jax_mpk.ir.tasks import READ, WRITE, Grid, Streams, TaskGraph, TensorMap
 from jax_mpk.passes.boxes import bytes_of, ragged
 from jax_mpk.passes.decompose import buffer_of
 from jax_mpk.passes.hops import levels
 from jax_mpk.targets import Target
 
+WINDOW = 8
+"""Operators over which uneven work is remembered."""
 RANK = 4
 """Dimensions of a tensor map."""
 
@@ -38,7 +41,7 @@ def run(tg: TaskGraph, graph: Graph, target: Target, workers: int | None = None)
 
 
 def _workers(tg: TaskGraph, workers: int) -> np.ndarray:
-    cost = np.maximum(np.bincount(tg.boxes.task, bytes_of(tg.boxes), tg.tasks), 1.0)
+    cost = _cost(tg)
     worker = np.zeros(tg.tasks, np.int32)
     if workers == 1 or not tg.tasks:
         return worker
@@ -47,20 +50,29 @@ def _workers(tg: TaskGraph, workers: int) -> np.ndarray:
     order = np.lexsort((tg.grid_of, level))  # operators of one level one after the other
     cuts = np.flatnonzero(np.diff(level[order]) | np.diff(tg.grid_of[order])) + 1
     load = np.zeros(workers)
+    recent: deque[float] = deque(maxlen=WINDOW)
     for tasks in np.split(order, cuts):
         c = cost[tasks]
-        load = np.minimum(load - load.min(), c.max())  # what was uneven lately, at most one task
+        recent.append(c.max())
+        load = np.minimum(load - load.min(), max(recent))  # what was uneven lately
         if len(tasks) < workers:
             needs = tg.deps.row(tasks[0])
             near = worker[needs[-1]] if len(needs) else 0
             pick = np.sort(np.lexsort((np.arange(workers) != near, load))[: len(tasks)])
             worker[tasks] = pick
         else:
-            quota = _quota(load, c.sum())
+            quota = _quota(np.minimum(load, c.max()), c.sum())  # an operator is out of balance by a task at most
             middle = np.cumsum(c) - c / 2
             worker[tasks] = np.minimum(np.searchsorted(np.cumsum(quota), middle, "right"), workers - 1)
         load = load + np.bincount(worker[tasks], c, workers)
     return worker
+
+
+def _cost(tg: TaskGraph) -> np.ndarray:
+    """Bytes that a task moves. What the cores read, and writes: the read box of a gather says nothing about its size."""
+    core = np.array([g.kind in ("contract", "attention", "sort") for g in tg.grids], bool)
+    count = (tg.boxes.mode == WRITE) | ((tg.boxes.mode == READ) & core[tg.grid_of[tg.boxes.task]])
+    return np.maximum(np.bincount(tg.boxes.task, np.where(count, bytes_of(tg.boxes), 0), tg.tasks), 1.0)
 
 
 def _quota(load: np.ndarray, total: float) -> np.ndarray:

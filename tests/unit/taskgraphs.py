@@ -155,6 +155,30 @@ def decoder(layers: int = 2, batch: int = 1, hidden: int = 32, heads: int = 4, k
     return b.graph(logits, *out_caches)
 
 
+def random_program(seed: int, ops: int = 16) -> Graph:
+    """Maps, row reductions, contractions and in-place updates over recent values of shape [4, 8]."""
+    rng = np.random.default_rng(seed)
+    b = Builder()
+    recent, state = [b.arg(4, 8) for _ in range(2)], b.arg(4, 8)
+    i, j = coord_axis(0, 4), coord_axis(1, 8)
+    for _ in range(ops):
+        x, y = (int(v) for v in rng.choice(recent[-3:], 2))
+        kind = rng.integers(5)
+        if kind == 0:
+            x = b.map((4, 8), E.binary("add", b.load(x, i, j), b.load(y, i, E.coord_add(coord_const(7), E.coord_scale(j, -1)))))
+        elif kind == 1:
+            row = E.reduce("sum", b.load(x, i, coord_axis(E.REDUCE_AXIS, 8)), (E.REDUCE_AXIS,), (8,))
+            x = b.map((4, 8), E.binary("mul", row, b.load(y, i, j)))
+        elif kind == 4:
+            state = b.update(state, (2, 8), (E.coord_add(coord_axis(0, 2), coord_const(int(rng.integers(3)))), j),
+                             b.load(x, coord_axis(0, 2), j))  # fmt: skip
+            x = b.map((4, 8), b.load(state, i, j))
+        else:
+            x = b.matmul(x, b.arg(8, 8), bool(rng.integers(2)))
+        recent.append(x)
+    return b.graph(recent[-1], state)
+
+
 # --------------------------------------------------------------------------------------------------------------- oracles
 
 

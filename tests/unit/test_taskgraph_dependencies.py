@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from taskgraphs import TINY, Builder, brute_conflicts, closure, decoder, dense, dynamic
+from taskgraphs import TINY, Builder, brute_conflicts, closure, decoder, dense, dynamic, random_program
 from test_taskgraph_boxes import random_boxes
 from test_taskgraph_decompose import everything
 
@@ -27,10 +27,10 @@ def exact(tg: TaskGraph) -> None:
         assert (np.diff(row) > 0).all() and (row < t).all()
 
 
-def random_graph(seed: int, grids: int, buffers: int, reads: float) -> TaskGraph:
+def random_graph(seed: int, grids: int, buffers: int, reads: float, most: int = 4) -> TaskGraph:
     """Grids of tasks with random strided boxes: partial overwrites, tasks of one grid that collide, updates."""
     rng = np.random.default_rng(seed)
-    sizes = rng.integers(1, 5, grids)
+    sizes = rng.integers(1, most + 1, grids)
     first = np.cumsum(sizes) - sizes
     kinds = [Grid(n, "map", f"g{n}", (int(s),), (1,), int(f), int(s)) for n, (s, f) in enumerate(zip(sizes, first, strict=True))]
     tasks = int(sizes.sum())
@@ -119,6 +119,13 @@ def test_a_longer_path_between_operators_is_no_proof():
     tg = dependencies.run(tg)
     exact(tg)
     assert edges(tg)[4:] == [[2], [1, 3]]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_programs(seed, monkeypatch):
+    monkeypatch.setattr(decompose, "MIN_COST", 1)
+    monkeypatch.setattr(decompose, "MIN_MACS", 1)
+    exact(dependencies.run(decompose.run(random_program(seed), TINY)))
 
 
 def test_in_place_chain():

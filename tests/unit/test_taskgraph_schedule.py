@@ -1,0 +1,383 @@
+"""Events, normalisation, order, placement and memory plan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from taskgraphs import (
+    TINY,
+    Builder,
+    brute_conflicts,
+    closure,
+    compile_,
+    decoder,
+    dense,
+    event_order,
+    random_program,
+    task_bytes,
+)
+from test_taskgraph_decompose import everything
+from test_taskgraph_dependencies import chain, random_graph
+
+from jax_mpk.abi import MAX_TRIGGERS, MAX_WAITS
+from jax_mpk.ir import expr as E
+from jax_mpk.ir.expr import coord_axis
+from jax_mpk.ir.graph import Graph, itemsize
+from jax_mpk.ir.tasks import READ, WRITE, Csr, Grid, TaskGraph
+from jax_mpk.passes import decompose, dependencies, events, hops, linearise, memory, normalise
+from jax_mpk.passes.boxes import bytes_of, from_rows
+from jax_mpk.targets import CPU, Target
+from jax_mpk.verify import verify
+
+LIMITS = [(4, 4), (2, 2), (1, 2), (2, 1)]
+
+
+def layered(seed: int, width: int, layers: int, density: float) -> TaskGraph:
+    """A task graph without boxes whose dependencies are random: more forks and joins than any model has."""
+    rng = np.random.default_rng(seed)
+    grids = tuple(Grid(n, "map", f"g{n}", (width,), (1,), n * width, width) for n in range(layers))
+    pairs = [(t, int(s)) for t in range(width, width * layers)
+             for s in np.flatnonzero(rng.random((t // width) * width) < density / (t // width))]  # fmt: skip
+    row, col = (np.array(x, np.int64) for x in zip(*pairs, strict=True))
+    tasks = width * layers
+    grid_of = np.repeat(np.arange(layers, dtype=np.int32), width)
+    none = from_rows(np.zeros((0, 13), np.int64))
+    index = np.tile(np.arange(width, dtype=np.int32), layers)
+    return TaskGraph(grids, (), grid_of, index, none, Csr.from_pairs(row, col, tasks))
+
+
+def consistent(tg: TaskGraph) -> None:
+    """Thresholds are the producers, every event has waiters, order and levels are topological."""
+    assert tg.waits.rows == tg.triggers.rows == tg.tasks
+    assert (np.bincount(tg.triggers.data, minlength=tg.events) == tg.threshold).all()
+    assert (np.bincount(tg.waits.data, minlength=tg.events) > 0).all() and (tg.threshold > 0).all()
+    order = event_order(tg)
+    assert not order.diagonal().any(), "a cycle"
+    level = hops.levels(tg)
+    later, earlier = np.nonzero(order)
+    assert (level[later] > level[earlier]).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_event_per_set_of_producers(seed):
+    tg = events.run(layered(seed, 6, 5, 1.5))
+    consistent(tg)
+    assert (closure(dense(tg.deps, tg.tasks)) == event_order(tg)).all()
+    sets = {tuple(tg.deps.row(t).tolist()) for t in range(tg.tasks)} - {()}
+    assert tg.events == len(sets)
+    assert (np.diff(tg.waits.start) == (np.diff(tg.deps.start) > 0)).all()
+
+
+def test_sets_with_equal_hashes_stay_apart(monkeypatch):
+    tg = layered(1, 6, 5, 1.5)
+    want = events.run(tg)
+    monkeypatch.setattr(events, "_mix", np.ones_like)
+    got = events.run(tg)
+    assert all((getattr(got, f).data == getattr(want, f).data).all() for f in ("waits", "triggers"))
+    assert (got.threshold == want.threshold).all()
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize("density", [0.8, 2.0, 5.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_normalised_graphs_keep_the_order(seed, density, limits, monkeypatch):
+    monkeypatch.setattr(normalise, "MAX_WAITS", limits[0])
+    monkeypatch.setattr(normalise, "MAX_TRIGGERS", limits[1])
+    before = events.run(layered(seed, 7, 5, density))
+    tg = normalise.run(before)
+    consistent(tg)
+    assert np.diff(tg.waits.start).max() <= limits[0] and np.diff(tg.triggers.start).max() <= limits[1]
+    real = np.flatnonzero([tg.grids[g].kind != "nop" for g in tg.grid_of])
+    assert len(real) == before.tasks
+    assert (event_order(tg)[np.ix_(real, real)] >= closure(dense(before.deps, before.tasks))).all()
+    assert [g.first for g in tg.grids] == np.cumsum([0, *(g.count for g in tg.grids)])[:-1].tolist()
+    assert all((tg.grid_of[g.first : g.first + g.count] == n).all() for n, g in enumerate(tg.grids))
+    assert (closure(dense(tg.deps, tg.tasks)) <= event_order(tg)).all(), "dummies' dependencies are honoured too"
+
+
+def by_hand(sizes: list[int], needs: dict[int, list[int]]) -> TaskGraph:
+    """Grids of these sizes, without boxes, and these dependencies."""
+    first = np.cumsum([0, *sizes])
+    grids = tuple(Grid(n, "map", f"g{n}", (c,), (1,), int(f), c) for n, (c, f) in enumerate(zip(sizes, first, strict=False)))
+    row, col = (np.array(x) for x in zip(*((t, s) for t, row in needs.items() for s in row), strict=True))
+    grid_of = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    index = (np.arange(len(grid_of)) - first[grid_of]).astype(np.int32)
+    none = from_rows(np.zeros((0, 13), np.int64))
+    return TaskGraph(grids, (), grid_of, index, none, Csr.from_pairs(row, col, len(grid_of)))
+
+
+def test_each_way_to_normalise_is_used(monkeypatch):
+    used = set()
+    for name in ("_split", "_merge", "_forward"):
+        step = getattr(normalise, name)
+        monkeypatch.setattr(normalise, name, lambda tg, step=step, name=name: used.add(name) or step(tg))
+    tg = events.run(by_hand([8, *[1] * 7], {8 + n: [0, 1 + n] for n in range(7)}))
+    assert np.diff(tg.triggers.start).max() == 7 > MAX_TRIGGERS
+    tg = normalise.run(tg)
+    consistent(tg)
+    assert used == {"_split", "_merge", "_forward"} and any(g.kind == "nop" for g in tg.grids)
+    assert all(g.op == -1 for g in tg.grids if g.kind == "nop")
+
+
+def test_a_small_fork_needs_no_dummy():
+    """One producer of many grids with different sets: splitting by grid is enough and loses nothing."""
+    tg = events.run(by_hand([1, 8, 8], {t: [0, t - 8] for t in range(9, 17)}))
+    assert np.diff(tg.triggers.start).max() == 8
+    tg = normalise.run(tg)
+    assert tg.tasks == 17 and np.diff(tg.waits.start).max() == 2 and np.diff(tg.triggers.start).max() == 1
+    assert (event_order(tg) == closure(dense(tg.deps, 17))).all()
+
+
+def test_boxes_follow_their_tasks_when_dummies_come_in(monkeypatch):
+    monkeypatch.setattr(normalise, "MAX_TRIGGERS", 1)
+    before = events.run(dependencies.run(random_graph(0, 20, 6, 0.6)))
+    tg = normalise.run(before)
+    assert tg.tasks > before.tasks
+    real = np.flatnonzero([tg.grids[g].kind != "nop" for g in tg.grid_of])
+    assert (real[before.boxes.task] == tg.boxes.task).all()
+    assert [tg.grids[tg.grid_of[t]].name for t in real] == [before.grids[g].name for g in before.grid_of]
+    assert (tg.index[real] == before.index).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_order(seed):
+    tg = linearise.run(normalise.run(events.run(layered(seed, 9, 5, 1.2))))
+    place = np.empty(tg.tasks, np.int64)
+    place[tg.order] = np.arange(tg.tasks)
+    later, earlier = np.nonzero(event_order(tg))
+    assert (place[later] > place[earlier]).all()
+    once = events.run(layered(seed, 9, 5, 1.2))
+    tg = linearise.run(once)
+    place[tg.order] = np.arange(tg.tasks)
+    for e in range(tg.events):
+        at = np.sort(place[tg.waits.row_of()[tg.waits.data == e]])
+        assert (np.diff(at) == 1).all(), "the tasks of an event are contiguous"
+
+
+def test_a_cycle_is_found():
+    tg = events.run(chain((0, 0, WRITE, 0, 9), (1, 0, READ, 0, 9)))
+    loop = replace(tg, waits=Csr.from_pairs(np.array([0, 1]), np.array([1, 0]), 2), threshold=np.array([1, 1], np.int32),
+                   triggers=Csr.from_pairs(np.array([0, 1]), np.array([0, 1]), 2))  # fmt: skip
+    with pytest.raises(ValueError, match="cycle"):
+        linearise.run(loop)
+
+
+# ------------------------------------------------------------------------------------------------------------- placement
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7])
+def test_workers_get_equal_bytes(workers):
+    graph = decoder(layers=6, hidden=128, heads=8, kv=4, head=16, ffn=256, keys=32, vocab=512)
+    target = Target("cpu", 2, 8, 16)
+    tg = compile_(graph, target, workers)
+    assert tg.workers == workers and tg.worker.min() >= 0 and tg.worker.max() < workers
+    reads = np.where(tg.boxes.mode == READ, bytes_of(tg.boxes), 0)
+    cost = np.bincount(tg.boxes.task, reads, tg.tasks)
+    cost[tg.grid_of == 0] = 0  # the gather
+    load = np.bincount(tg.worker, cost, workers)
+    assert load.max() - load.min() <= 2 * cost.max()
+    for n, g in enumerate(tg.grids):
+        if g.count >= workers and g.kind == "contract":
+            mine = np.bincount(tg.worker[tg.grid_of == n], cost[tg.grid_of == n], workers)
+            assert mine.max() - mine.min() <= 3 * cost[tg.grid_of == n].max(), "every operator is spread"
+
+
+def test_remainders_rotate():
+    """Five tasks an operator on two workers: who got three gets two next time."""
+    b = Builder()
+    x = b.arg(1, 320)
+    for _ in range(4):
+        x = b.matmul(x, b.arg(320, 320))
+    tg = compile_(b.graph(x), Target("cpu", 2, 64, 5))
+    first = [int((tg.worker[tg.grid_of == n] == 0).sum()) for n in range(4)]
+    assert sorted(first[:2]) == [2, 3] and first[:2] == first[2:]
+
+
+def test_a_lone_task_follows_its_producer():
+    b = Builder()
+    x = b.arg(8)
+    for _ in range(3):
+        x = b.map((8,), b.load(x, coord_axis(0, 8)))
+    tg = compile_(b.graph(x), CPU, 2)
+    assert len(set(tg.worker.tolist())) == 2, "work is shared"
+    assert compile_(b.graph(x), CPU, 1).worker.tolist() == [0, 0, 0]
+
+
+STREAMING = Target("cuda", workers=4, columns=8, tasks=8, frame=512, inner=32, ring=4)
+
+
+def frame_bytes(tg: TaskGraph, e: int) -> set[int]:
+    """The bytes that the frames of stream entry `e` bring, as the copy engine would: out-of-range parts are dropped."""
+    m = tg.maps[tg.streams.map[e]]
+    size, out = m.strides[0], set()
+    for f in range(tg.streams.frames[e]):
+        start = tg.streams.start[e] + f * tg.streams.step[e]
+        for j in np.ndindex(*m.box):
+            at = [int(s) + i for s, i in zip(start[: len(m.box)], j, strict=True)]
+            if all(0 <= i < n for i, n in zip(at, m.dims, strict=True)):
+                byte = m.offset + sum(i * s for i, s in zip(at, m.strides, strict=True))
+                out |= set(range(byte, byte + size))
+    return out
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("k,n", [(32, 64), (48, 40), (16, 24)])
+@pytest.mark.parametrize("weights", [1, 2])
+def test_streams_bring_what_a_task_reads(transposed, k, n, weights):
+    b = Builder()
+    x = b.arg(3, k)
+    w = [b.arg(*((n, k) if transposed else (k, n))) for _ in range(weights)]
+    graph = b.graph(b.matmul(x, w[0], transposed, weights, epilogue=E.acc(weights - 1, (0, 1))))
+    tg = compile_(graph, STREAMING)
+    assert len(tg.maps) == weights
+    for m in tg.maps:
+        assert m.strides[0] == itemsize(m.dtype) and np.prod(m.box) * m.strides[0] == STREAMING.frame
+        assert m.box[0] * m.strides[0] == STREAMING.inner
+    buffers = [decompose.buffer_of(graph)[i] for i in w]
+    touched, _ = task_bytes(tg)
+    for t in range(tg.tasks):
+        for buffer in buffers:
+            mine = [e for e in range(len(tg.streams.task))
+                    if tg.streams.task[e] == t and tg.maps[tg.streams.map[e]].buffer == buffer]  # fmt: skip
+            assert {x for i, x in touched[t] if i == buffer} <= set().union(*(frame_bytes(tg, e) for e in mine))
+    place = np.argsort(tg.order)
+    assert (np.diff(place[tg.streams.task]) >= 0).all()
+
+
+def test_only_read_only_weights_stream():
+    b = Builder()
+    x, w = b.arg(2, 32), b.arg(32, 32)
+    w2 = b.update(w, (32, 32), (coord_axis(0, 32), coord_axis(1, 32)), E.const(1, "f32"))
+    y = b.matmul(x, w2)
+    tg = compile_(b.graph(y, w2), STREAMING)
+    assert tg.maps == () and len(tg.streams.task) == 0
+    assert compile_(decoder(), CPU).streams is None, "a target without a ring does not stream"
+
+
+# ---------------------------------------------------------------------------------------------------------------- memory
+
+
+def plan_is_sound(tg: TaskGraph) -> int:
+    """Buffers that share bytes are never alive together, whatever the workers. Returns how many pairs share."""
+    before = closure(dense(tg.deps, tg.tasks))
+    users = [np.unique(tg.boxes.task[tg.boxes.buffer == b.id]) for b in tg.buffers]
+    spaces = [b for b in tg.buffers if b.space == "workspace"]
+    shared = 0
+    for i, a in enumerate(spaces):
+        assert a.offset >= 0 and a.offset % 64 == 0 and a.offset + a.nbytes <= tg.workspace
+        for b in spaces[:i]:
+            if a.offset < b.offset + b.nbytes and b.offset < a.offset + a.nbytes:
+                shared += 1
+                assert before[np.ix_(users[a.id], users[b.id])].all() or before[np.ix_(users[b.id], users[a.id])].all()
+    return shared
+
+
+@pytest.mark.parametrize("most", [1, 2, 4])
+@pytest.mark.parametrize("seed", range(4))
+def test_memory_of_random_boxes(seed, most):
+    plan_is_sound(memory.run(dependencies.run(random_graph(seed, 40, 20, 0.3, most))))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_programs(seed, monkeypatch):
+    monkeypatch.setattr(decompose, "MIN_COST", 1)
+    monkeypatch.setattr(decompose, "MIN_MACS", 1)
+    tg = compile_(random_program(seed), TINY, 3)
+    consistent(tg)
+    assert (event_order(tg) >= closure(brute_conflicts(tg))).all()
+    shared = plan_is_sound(tg)
+    assert (tg.workspace < sum(b.nbytes for b in tg.buffers if b.space == "workspace")) == (shared > 0)
+    assert shared > 0 or seed in (4, 5, 8), "these three have next to no order between rows"
+    verify(tg, target=TINY)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_layers_reuse_the_workspace(batch):
+    few, many = (compile_(decoder(layers=n, batch=batch), TINY) for n in (3, 8))
+    assert plan_is_sound(many) > 0
+    assert few.workspace == many.workspace, "the peak does not grow with the layers"
+
+
+def test_no_reuse_without_an_order():
+    """Two chains that may run side by side cannot share, though they never overlap in program order."""
+    b = Builder()
+    x, y = b.arg(64), b.arg(64)
+
+    def step(v):
+        return b.map((64,), b.load(v, coord_axis(0, 64)))
+
+    first = step(step(step(x)))
+    second = step(step(step(y)))
+    tg = compile_(b.graph(first, second), CPU)
+    assert plan_is_sound(tg) == 0 and tg.workspace == 4 * 256
+
+
+def test_constants_have_offsets():
+    b = Builder()
+    c = [b.value((5,), "f32", "const"), b.value((40,), "f32", "const")]
+    x = b.map((5,), E.binary("add", *(b.load(i, coord_axis(0, 5)) for i in c)))
+    tg = compile_(b.graph(x), CPU)
+    assert [b.offset for b in tg.buffers if b.space == "const"] == [0, 64]
+
+
+def test_precedence_is_what_the_dependencies_prove():
+    for seed in range(6):
+        tg = dependencies.run(random_graph(seed, 20, 3, 0.4))
+        before = closure(dense(tg.deps, tg.tasks))
+        for y, bits in enumerate(memory.precedence(tg)):
+            for x in range(len(tg.grids)):
+                if bits >> x & 1:
+                    assert before[np.ix_(tg.grid_of == y, tg.grid_of == x)].all()
+
+
+# ------------------------------------------------------------------------------------------------------------ all passes
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("graph", [decoder(layers=2), decoder(layers=2, batch=3), everything()], ids=["one", "batch", "kinds"])
+@pytest.mark.parametrize("target", [TINY, CPU, STREAMING], ids=["tiny", "cpu", "ring"])
+def test_programs_verify(graph: Graph, target: Target, workers: int, monkeypatch):
+    monkeypatch.setattr(decompose, "MIN_COST", 1)
+    tg = compile_(graph, target, workers)
+    consistent(tg)
+    assert verify(tg, target=target).tasks == tg.tasks
+
+
+def test_hops():
+    assert hops.hops(decoder(layers=3)) == tuple(range(3 * 5 + 2))
+    tg = compile_(decoder(layers=3), TINY)
+    assert hops.critical_path(tg) == 3 * 5 + 2
+    b = Builder()
+    x = b.arg(4)
+    y, z = (b.map((4,), b.load(x, coord_axis(0, 4))) for _ in range(2))
+    w = b.map((4,), E.binary("add", b.load(y, coord_axis(0, 4)), b.load(z, coord_axis(0, 4))))
+    assert hops.hops(b.graph(w)) == (0, 0, 1)
+
+
+def test_equal_layers_cost_one_layer(monkeypatch):
+    """Box expansion and overlap run once per distinct pair of grids, however many layers there are."""
+    calls = []
+    for module, name in ((decompose, "expand"), (dependencies, "_matrix")):
+        f = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, f=f: calls.append(0) or f(*a))
+
+    def work(layers: int) -> int:
+        calls.clear()
+        compile_(decoder(layers=layers), TINY)
+        return len(calls)
+
+    assert work(12) == work(3) > 0
+
+
+def test_thirty_thousand_tasks():
+    """A model of real size: five hops a layer, few events, and a workspace of one layer."""
+    graph = decoder(layers=36, hidden=4096, heads=32, kv=8, head=128, ffn=12288, keys=1024, vocab=151936, dtype="bf16")
+    tg = compile_(graph, Target("cuda", workers=132, columns=32, tasks=264, ring=12))
+    assert tg.tasks > 20000
+    assert hops.critical_path(tg) == 36 * 5 + 2
+    assert tg.events <= 36 * (8 + 4) + 2
+    assert tg.workspace < 1 << 20
+    assert not any(g.kind == "nop" for g in tg.grids)
+    assert MAX_WAITS >= np.diff(tg.waits.start).max() == 1 and READ in tg.boxes.mode
