@@ -1,0 +1,21 @@
+"""jax_mpk: a JAX function as one persistent kernel."""
+
+from __future__ import annotations
+
+import jax.export as _export
+
+from jax_mpk.api import Megakernelized, megakernelize
+from jax_mpk.errors import ExecutionError, MegakernelWarning, MpkError, UnsupportedError, VerifyError
+from jax_mpk.options import Options, override
+
+__version__ = "0.1.0"
+
+DISABLE_EXPORT_CHECKS = tuple(
+    _export.DisabledSafetyCheck.custom_call(f"jax_mpk_{platform}") for platform in ("cpu", "cuda")
+)
+"""For `jax.export.export(..., disabled_checks=DISABLE_EXPORT_CHECKS)`: megakernels are custom calls."""
+
+__all__ = [
+    "DISABLE_EXPORT_CHECKS", "ExecutionError", "MegakernelWarning", "Megakernelized", "MpkError", "Options",
+    "UnsupportedError", "VerifyError", "megakernelize", "override",
+]  # fmt: skip

@@ -25,3 +25,7 @@ class VerifyError(MpkError):
 
 class ExecutionError(MpkError):
     """A launch ended without finishing: the message names worker, task, event, have and want."""
+
+
+class MegakernelWarning(UserWarning):
+    """A function, or a part of it, runs through XLA instead of a megakernel; the message says why and where."""

@@ -1,0 +1,180 @@
+"""`megakernelize`: the function that users call."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+
+from jax_mpk import options as opts
+from jax_mpk import primitive
+from jax_mpk.options import Options
+
+
+def megakernelize(
+    fn: Callable[..., Any] | None = None,
+    *,
+    implementation: str | None = None,
+    options: Options | Mapping[str, Any] | None = None,
+    mesh: Any = None,
+    in_specs: Any = None,
+    out_specs: Any = None,
+    static_argnums: int | Iterable[int] = (),
+    static_argnames: str | Iterable[str] = (),
+) -> Any:
+    """`fn` as one persistent kernel: same arguments, same results, any pytrees (Flax modules and states included).
+
+    Use it inside `jax.jit`; `grad`, `vmap`, `scan`, `shard_map`, `export` and donation work as on any JAX function.
+    Also a decorator, with or without arguments.
+
+    Args:
+      fn: a pure JAX function of arrays (any shapes; types as the chosen implementation supports them).
+      implementation: "cuda", "cpu" (the megakernel of that platform), "xla" (plain XLA), or None: the platform's
+        megakernel where it can be made, else XLA with a `MegakernelWarning` that names the reason and source line.
+      options: an `Options`, or a mapping of knobs to change; read when `fn` is traced.
+      mesh, in_specs, out_specs: run `fn` on every device of the mesh on its part, as `jax.shard_map` does.
+      static_argnums, static_argnames: arguments that are Python values, as in `jax.jit`; they must be hashable.
+
+    Returns:
+      A callable with `lower`, `explain`, `draw` and `cost_analysis`, which take the same arguments as `fn`.
+
+    Raises:
+      TypeError, ValueError: wrong arguments of this function. When the result is lowered with a named implementation:
+      `UnsupportedError` for what it cannot do, `VerifyError` if the compiler made a mistake.
+    """
+    if fn is None:
+        return functools.partial(
+            megakernelize, implementation=implementation, options=options, mesh=mesh, in_specs=in_specs,
+            out_specs=out_specs, static_argnums=static_argnums, static_argnames=static_argnames,
+        )  # fmt: skip
+    if not callable(fn):
+        raise TypeError(f"megakernelize takes a function, not {type(fn).__name__}")
+    if implementation not in primitive.IMPLEMENTATIONS:
+        known = ", ".join(map(repr, primitive.IMPLEMENTATIONS))
+        raise ValueError(f"implementation is one of {known}, not {implementation!r}")
+    if mesh is None and (in_specs is not None or out_specs is not None):
+        raise ValueError("in_specs and out_specs need a mesh")
+    if mesh is not None and (in_specs is None or out_specs is None):
+        raise ValueError("a mesh needs in_specs and out_specs")
+    opts.current(options)  # wrong options fail here, not at the first trace
+    statics = _Statics(fn, static_argnums, static_argnames)
+    shard = None if mesh is None else functools.partial(jax.shard_map, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+    return Megakernelized(fn, implementation, options, statics, shard)
+
+
+class _Statics:
+    """Which arguments are static, and per set of their values the function of the others (one object, so that JAX
+    recognises it and traces it once)."""
+
+    def __init__(self, fn: Callable[..., Any], nums: int | Iterable[int], names: str | Iterable[str]):
+        self.fn = fn
+        given = {nums} if isinstance(nums, int) else set(nums)
+        self.names = {names} if isinstance(names, str) else set(names)
+        try:
+            parameters = list(inspect.signature(fn).parameters.values())
+        except (TypeError, ValueError):
+            parameters = []
+        if any(n < 0 for n in given) and not parameters:
+            raise ValueError("negative static_argnums need a function with a signature")
+        self.nums = {n % len(parameters) if n < 0 else n for n in given}
+        positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        variadic = any(p.kind == p.VAR_POSITIONAL for p in parameters)
+        keywords = any(p.kind == p.VAR_KEYWORD for p in parameters)
+        if parameters and not variadic and any(n >= len(positional) for n in self.nums):
+            raise ValueError(f"static_argnums {sorted(self.nums)} but {fn} has {len(positional)} positional arguments")
+        unknown = self.names - {p.name for p in parameters}
+        if parameters and unknown and not keywords:
+            raise ValueError(f"static_argnames {sorted(unknown)} are no arguments of {fn}")
+        self.names |= {positional[n] for n in self.nums if n < len(positional)}
+        self.nums |= {n for n, name in enumerate(positional) if name in self.names}
+        self._variant = functools.lru_cache(maxsize=256)(self._make)
+
+    def split(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        """The function of the dynamic arguments, and these."""
+        if not self.nums and not self.names:
+            return self.fn, args, kwargs
+        fixed = tuple((n, type(a), a) for n, a in enumerate(args) if n in self.nums)
+        named = tuple((k, type(v), v) for k, v in sorted(kwargs.items()) if k in self.names)
+        for key, kind, value in (*fixed, *named):
+            try:
+                hash(value)
+            except TypeError:
+                raise ValueError(f"static argument {key!r} is a {kind.__name__}, which is not hashable") from None
+        dynamic = tuple(a for n, a in enumerate(args) if n not in self.nums)
+        rest = {k: v for k, v in kwargs.items() if k not in self.names}
+        return self._variant(fixed, named), dynamic, rest
+
+    def _make(self, fixed: tuple[Any, ...], named: tuple[Any, ...]) -> Callable[..., Any]:
+        positions = {n: value for n, _, value in fixed}
+        keywords = {k: value for k, _, value in named}
+
+        @functools.wraps(self.fn)
+        def variant(*args: Any, **kwargs: Any) -> Any:
+            dynamic = iter(args)
+            full = [positions[n] if n in positions else next(dynamic) for n in range(len(args) + len(positions))]
+            return self.fn(*full, **kwargs, **keywords)
+
+        return variant
+
+
+class Megakernelized:
+    """What `megakernelize` returns. Calling it traces `fn` (once per types and static values) and binds one primitive."""
+
+    def __init__(self, fn: Callable[..., Any], implementation: str | None, options: Any, statics: _Statics, shard: Any):
+        self.implementation = implementation
+        self._options, self._statics, self._shard = options, statics, shard
+        self._sharded = functools.lru_cache(maxsize=256)(self._make_sharded)
+        self.__wrapped__ = fn
+        functools.update_wrapper(self, fn, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        fn, args, kwargs = self._statics.split(args, kwargs)
+        if self._shard is None:
+            return self._call(fn, *args, **kwargs)
+        return self._sharded(fn)(*args, **kwargs)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __repr__(self) -> str:
+        return f"megakernelize({getattr(self.__wrapped__, '__qualname__', self.__wrapped__)})"
+
+    def _call(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args, **kwargs)
+        out = primitive.call(closed, jax.tree.leaves((args, kwargs)), implementation=self.implementation,
+                             options=opts.current(self._options), name=self._name())  # fmt: skip
+        return jax.tree.unflatten(jax.tree.structure(shapes), out)
+
+    def _make_sharded(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        return self._shard(functools.partial(self._call, fn))
+
+    def _name(self) -> str:
+        return getattr(self.__wrapped__, "__name__", type(self.__wrapped__).__name__)
+
+    # ------------------------------------------------------------------------------------------------- for people
+
+    def lower(self, *args: Any, **kwargs: Any) -> Any:
+        """Compiles for these arguments (arrays or `jax.ShapeDtypeStruct`s) and returns every stage: a `stages.Lowered`.
+
+        The platform is the implementation's; with None (or "xla") it is JAX's default backend. Raises what compiling
+        raises, also where a call would fall back to XLA.
+        """
+        from jax_mpk.stages import lower
+
+        return lower(self, args, kwargs)
+
+    def explain(self, *args: Any, **kwargs: Any) -> str:
+        """What the megakernel does for these arguments: operators, tasks, events, bytes, and every hop with its reason."""
+        return self.lower(*args, **kwargs).explain()
+
+    def draw(self, *args: Any, file: Any = None, **kwargs: Any) -> str:
+        """The task graph as SVG text, also written to `file` (a path) if given."""
+        return self.lower(*args, **kwargs).draw(file=file)
+
+    def cost_analysis(self, *args: Any, **kwargs: Any) -> Any:
+        """Flops and bytes, per operator and in total: see `jax_mpk.inspect.cost.Cost`."""
+        return self.lower(*args, **kwargs).cost_analysis()

@@ -1,0 +1,65 @@
+"""Backends: one module a platform, named like XLA's platform, with the interface below.
+
+    target(options) -> Target                            the device that programs are compiled for
+    ready() -> None                                      registers the FFI handlers; `UnsupportedError` if it cannot
+    lower(ctx, operands, jaxpr, options, name) -> list   the lowering rule: compiles, emits one custom call
+
+`ffi_call` is the custom call that every backend emits.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+
+from jax_mpk import abi
+from jax_mpk.errors import UnsupportedError
+from jax_mpk.options import Options
+from jax_mpk.targets import Target
+
+NAMES = ("cpu", "cuda")
+
+
+def get(name: str) -> ModuleType:
+    """The module of a backend; raises `UnsupportedError` when this build has none for the platform."""
+    if name not in NAMES:
+        raise UnsupportedError("megakernel", f"there is no backend for {name!r}; there are {', '.join(NAMES)}")
+    try:
+        return importlib.import_module(f"jax_mpk.backends.{name}")
+    except ModuleNotFoundError as e:
+        if e.name != f"jax_mpk.backends.{name}":
+            raise
+        raise UnsupportedError("megakernel", f"the {name!r} backend is not part of this build") from None
+
+
+def adjusted(target: Target, options: Options) -> Target:
+    """The target with the overrides of the options (0 keeps the target's own value)."""
+    knobs = {k: v for k, v in options.codegen() if v}
+    return replace(target, **knobs)
+
+
+def ffi_call(ctx: Any, operands: Sequence[Any], target_name: str, blob: bytes, attributes: Mapping[str, Any]) -> list[Any]:
+    """Emits the custom call of a program and returns its results (the workspace left off).
+
+    Operands and results are the program's, in order; the workspace, if there is one, is a last result of type u8. A
+    result that lives in an operand's buffer is aliased with it, so XLA copies only what somebody else still needs.
+    The program travels as an attribute, with its hash as the key under which executors are kept.
+    """
+    program = abi.decode(blob)
+    buffers = program["Buffer"]
+    results = buffers[(buffers["space"] == abi.enum("Space", "RESULT")) & (buffers["alias"] >= 0)]
+    aliases = {int(b["alias"]): int(b["index"]) for b in results}
+    workspace = int(program.header["workspace"])
+    avals = list(ctx.avals_out)
+    if workspace:
+        avals.append(jax.core.ShapedArray((workspace,), np.dtype(np.uint8)))
+    rule = jax.ffi.ffi_lowering(target_name, operand_output_aliases=aliases)
+    values = rule(ctx.replace(avals_out=avals), *operands, program=np.frombuffer(blob, np.uint8),
+                  hash=np.uint64(program.header["hash"]).astype(np.int64), **attributes)  # fmt: skip
+    return list(values)[: len(ctx.avals_out)]

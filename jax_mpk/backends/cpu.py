@@ -1,0 +1,41 @@
+"""The CPU backend: the prebuilt executor of the extension module behind the XLA custom call `jax_mpk_cpu`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jax_mpk import backends, compiler, targets
+from jax_mpk.errors import UnsupportedError
+from jax_mpk.options import Options
+from jax_mpk.targets import Target
+
+TARGET_NAME = "jax_mpk_cpu"
+
+
+def target(options: Options) -> Target:
+    """The CPU as the compiler sees it, with the overrides of `options`."""
+    return backends.adjusted(targets.CPU, options)
+
+
+@functools.cache
+def ready() -> None:
+    """Registers the handler once; raises `UnsupportedError` when the extension module cannot be loaded."""
+    try:
+        from jax_mpk import _ext  # type: ignore[attr-defined]
+    except ImportError as e:
+        raise UnsupportedError("megakernel", f"the extension module jax_mpk._ext does not load ({e})") from e
+    for name, capsule in _ext.registrations().items():
+        if name == TARGET_NAME:
+            jax.ffi.register_ffi_target(name, capsule, platform="cpu")
+
+
+def lower(ctx: Any, operands: Sequence[Any], jaxpr: Any, options: Options, name: str) -> list[Any]:
+    """The lowering rule of the primitive on CPUs: one custom call."""
+    ready()
+    blob = compiler.program(jaxpr, target(options), options, name=name)
+    return backends.ffi_call(ctx, operands, TARGET_NAME, blob, {"deadline_ms": np.int64(options.deadline_ms)})

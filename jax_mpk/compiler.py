@@ -1,0 +1,194 @@
+"""The compiler driver: a jaxpr through every pass to a verified program, with everything on the way kept and timed.
+
+The list of passes is `PASSES`, and nothing else knows their order. `compile` keeps the stages (for people); `program` is
+what a lowering needs: the blob, from memory, from disk, or compiled.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jax.extend.core as jc
+
+from jax_mpk import _compat, abi
+from jax_mpk.cache import Disk, Memory
+from jax_mpk.emit import emit
+from jax_mpk.errors import UnsupportedError
+from jax_mpk.fingerprint import Unhashable, fingerprint, package_digest
+from jax_mpk.frontend import lower
+from jax_mpk.inspect.dump import listing
+from jax_mpk.ir.graph import Graph, check
+from jax_mpk.ir.tasks import TaskGraph
+from jax_mpk.options import Options
+from jax_mpk.passes import (
+    decompose,
+    dependencies,
+    events,
+    fuse,
+    layout,
+    linearise,
+    memory,
+    normalise,
+    placement,
+    recognise,
+    refine,
+    simplify,
+)
+from jax_mpk.targets import Target
+from jax_mpk.verify import Certificate, verify
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One function on its way through the passes; `graph`, `tasks`, `certificate`, `program`: the newest of each."""
+
+    name: str
+    jaxpr: jc.ClosedJaxpr
+    target: Target
+    graph: Graph | None = None
+    tasks: TaskGraph | None = None
+    certificate: Certificate | None = None
+    program: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass: its name, which field of `Unit` it produces, and the function."""
+
+    name: str
+    produces: str
+    run: Callable[[Any], Any]
+
+
+PASSES: tuple[Pass, ...] = (
+    Pass("lower", "graph", lambda u: lower(u.jaxpr, name=u.name)),
+    Pass("simplify", "graph", lambda u: simplify.run(u.graph)),
+    Pass("recognise", "graph", lambda u: recognise.run(u.graph)),
+    Pass("fuse", "graph", lambda u: fuse.run(u.graph, u.target)),
+    Pass("layout", "graph", lambda u: layout.run(u.graph)),
+    Pass("refine", "graph", lambda u: refine.run(u.graph)),
+    Pass("decompose", "tasks", lambda u: decompose.run(u.graph, u.target)),
+    Pass("dependencies", "tasks", lambda u: dependencies.run(u.tasks)),
+    Pass("events", "tasks", lambda u: events.run(u.tasks)),
+    Pass("normalise", "tasks", lambda u: normalise.run(u.tasks)),
+    Pass("linearise", "tasks", lambda u: linearise.run(u.tasks)),
+    Pass("placement", "tasks", lambda u: placement.run(u.tasks, u.graph, u.target)),
+    Pass("memory", "tasks", lambda u: memory.run(u.tasks)),
+    Pass("verify", "certificate", lambda u: verify(u.tasks, target=u.target)),
+    Pass("emit", "program", lambda u: emit(u.graph, u.tasks, name=u.name)),
+)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled function. `stages`: the product of every pass by its name (empty if the program came from disk);
+    `times`: seconds per pass; `program`: the blob, or None if `stop_after` ended the compile before."""
+
+    name: str
+    jaxpr: jc.ClosedJaxpr
+    target: Target
+    program: bytes | None
+    stages: dict[str, Any] = field(default_factory=dict, repr=False)
+    times: dict[str, float] = field(default_factory=dict)
+
+    def text(self, stage: str) -> str:
+        """A stage in words: "jaxpr", the name of a pass, or "program" (the listing). `KeyError` names the stages."""
+        if stage == "jaxpr":
+            return str(self.jaxpr)
+        stage = "emit" if stage == "program" else stage
+        if stage not in self.stages:
+            raise KeyError(f"no stage {stage!r}; there are jaxpr, {', '.join(self.stages)}")
+        product = self.stages[stage]
+        return listing(abi.decode(product)) if isinstance(product, bytes) else str(product)
+
+
+_memory: Memory[Compiled] = Memory()
+
+
+def clear_cache() -> None:
+    """Forgets the compiled programs in memory (those on disk stay)."""
+    _memory.clear()
+
+
+def compile(closed: jc.ClosedJaxpr, target: Target, options: Options, *, name: str = "fn") -> Compiled:
+    """Runs the passes, or finds the result in memory. The returned stages are complete up to `options.stop_after`.
+
+    Raises `UnsupportedError` (the function), `VerifyError` or `GraphError` (the compiler), `ValueError` (the options).
+    """
+    key = _key(closed, target, options, name)
+    hit = _memory.get(key) if key and _may_reuse(options) else None
+    if hit is not None and hit.stages:
+        return hit
+    names = [p.name for p in PASSES]
+    if options.stop_after and options.stop_after not in names:
+        raise ValueError(f"stop_after={options.stop_after!r} is no pass; the passes are {', '.join(names)}")
+    unit, stages, times = Unit(name, closed, target), {}, {}
+    dump = _dump_directory(options, name, key)
+    _write(dump, 0, "jaxpr", lambda: str(closed))
+    for n, p in enumerate(PASSES, 1):
+        start = time.perf_counter()
+        product = p.run(unit)
+        if isinstance(product, Graph):
+            check(product)
+        times[p.name] = time.perf_counter() - start
+        stages[p.name] = product
+        unit = replace(unit, **{p.produces: product})
+        out = Compiled(name, closed, target, unit.program, stages, times)
+        _write(dump, n, p.name, functools.partial(out.text, p.name))
+        if p.name == options.stop_after:
+            return out
+    if key and options.cache_entries:
+        _memory.put(key, out, options.cache_entries)
+    return out
+
+
+def program(closed: jc.ClosedJaxpr, target: Target, options: Options, *, name: str = "fn") -> bytes:
+    """The verified program of a jaxpr: from memory, from disk, or compiled (and then kept). Raises like `compile`."""
+    key = _key(closed, target, options, name)
+    path = options.cache_path()
+    disk = Disk(path, options.cache_bytes) if path is not None and key else None
+    if key and _may_reuse(options):
+        hit = _memory.get(key)
+        if hit is not None and hit.program is not None:
+            return hit.program
+        blob = disk.get(key) if disk else None
+        if blob is not None:
+            _memory.put(key, Compiled(name, closed, target, blob), options.cache_entries)
+            return blob
+    out = compile(closed, target, options, name=name)
+    if out.program is None:
+        raise UnsupportedError("megakernel", f"the compiler stopped after pass {options.stop_after!r}, as it was told")
+    if disk:
+        disk.put(key, out.program)
+    return out.program
+
+
+def _may_reuse(options: Options) -> bool:
+    return not (options.dump or options.stop_after)
+
+
+def _key(closed: jc.ClosedJaxpr, target: Target, options: Options, name: str) -> bytes:
+    """Everything that a program depends on; empty if it cannot be written down."""
+    try:
+        random = _compat.threefry_partitionable()  # decides what random bits are
+        return fingerprint(closed, package_digest(), abi.VERSION, target, options.codegen(), name, random)
+    except Unhashable:
+        return b""
+
+
+def _dump_directory(options: Options, name: str, key: bytes) -> Path | None:
+    if not options.dump:
+        return None
+    path = Path(options.dump) / f"{name}-{key.hex()[:8]}"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _write(dump: Path | None, number: int, stage: str, text: Callable[[], str]) -> None:
+    if dump is not None:
+        (dump / f"{number:02d}_{stage}.txt").write_text(text() + "\n")

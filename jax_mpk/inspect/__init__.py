@@ -1,0 +1,1 @@
+"""Looking at compiled functions: text listings, hops and their reasons, drawings, costs."""

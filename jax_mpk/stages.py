@@ -1,0 +1,106 @@
+"""`Lowered`: everything that the compiler made of one function for one set of argument types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jax_mpk import backends, compiler
+from jax_mpk import options as opts
+from jax_mpk.errors import UnsupportedError
+from jax_mpk.inspect import cost, draw, explain
+from jax_mpk.ir.graph import Graph
+from jax_mpk.ir.tasks import TaskGraph
+from jax_mpk.primitive import megakernel_p
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The stages of a compiled function. With `stop_after`, stages beyond it raise `KeyError`."""
+
+    compiled: compiler.Compiled
+
+    @property
+    def jaxpr(self) -> Any:
+        """The closed jaxpr that the megakernel computes; captured arrays are its first operands."""
+        return self.compiled.jaxpr
+
+    def graph(self, pass_name: str | None = None) -> Graph:
+        """The op graph after a pass ("lower", "simplify", "recognise", "fuse", "refine"; None: the last one)."""
+        graphs = {k: v for k, v in self.compiled.stages.items() if isinstance(v, Graph)}
+        return self._pick(graphs, pass_name)
+
+    def tasks(self, pass_name: str | None = None) -> TaskGraph:
+        """The task graph after a pass ("decompose", ..., "memory"; None: the last one)."""
+        graphs = {k: v for k, v in self.compiled.stages.items() if isinstance(v, TaskGraph)}
+        return self._pick(graphs, pass_name)
+
+    def _pick(self, products: Mapping[str, Any], name: str | None) -> Any:
+        if not products or (name is not None and name not in products):
+            raise KeyError(f"no such stage after pass {name!r}; there are {', '.join(products) or 'none'}")
+        return products[name] if name is not None else list(products.values())[-1]
+
+    @property
+    def certificate(self) -> Any:
+        """What the verifier proved."""
+        return self._pick(self.compiled.stages, "verify")
+
+    @property
+    def program(self) -> bytes:
+        """The program blob (`jax_mpk.abi.decode` reads it)."""
+        return self._pick(self.compiled.stages, "emit")
+
+    @property
+    def compile_times(self) -> dict[str, float]:
+        """Seconds per pass."""
+        return dict(self.compiled.times)
+
+    def text(self, stage: str) -> str:
+        """Any stage as text: "jaxpr", the name of a pass, or "program"."""
+        return self.compiled.text(stage)
+
+    def explain(self) -> str:
+        """Operators, tasks, events, bytes, and every hop with the input that makes it wait."""
+        return explain.explain(self.compiled)
+
+    def draw(self, file: Any = None) -> str:
+        """The task graph as SVG text, also written to the path `file`."""
+        svg = draw.draw(self.tasks("events"), self.compiled.name)
+        if file is not None:
+            Path(file).write_text(svg)
+        return svg
+
+    def cost_analysis(self) -> cost.Cost:
+        """Flops and bytes per operator and in total."""
+        return cost.cost(self.graph(), self.tasks("events"))
+
+
+def lower(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Lowered:
+    """Compiles a `Megakernelized` for arguments or `jax.ShapeDtypeStruct`s; see `Megakernelized.lower`."""
+    fn, args, kwargs = wrapped._statics.split(args, kwargs)
+    shard = wrapped._shard
+    call = wrapped._sharded(fn) if shard is not None else lambda *a, **k: wrapped._call(fn, *a, **k)
+    closed = jax.make_jaxpr(call)(*args, **kwargs)
+    eqn = next(_megakernels(closed.jaxpr), None)
+    if eqn is None:
+        raise UnsupportedError("megakernel", f"{wrapped._name()} computes nothing, or only what its side effects allow")
+    platform = wrapped.implementation
+    if platform in (None, "xla"):
+        platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    options = opts.current(wrapped._options)
+    target = backends.get(platform).target(options)
+    return Lowered(compiler.compile(eqn.params["jaxpr"], target, options, name=eqn.params["name"]))
+
+
+def _megakernels(jaxpr: Any) -> Iterator[Any]:
+    for eqn in jaxpr.eqns:
+        if eqn.primitive is megakernel_p:
+            yield eqn
+        else:
+            for p in eqn.params.values():
+                if hasattr(p, "eqns"):
+                    yield from _megakernels(p)
