@@ -1,0 +1,5 @@
+"""From a jaxpr to an op graph: `lower`."""
+
+from jax_mpk.frontend.lower import lower
+
+__all__ = ["lower"]

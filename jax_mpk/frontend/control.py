@@ -1,0 +1,89 @@
+"""Calls, branches and loops of known length: all are written out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jax_mpk import _compat
+from jax_mpk.frontend.arithmetic import choose
+from jax_mpk.frontend.builder import DEAD, Builder, Equation, Tensor, as_i32
+from jax_mpk.frontend.registry import primitive
+from jax_mpk.frontend.shape import pick, stacked
+
+UNROLL_LIMIT = 20_000
+"""A scan is written out up to this many equations (its length times those of its body, nested ones included)."""
+
+
+@primitive("jit", "pjit", "closed_call", "core_call", "call", "eval_jaxpr", "custom_jvp_call", "custom_vjp_call",
+           "custom_vjp_call_jaxpr", "remat2", "checkpoint", "remat", "custom_lin", "core_closed_call")  # fmt: skip
+def _call(b: Builder, eqn: Equation, *xs: Tensor) -> Sequence[Tensor]:
+    jaxpr = next((eqn.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in eqn.params), None)
+    if jaxpr is None:
+        b.unsupported("a call without a jaxpr")
+    return b.inline(jaxpr, xs, eqn.live, _lines(eqn, jaxpr))
+
+
+def _lines(eqn: Equation, jaxpr: Any) -> str:
+    """The line that the equations inside a call stand for: that of the call if the callee is a library function."""
+    return eqn.inherited or (eqn.source.where if _compat.is_library(jaxpr) else "")
+
+
+@primitive("cond")
+def _cond(b: Builder, eqn: Equation, which: Tensor, *xs: Tensor) -> Sequence[Tensor]:
+    """Every branch is computed and one result selected: branches have no side effects."""
+    branches = eqn.params["branches"]
+    results = [b.inline(j, xs, eqn.live, eqn.inherited) for j in branches]
+    if len(branches) == 1:
+        return results[0]
+    out = []
+    for n, (on, (shape, dtype)) in enumerate(zip(eqn.live, eqn.outs, strict=True)):
+        cases = [r[n] for r in results]
+        if on and any(c is not cases[0] for c in cases):
+            w = which.over(())
+            w = w if w.dtype == "bool" else as_i32(w)
+            out.append(b.map(shape, dtype, choose(w, [c.over(shape) for c in cases])))
+        else:
+            out.append(cases[0])
+    return out
+
+
+@primitive("scan")
+def _scan(b: Builder, eqn: Equation, *xs: Tensor) -> Sequence[Tensor]:
+    """Unrolled; slices of the inputs are index maps, the stacked outputs one concatenation."""
+    p = eqn.params
+    length, (n_consts, n_carry) = p["length"], _compat.scan_counts(p)
+    jaxpr = p["jaxpr"]
+    work = length * _equations(jaxpr)
+    if work > UNROLL_LIMIT:
+        b.unsupported(f"{length} iterations of {work // length} equations are more than the {UNROLL_LIMIT} that are "
+                      "written out; loops inside a kernel are not implemented yet")  # fmt: skip
+    consts, carry, rows = xs[:n_consts], list(xs[n_consts : n_consts + n_carry]), xs[n_consts + n_carry :]
+    live_rows = eqn.live[n_carry:]
+    order = range(length - 1, -1, -1) if p["reverse"] else range(length)
+    columns: list[list[Tensor]] = [[] for _ in live_rows]
+    for step, n in enumerate(order):
+        carried = (True,) * n_carry if step < length - 1 else eqn.live[:n_carry]
+        slices = [pick(b, x, 0, n) for x in rows]
+        results = b.inline(jaxpr, (*consts, *carry, *slices), (*carried, *live_rows), eqn.inherited)
+        carry = results[:n_carry]
+        for column, t in zip(columns, results[n_carry:], strict=True):
+            column.append(t)
+    ys = [stacked(b, c[::-1] if p["reverse"] else c, 0) if on else DEAD for c, on in zip(columns, live_rows, strict=True)]
+    return [*carry, *ys]
+
+
+def _equations(jaxpr: Any) -> int:
+    """Equations of a jaxpr, those of calls and loops inside included."""
+    total = 0
+    for eqn in _compat.open_jaxpr(jaxpr)[0].eqns:
+        inner = [v for p in eqn.params.values() for v in (p if isinstance(p, tuple | list) else (p,))
+                 if hasattr(_compat.open_jaxpr(v)[0], "eqns")]  # fmt: skip
+        times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        total += times * sum(map(_equations, inner)) if inner else 1
+    return total
+
+
+@primitive("while")
+def _while(b: Builder, eqn: Equation, *_: Tensor) -> Sequence[Tensor]:
+    b.unsupported("a loop whose length is not known when it is traced; loops inside a kernel are not implemented yet")

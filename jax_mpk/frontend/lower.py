@@ -1,0 +1,141 @@
+"""`lower`: a jaxpr becomes an op graph, one simple operator an equation. The passes fuse them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jax_mpk import _compat
+from jax_mpk.frontend import (  # noqa: F401  (importing a family registers its rules)
+    arithmetic,
+    contraction,
+    control,
+    convert,
+    cumulative,
+    memory,
+    random,
+    reduction,
+    shape,
+    sorting,
+)
+from jax_mpk.frontend.builder import DEAD, Builder, Equation, Tensor
+from jax_mpk.frontend.registry import RULES
+from jax_mpk.ir import expr as E
+from jax_mpk.ir.graph import Graph, Source, check, compute_dtype
+from jax_mpk.passes import inplace
+
+
+def lower(closed_jaxpr: Any, *, name: str = "fn") -> Graph:
+    """The op graph of a closed jaxpr (`jax.make_jaxpr(f)(*args)`).
+
+    Operands become values of role "arg" in order; closed-over arrays become values of role "const" with their data.
+    Every result is a value of its own, written by an operator. The graph satisfies `graph.check`.
+
+    Raises:
+      UnsupportedError: a primitive, a parameter or an element type that megakernels do not do; it names the
+        primitive, the operand types and the user's line.
+    """
+    b = Builder()
+    lowering = _Lowering(b)
+    b.inline = lowering.inline
+    jaxpr, consts = _compat.open_jaxpr(closed_jaxpr)
+    args = []
+    for n, var in enumerate(jaxpr.invars):
+        shape, dtype = lowering.type_of(var)
+        args.append(Tensor(shape, dtype, b.value(shape, dtype, role="arg", index=n, name=f"a{n}")))
+    outs = lowering.inline((jaxpr, consts), args, [True] * len(jaxpr.outvars))
+    results: list[int] = []
+    for t in outs:
+        if t.splat is not None or b.values[t.value].role != "temp" or t.value in results:
+            t = b.copy(t)
+        results.append(t.value)
+    g = Graph(b.values, tuple(b.ops), tuple(a.value for a in args), tuple(results), name)
+    return check(inplace.run(_live(g)))
+
+
+class _Lowering:
+    """The walk over equations; the rules do the rest."""
+
+    def __init__(self, b: Builder):
+        self.b = b
+        self.types: dict[Any, tuple[tuple[int, ...], str]] = {}
+
+    def type_of(self, atom: Any) -> tuple[tuple[int, ...], str]:
+        """(shape, dtype name) of a variable; raises `UnsupportedError` for tensors that kernels do not have."""
+        aval = atom.aval
+        key = (getattr(aval, "shape", None), getattr(aval, "dtype", None))
+        hit = self.types.get(key)
+        if hit is not None:
+            return hit
+        if key[0] is None or key[1] is None:
+            self.b.unsupported(f"a value of type {aval} is not an array")
+        if not all(isinstance(n, int) for n in key[0]):
+            self.b.unsupported(f"the shape of {aval} is not static")
+        shape = tuple(int(n) for n in key[0])
+        words = _compat.key_width(key[1])
+        shape, dtype = ((*shape, words), "u32") if words else (shape, self.b.dtype(key[1]))
+        if math.prod(shape) == 0:
+            self.b.unsupported(f"empty arrays ({aval}) are not supported")
+        self.types[key] = shape, dtype
+        return shape, dtype
+
+    def inline(self, jaxpr: Any, operands: Sequence[Tensor], live: Sequence[bool], where: str = "") -> list[Tensor]:
+        """Lowers the equations of a jaxpr (closed, or a pair of jaxpr and consts) whose results at `live` are used.
+
+        A result that is not live may be a tensor that stands for nothing. `where` overrides the equations' own lines.
+        """
+        jaxpr, consts = jaxpr if isinstance(jaxpr, tuple) else _compat.open_jaxpr(jaxpr)
+        b, outer = self.b, self.b.eqn
+        env: dict[Any, Tensor] = dict(zip(jaxpr.invars, operands, strict=True))
+        wanted = {v for v, on in zip(jaxpr.outvars, live, strict=True) if on and not _compat.is_literal(v)}
+        todo = []
+        for eqn in reversed(jaxpr.eqns):
+            used = tuple(v in wanted for v in eqn.outvars)
+            if eqn.effects or any(used):
+                todo.append((eqn, used))
+                wanted.update(v for v in eqn.invars if not _compat.is_literal(v))
+        env.update((v, b.constant(c)) for v, c in zip(jaxpr.constvars, consts, strict=True) if v in wanted)
+        for eqn, used in reversed(todo):
+            env.update(zip(eqn.outvars, self.equation(eqn, env, used, where), strict=True))
+        b.eqn = outer
+        return [self.read(env, v) if on else DEAD for v, on in zip(jaxpr.outvars, live, strict=True)]
+
+    def equation(self, eqn: Any, env: dict[Any, Tensor], live: tuple[bool, ...], where: str) -> Sequence[Tensor]:
+        """Applies the rule of one equation."""
+        b, name = self.b, eqn.primitive.name
+        b.eqn = Equation(eqn, Source(name, where or _compat.user_where(eqn)), live, where)
+        rule = RULES.get(name)
+        if eqn.effects:
+            b.unsupported(f"it has side effects ({', '.join(sorted(str(e) for e in eqn.effects))})")
+        if rule is None:
+            b.unsupported("there is no rule for this primitive")
+        b.eqn.outs = outs = tuple(self.type_of(v) for v in eqn.outvars)
+        result = rule(b, b.eqn, *(self.read(env, v) for v in eqn.invars))
+        results = [result] if isinstance(result, Tensor) else list(result)
+        for t, out, on in zip(results, outs, live, strict=True):
+            assert not on or (t.shape, t.dtype) == out, f"{name} gives {t.dtype}{t.shape}, not {out}"
+        return results
+
+    def read(self, env: dict[Any, Tensor], atom: Any) -> Tensor:
+        """The tensor of a variable or literal."""
+        if not _compat.is_literal(atom):
+            return env[atom]
+        shape, dtype = self.type_of(atom)
+        data = np.asarray(atom.val, atom.aval.dtype)
+        if shape:
+            return self.b.constant(data)
+        return Tensor((), dtype, splat=E.const(data.item(), compute_dtype(dtype)))
+
+
+def _live(g: Graph) -> Graph:
+    """Without the operators that serve no result."""
+    wanted = set(g.results)
+    ops = []
+    for op in reversed(g.ops):
+        if not wanted.isdisjoint(op.writes()):
+            ops.append(op)
+            wanted |= op.reads()
+    return g.with_ops(ops[::-1])

@@ -1,0 +1,143 @@
+"""Data-dependent indexing: slices, gathers, and the updates that are written in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jax_mpk import _compat
+from jax_mpk.frontend.builder import Builder, Equation, Tensor, as_i32, clamp, identity
+from jax_mpk.frontend.registry import primitive
+from jax_mpk.ir import expr as E
+from jax_mpk.ir.expr import Coord, Expr
+from jax_mpk.ir.graph import Append, Update
+
+_OUTSIDE = -(2**30)
+"""A coordinate that stays out of bounds whatever is added to it inside a window."""
+
+
+def window_coord(offset: Coord, start: Expr, window: int, extent: int) -> Coord:
+    """`start + offset` where the start is clamped so that a window of this size stays inside the dimension."""
+    if window == extent:
+        return offset
+    if isinstance(start, E.Const):
+        return E.coord_add(offset, E.coord_const(min(max(int(start.value), 0), extent - window)))
+    if window == 1:  # the coordinate's own clamp is the same one
+        return Coord(offset.const, offset.terms, start, extent - 1)
+    return Coord(offset.const, offset.terms, clamp(start, 0, extent - window), extent - 1)
+
+
+@primitive("dynamic_slice")
+def _dynamic_slice(b: Builder, eqn: Equation, x: Tensor, *starts: Tensor) -> Tensor:
+    coords = [
+        window_coord(c, as_i32(s.over(())), w, n)
+        for c, s, w, n in zip(identity(eqn.shape), starts, eqn.shape, x.shape, strict=True)
+    ]
+    return b.map(eqn.shape, eqn.dtype, x.at(coords))
+
+
+@primitive("dynamic_update_slice")
+def _dynamic_update_slice(b: Builder, eqn: Equation, x: Tensor, update: Tensor, *starts: Tensor) -> Tensor:
+    coords = tuple(
+        window_coord(c, as_i32(s.over(())), w, n)
+        for c, s, w, n in zip(identity(update.shape), starts, update.shape, x.shape, strict=True)
+    )
+    return _update(b, x, update.shape, update.over(update.shape), coords, "set", "clamp")
+
+
+def _update(b: Builder, target: Tensor, window: tuple[int, ...], e: Expr, coords: tuple[Coord, ...], mode: str,
+            oob: str) -> Tensor:  # fmt: skip
+    target = b.materialise(target)
+    out = b.value(target.shape, target.dtype)
+    append = Append(target.value, out, window, tuple(range(len(window))), e, coords, mode, oob)
+    b.emit(Update(out, window, b.source, None, append))
+    return Tensor(target.shape, target.dtype, out)
+
+
+# ----------------------------------------------------------------------------------------------------- gather and scatter
+
+
+class _Indexing:
+    """The dimension numbers of a gather or scatter, over the domain of its windows (the gather's result).
+
+    `offsets`, `batch`: domain axes inside a window, and those that enumerate windows. For each operand dimension:
+    `offset[d]`, the coordinate inside the window (0 for collapsed ones); `start[d]`, the index expression or None.
+    """
+
+    def __init__(self, shape: tuple[int, ...], domain: tuple[int, ...], indices: Tensor, offset_dims: Sequence[int],
+                 hidden: Sequence[int], start_map: Sequence[int], operand_batch: Sequence[int],
+                 indices_batch: Sequence[int]):  # fmt: skip
+        axes = identity(domain)
+        inside = [int(d) for d in offset_dims]
+        batch = [a for a in range(len(domain)) if a not in inside]
+        gone = {int(d) for d in (*hidden, *operand_batch)}
+        visible = [d for d in range(len(shape)) if d not in gone]
+        zero = E.coord_const(0)
+        self.shape, self.window = shape, [1] * len(shape)
+        self.offset: list[Coord] = [zero] * len(shape)
+        self.start: list[Expr | None] = [None] * len(shape)
+        for d, a in zip(visible, inside, strict=True):
+            self.offset[d], self.window[d] = axes[a], domain[a]
+        points = [axes[a] if n != 1 else zero for a, n in zip(batch, indices.shape, strict=False)]
+        for d, p in zip(operand_batch, indices_batch, strict=True):
+            self.offset[int(d)] = points[int(p)]
+        for k, d in enumerate(start_map):
+            self.start[int(d)] = as_i32(indices.at((*points, E.coord_const(k))))
+
+    def inside(self) -> Expr | None:
+        """Whether every window lies inside (None: always)."""
+        out = None
+        for start, w, n in zip(self.start, self.window, self.shape, strict=True):
+            if start is not None:
+                low = E.binary("le", E.const(0, "i32"), start)
+                both = E.binary("and", low, E.binary("le", start, E.const(n - w, "i32")))
+                out = both if out is None else E.binary("and", out, both)
+        return out
+
+    def clamped(self) -> tuple[Coord, ...]:
+        """Coordinates with every window moved inside."""
+        return tuple(
+            c if s is None else window_coord(c, s, w, n)
+            for c, s, w, n in zip(self.offset, self.start, self.window, self.shape, strict=True)
+        )
+
+    def dropped(self) -> tuple[Coord, ...]:
+        """Coordinates that are out of bounds, for every point of a window of which any point is."""
+        out = []
+        for c, s, w, n in zip(self.offset, self.start, self.window, self.shape, strict=True):
+            if s is not None and w > 1:
+                fits = E.binary("and", E.binary("le", E.const(0, "i32"), s), E.binary("le", s, E.const(n - w, "i32")))
+                s = E.select(fits, s, E.const(_OUTSIDE, "i32"))
+            out.append(c if s is None else Coord(c.const, c.terms, s, n - 1))
+        return tuple(out)
+
+
+@primitive("gather")
+def _gather(b: Builder, eqn: Equation, x: Tensor, indices: Tensor) -> Tensor:
+    p = eqn.params
+    d = p["dimension_numbers"]
+    at = _Indexing(x.shape, eqn.shape, indices, d.offset_dims, d.collapsed_slice_dims, d.start_index_map,
+                   d.operand_batching_dims, d.start_indices_batching_dims)  # fmt: skip
+    e = x.at(at.clamped())
+    if _compat.gather_mode(p["mode"]) == "fill":
+        inside = at.inside()
+        if inside is not None:
+            e = E.select(inside, e, E.const(np.asarray(p["fill_value"]).item(), x.compute))
+    return b.map(eqn.shape, eqn.dtype, e)
+
+
+@primitive("scatter", "scatter-add", "scatter_add")
+def _scatter(b: Builder, eqn: Equation, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
+    p = eqn.params
+    d = p["dimension_numbers"]
+    at = _Indexing(x.shape, updates.shape, indices, d.update_window_dims, d.inserted_window_dims,
+                   d.scatter_dims_to_operand_dims, d.operand_batching_dims, d.scatter_indices_batching_dims)  # fmt: skip
+    drop = _compat.gather_mode(p["mode"]) == "fill" and any(s is not None for s in at.start)
+    coords = at.dropped() if drop else at.clamped()
+    mode = "set" if eqn.primitive == "scatter" else "add"
+    if mode == "add" and x.dtype == "bool":
+        b.unsupported("sums of booleans")
+    if mode == "set" and p.get("update_jaxpr") is not None:
+        b.unsupported("a scatter with a function of its own")
+    return _update(b, x, updates.shape, updates.over(updates.shape), coords, mode, "drop" if drop else "clamp")
