@@ -7,7 +7,6 @@ typedef unsigned int uint32_t;
 typedef int int32_t;
 typedef unsigned long long uint64_t;
 typedef long long int64_t;
-#define offsetof(type, field) __builtin_offsetof(type, field)
 
 namespace mpk {
 

@@ -33,10 +33,11 @@ struct State {
   u32* tickets;               // one per split task
   Status* status;
   u64 limit_ns;
+  u64 spill;                  // byte offset in the workspace: scratch of the blocks
   u32 counter_words, ticket_words;
   u32 epoch, exits, abort, pad;
 };
-static_assert(sizeof(State) == 112);
+static_assert(sizeof(State) == 120);
 
 constexpr int EVENT_WORDS = 32;  // an event has a cache line of its own: pollers and triggers of others leave it alone
 

@@ -1,0 +1,115 @@
+"""The CUDA backend: one generated kernel a program, compiled by NVRTC, behind the XLA custom call `jax_mpk_cuda`.
+
+Everything that a launch needs travels in attributes (the planned program and the CUBIN), so an executable from the
+persistent cache or from `jax.export` runs in any process. Nothing here needs a GPU: without one the code is for the
+architecture that `device` names.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from jax_mpk import abi, backends, compiler, targets
+from jax_mpk.backends import cuda_plan, cuda_source, nvrtc
+from jax_mpk.errors import ExecutionError, UnsupportedError
+from jax_mpk.options import Options
+from jax_mpk.targets import Target
+
+TARGET_NAME = "jax_mpk_cuda"
+STATE_NAME = "jax_mpk_cuda_state"
+
+
+@dataclass(frozen=True)
+class Device:
+    """What code is generated for: the architecture, its multiprocessors, and whether tensor copies may be used."""
+
+    arch: str = "sm_90a"
+    workers: int = 132
+    stream: bool = True
+
+
+@dataclass(frozen=True)
+class Executable:
+    """A program ready to launch: the planned blob, the machine code, and the numbers that the launcher needs."""
+
+    plan: cuda_plan.Plan
+    source: cuda_source.Source
+    cubin: nvrtc.Cubin
+    device: Device
+
+    def attributes(self, deadline_ms: int = 60_000) -> dict[str, Any]:
+        return {"cubin": np.frombuffer(self.cubin.code, np.uint8), "smem": np.int64(self.source.smem),
+                "spill": np.int64(self.plan.spill), "tickets": np.int64(self.plan.tickets),
+                "deadline_ms": np.int64(deadline_ms)}  # fmt: skip
+
+
+def device() -> Device:
+    """The first CUDA device of this process, or what JAX_MPK_CUDA_ARCH and the defaults say when there is none."""
+    stream = os.environ.get("JAX_MPK_CUDA_STREAM", "1") != "0"
+    arch = os.environ.get("JAX_MPK_CUDA_ARCH", "")
+    try:
+        d = jax.local_devices(backend="cuda")[0]
+    except RuntimeError:
+        return Device(arch or "sm_90a", 132, stream)
+    if not arch:
+        arch = "sm_" + str(d.compute_capability).replace(".", "")
+        arch += "a" if arch in ("sm_90", "sm_100") else ""
+    return Device(arch, int(d.core_count), stream)
+
+
+def target(options: Options) -> Target:
+    """The device as the compiler sees it, with the overrides of `options`."""
+    d = device()
+    base = targets.SM90
+    return backends.adjusted(Target("cuda", workers=d.workers, columns=base.columns, tasks=d.workers, frame=base.frame,
+                                    inner=base.inner, ring=base.ring if d.stream else 0), options)  # fmt: skip
+
+
+@functools.cache
+def ready() -> None:
+    """Registers the handlers once; raises `UnsupportedError` when the extension module cannot be loaded."""
+    try:
+        from jax_mpk import _ext  # type: ignore[attr-defined]
+    except ImportError as e:
+        raise UnsupportedError("megakernel", f"the extension module jax_mpk._ext does not load ({e})") from e
+    jax.ffi.register_ffi_type(STATE_NAME, _ext.cuda_state_type(), platform="CUDA")
+    jax.ffi.register_ffi_target(TARGET_NAME, _ext.cuda_handlers(), platform="CUDA")
+
+
+def build(blob: bytes, on: Device, options: Options | None = None) -> Executable:
+    """Source, machine code and plan of a program; raises `nvrtc.CompileError` (a bug of this package)."""
+    program = abi.decode(blob)
+    source = cuda_source.generate(program, on.arch, stream=on.stream, window=int(os.environ.get("JAX_MPK_CUDA_WINDOW", "2")),
+                                  ring=int(os.environ.get("JAX_MPK_CUDA_RING", "0")))  # fmt: skip
+    cache = (options or Options()).cache_path()
+    cubin = nvrtc.compile(source.text, on.arch, cache=cache and cache / "cubin")
+    return Executable(cuda_plan.plan(program, source, on.workers), source, cubin, on)
+
+
+@functools.lru_cache(maxsize=64)
+def _build(blob: bytes, on: Device, options: Options) -> Executable:
+    return build(blob, on, options)
+
+
+def lower(ctx: Any, operands: Sequence[Any], jaxpr: Any, options: Options, name: str) -> list[Any]:
+    """The lowering rule of the primitive on CUDA devices: one custom call."""
+    ready()
+    blob = compiler.program(jaxpr, target(options), options, name=name)
+    e = _build(blob, device(), options)
+    return backends.ffi_call(ctx, operands, TARGET_NAME, e.plan.blob, e.attributes(options.deadline_ms))
+
+
+def check() -> None:
+    """Raises `ExecutionError` for a launch that gave up. Reads host memory only: block on the results first."""
+    from jax_mpk import _ext  # type: ignore[attr-defined]
+
+    message = _ext.cuda_check()
+    if message:
+        raise ExecutionError(message)

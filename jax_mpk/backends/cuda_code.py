@@ -1,0 +1,444 @@
+"""Codes (the bytecode of `jax_mpk.abi`) as straight-line CUDA C++ with loops over their axes.
+
+A code without reductions is one flat loop over its points, a thread a point. With reductions, a group of threads (a
+warp, or all consumers) takes an outer point at a time: scalars in every thread, reductions across the group, the
+vector stage spread over it. Pure instructions of several points run before their stores, so that loads overlap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from jax_mpk import abi
+
+OPCODES = abi.ENUMS["Opcode"]
+DTYPES = abi.ENUMS["Dtype"]
+REDUCE = abi.ENUMS["ReduceOp"]
+SCALAR, REDUCE_STAGE, VECTOR = range(3)
+STORES = ("STORE", "STORE_IF", "STORE_ADD")
+THREADS = 512
+BATCH = 4
+"""Points a thread has in flight."""
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Where a scratch slot lives. With `length`, elements go by (row, column) of rows that long in the program's
+    layout: `rows` are the axes that make up the row, `ld` the row length here, `row0` and `col0` what to subtract."""
+
+    pointer: str
+    dtype: str = ""
+    length: int = 0
+    rows: tuple[int, ...] = ()
+    ld: int = 0
+    row0: str = "0"
+    col0: str = "0"
+
+
+@dataclass(frozen=True)
+class Span:
+    """Loop axes taken as one flattened range [lo, hi) of their (full, tile-relative) index space."""
+
+    axes: tuple[int, ...]
+    lo: str
+    hi: str
+
+
+@dataclass
+class Space:
+    """The tile of one operator: how an axis' bounds are written, and how many points it can have."""
+
+    extent: Sequence[int]
+    tile: Sequence[int]
+
+    def lo(self, a: int) -> str:
+        return "0" if self.tile[a] >= self.extent[a] else f"r.lo[{a}]"
+
+    def hi(self, a: int) -> str:
+        return str(self.extent[a]) if self.tile[a] >= self.extent[a] else f"r.hi[{a}]"
+
+    def count(self, a: int) -> str:
+        if self.tile[a] >= self.extent[a] or self.extent[a] % self.tile[a] == 0:
+            return str(min(self.tile[a], self.extent[a]))
+        return f"({self.hi(a)} - {self.lo(a)})"
+
+    def most(self, a: int) -> int:
+        return min(int(self.tile[a]), int(self.extent[a]))
+
+
+@dataclass
+class Lines:
+    """Text with indentation."""
+
+    text: list[str] = field(default_factory=list)
+    depth: int = 1
+
+    def __call__(self, line: str) -> None:
+        if line.startswith("}"):
+            self.depth -= 1
+        self.text.append("  " * self.depth + line)
+        if line.endswith("{"):
+            self.depth += 1
+
+
+def reg(r: int) -> str:
+    return f"v{r & ~abi.VECTOR_REG}" if r & abi.VECTOR_REG else f"s{r}"
+
+
+@dataclass
+class _Loop:
+    """One loop dimension: axis numbers with their extents (several: a span), first value, number of values."""
+
+    axes: tuple[int, ...]
+    base: str
+    count: str
+    most: int
+    sizes: tuple[int, ...] = ()
+
+
+class Emitter:
+    """Emits the codes of one operator. `scratch` maps slots, `spans` replaces ranges of axes."""
+
+    def __init__(self, program: abi.Program, space: Space, n_axes: int):
+        self.p, self.space, self.n_axes = program, space, n_axes
+        self.out = Lines()
+
+    def code(self, number: int, scratch: Mapping[int, Scratch], spans: Sequence[Span] = ()) -> None:
+        """Appends the statements of one code."""
+        self.scratch, self.c = scratch, self.p["Code"][number]
+        c = self.c
+        self.stages = self.p["Stage"][int(c["stage"]) : int(c["stage"]) + int(c["stages"])]
+        mask, self.vector = int(c["axes"]), int(c["vector"])
+        self.guards: list[tuple[tuple[int, ...], Span]] = []
+        axes = [a for a in range(self.n_axes) if mask >> a & 1]
+        loops = self._loops(axes, spans)
+        self.static = {a: self.space.lo(a) for a in range(self.n_axes) if a not in axes}
+        self.out("{")
+        if any(int(s["kind"]) == REDUCE_STAGE for s in self.stages):
+            inner = [x for x in loops if self.vector in x.axes]
+            self._grouped([x for x in loops if x not in inner], inner)
+        else:
+            self._flat(loops)
+        self.out("}")
+
+    # ---------------------------------------------------------------------------------------------------------- loops
+
+    def _loops(self, axes: list[int], spans: Sequence[Span]) -> list[_Loop]:
+        s, c, loops, taken = self.space, self.c, [], set()
+        for span in spans:
+            full = all(c["lo"][a] <= 0 and c["hi"][a] >= s.extent[a] for a in span.axes)
+            inside = [a for a in span.axes if a in axes]
+            if len(span.axes) == 1 and inside:
+                a = span.axes[0]
+                lo, hi = self._clip(a, f"({s.lo(a)} + ({span.lo}))", f"({s.lo(a)} + ({span.hi}))")
+                loops.append(_Loop((a,), lo, f"({hi} - {lo})", s.most(a)))
+                taken.add(a)
+            elif full and len(inside) == len(span.axes) and self._whole(span):
+                sizes = tuple(s.most(a) for a in span.axes)
+                loops.append(_Loop(span.axes, span.lo, f"(({span.hi}) - ({span.lo}))", math.prod(sizes), sizes))
+                taken.update(span.axes)
+            elif inside:
+                self.guards.append((tuple(inside), span))
+        for a in axes:
+            if a not in taken:
+                lo, hi = self._clip(a, s.lo(a), s.hi(a))
+                count = s.count(a) if (lo, hi) == (s.lo(a), s.hi(a)) else f"({hi} - {lo})"
+                if lo.isdigit() and hi.isdigit():
+                    count = str(max(0, int(hi) - int(lo)))
+                loops.append(_Loop((a,), lo, count, s.most(a)))
+        loops.sort(key=lambda x: (self.vector in x.axes, x.axes))
+        return loops
+
+    def _whole(self, span: Span) -> bool:
+        """A span may stand for its axes if no stage needs one of them alone, and only the first is cut."""
+        s = self.space
+        alone = self.vector in span.axes and any(int(x["kind"]) == REDUCE_STAGE for x in self.stages)
+        return not alone and all(s.tile[a] >= s.extent[a] for a in span.axes[1:])
+
+    def _clip(self, a: int, lo: str, hi: str) -> tuple[str, str]:
+        box_lo, box_hi = int(self.c["lo"][a]), int(self.c["hi"][a])
+        if box_lo > 0:
+            lo = str(max(int(lo), box_lo)) if lo.isdigit() else f"max({lo}, {box_lo})"
+        if box_hi < self.space.extent[a]:
+            hi = str(min(int(hi), box_hi)) if hi.isdigit() else f"min({hi}, {box_hi})"
+        return lo, hi
+
+    def _declare(self, loops: Sequence[_Loop], flat: str) -> None:
+        """`flat` taken apart into axis values, the last loop fastest."""
+        rest = flat
+        for n, x in reversed(list(enumerate(loops))):
+            if n == 0:
+                digit = rest
+            elif x.count == "1":
+                digit = "0"
+            else:
+                digit = f"(int)((u32)({rest}) % (u32){x.count})"
+                self.out(f"const int d{n} = {digit};")
+                self.out(f"const int q{n} = (int)((u32)({rest}) / (u32){x.count});")
+                digit, rest = f"d{n}", f"q{n}"
+            if len(x.axes) == 1:
+                self.out(f"const int i{x.axes[0]} = {x.base} + {digit};")
+            else:
+                at = f"({x.base} + {digit})"
+                for m in range(len(x.axes) - 1, -1, -1):
+                    below = math.prod(x.sizes[m + 1 :])
+                    part = at if below == 1 else f"{at} / {below}"
+                    if m:
+                        part = f"({part}) % {x.sizes[m]}"
+                    self.out(f"const int i{x.axes[m]} = {self.space.lo(x.axes[m])} + {part};")
+
+        known = {a for x in loops for a in x.axes}
+        for inside, span in self.guards:  # a box inside a span: points of other chunks are skipped
+            if known & set(inside):
+                sizes = [self.space.most(a) for a in span.axes]
+                strides = {a: math.prod(sizes[n + 1 :]) for n, a in enumerate(span.axes)}
+                self.out(f"const int at = {self._sum(strides, 0, True, False)};")
+                self.out(f"if (at < {span.lo} || at >= {span.hi}) continue;")
+
+    # --------------------------------------------------------------------------------------------------- instructions
+
+    def _instrs(self, first: int, count: int) -> list[np.void]:
+        return list(self.p["Instr"][first : first + count])
+
+    def _access(self, aux: int) -> np.void:
+        return self.p["Access"][int(self.c["access"]) + aux]
+
+    def _index(self, a: int) -> str:
+        return self.static.get(a, f"i{a}")
+
+    def _sum(self, terms: Mapping[int, int], offset: int, relative: bool, wide: bool) -> str:
+        parts = []
+        for a, stride in terms.items():
+            i = self._index(a)
+            if relative and a < self.n_axes:
+                if i == self.space.lo(a):
+                    continue
+                if self.space.lo(a) != "0":
+                    i = f"({i} - {self.space.lo(a)})"
+            if i == "0":
+                continue
+            parts.append(i if stride == 1 else f"{'(i64)' if wide else ''}{i} * {stride}")
+        if offset or not parts:
+            parts.append(str(offset))
+        return " + ".join(parts)
+
+    def _strides(self, x: np.void) -> dict[int, int]:
+        return {a: int(v) for a, v in enumerate(x["stride"]) if v}
+
+    def _place(self, aux: int) -> tuple[str, str, str]:
+        """Pointer, element index and dtype of access `aux`."""
+        x = self._access(aux)
+        slot, dtype, strides, offset = int(x["slot"]), DTYPES[int(x["dtype"])], self._strides(x), int(x["offset"])
+        if slot >= abi.SLOT_ACT:
+            m = self.scratch[slot]
+            dtype = m.dtype or dtype
+            if not m.length:
+                return m.pointer, self._sum(strides, offset, True, False), dtype
+            rows = {a: v // m.length for a, v in strides.items() if a in m.rows}
+            cols = {a: v for a, v in strides.items() if a not in m.rows}
+            row = self._sum(rows, offset // m.length, True, False)
+            col = self._sum(cols, offset % m.length, True, False)
+            row = row if m.row0 == "0" else f"{row} - {m.row0}"
+            col = col if m.col0 == "0" else f"{col} - {m.col0}"
+            return m.pointer, f"({row}) * {m.ld} + {col}", dtype
+        reach = sum(abs(v) * (self.space.extent[a] if a < self.n_axes else 1 << 20) for a, v in strides.items())
+        at = self._sum(strides, offset, False, reach + abs(offset) >= 1 << 31)
+        for d in range(int(x["n_dyn"])):
+            at += f" + clamp_to({reg(int(x['dyn_reg'][d]))}, {int(x['dyn_limit'][d])}) * {int(x['dyn_stride'][d])}"
+        return f"d.ptr[{slot}]", at, dtype
+
+    def _uses(self, i: np.void) -> set[int]:
+        """Registers that a store reads."""
+        op = OPCODES[int(i["op"])]
+        used = {int(i["a"])} | ({int(i["b"])} if op != "STORE" else set())
+        x = self._access(int(i["aux"]))
+        return used | {int(x["dyn_reg"][d]) for d in range(int(x["n_dyn"]))}
+
+    def _pure(self, i: np.void) -> str:
+        op, dst = OPCODES[int(i["op"])], reg(int(i["dst"]))
+        a, b, c = (reg(int(i[k])) for k in "abc")
+        if op == "CONST":
+            return f"{dst} = {int(i['imm']):#x}u;"
+        if op == "INDEX":
+            at = self._sum(self._strides(self._access(int(i["aux"]))), 0, False, False)
+            return f"{dst} = (u32)({at} + {np.int32(np.uint32(i['imm']))});"
+        if op == "LOAD":
+            pointer, at, dtype = self._place(int(i["aux"]))
+            return f"{dst} = load<{dtype}>({pointer}, {at});"
+        if op == "SELECT":
+            return f"{dst} = SELECT({a}, {b}, {c});"
+        if op == "MOVE" or _unary(op):
+            return f"{dst} = {op}({a});"
+        return f"{dst} = {op}({a}, {b});"
+
+    def _store(self, i: np.void) -> str:
+        op = OPCODES[int(i["op"])]
+        pointer, at, dtype = self._place(int(i["aux"]))
+        a, b = reg(int(i["a"])), reg(int(i["b"]))
+        if op == "STORE":
+            return f"store<{dtype}>({pointer}, {at}, {a});"
+        if op == "STORE_IF":
+            return f"if ({b}) store<{dtype}>({pointer}, {at}, {a});"
+        return f"if ({b}) store<{dtype}>({pointer}, {at}, add_as<{dtype}>(load<{dtype}>({pointer}, {at}), {a}));"
+
+    def _registers(self, instrs: Sequence[np.void]) -> None:
+        names = sorted({reg(int(i["dst"])) for i in instrs if OPCODES[int(i["op"])] not in STORES}, key=lambda n: (n[0], int(n[1:])))
+        if names:
+            self.out("u32 " + ", ".join(names) + ";")
+
+    # ---------------------------------------------------------------------------------------------------------- shapes
+
+    def _points(self, instrs: list[np.void], loops: Sequence[_Loop], rank: str, size: int, most: int) -> None:
+        """All points of `loops`, a thread a point. Instructions up to the first store run for several points first."""
+        total = " * ".join(x.count for x in loops) or "1"
+        first = next((n for n, i in enumerate(instrs) if OPCODES[int(i["op"])] in STORES), len(instrs))
+        head, tail = instrs[:first], instrs[first:]
+        serial = any(OPCODES[int(i["op"])] == "STORE_ADD" for i in tail)
+        only_stores = all(OPCODES[int(i["op"])] in STORES for i in tail)
+        batch = 1 if serial or not only_stores else max(1, min(BATCH, -(-most // size)))
+        out = self.out
+        out(f"const int total = {total};")
+        if serial:  # colliding additions happen in index order
+            out(f"if ({rank} == 0)")
+            out("for (int p = 0; p < total; ++p) {")
+        elif batch == 1:
+            out(f"for (int p = {rank}; p < total; p += {size}) {{")
+        else:
+            out(f"for (int p0 = {rank}; p0 < total; p0 += {batch * size}) {{")
+        if batch == 1:
+            self._declare(loops, "p")
+            self._registers(instrs)
+            for i in instrs:
+                out(self._store(i) if OPCODES[int(i["op"])] in STORES else self._pure(i))
+            out("}")
+            return
+        made = {int(i["dst"]) for i in head}
+        kept = sorted({r for i in tail for r in self._uses(i)} & made)
+        for r in kept:
+            out(f"u32 k_{reg(r)}[{batch}];")
+        out("#pragma unroll")
+        out(f"for (int u = 0; u < {batch}; ++u) {{")
+        out(f"const int p = p0 + u * {size};")
+        out("if (p >= total) continue;")
+        self._declare(loops, "p")
+        self._registers(head)
+        for i in head:
+            out(self._pure(i))
+        for r in kept:
+            out(f"k_{reg(r)}[u] = {reg(r)};")
+        out("}")
+        out("#pragma unroll")
+        out(f"for (int u = 0; u < {batch}; ++u) {{")
+        out(f"const int p = p0 + u * {size};")
+        out("if (p >= total) continue;")
+        self._declare(loops, "p")
+        for r in kept:
+            out(f"const u32 {reg(r)} = k_{reg(r)}[u];")
+        for i in tail:
+            out(self._store(i))
+        out("}")
+        out("}")
+
+    def _flat(self, loops: list[_Loop]) -> None:
+        instrs = [i for s in self.stages for i in self._instrs(int(s["first"]), int(s["count"]))]
+        self._points(instrs, loops, "(int)threadIdx.x", THREADS, math.prod(x.most for x in loops))
+
+    def _grouped(self, outer: list[_Loop], inner: list[_Loop]) -> None:
+        out, points = self.out, math.prod(x.most for x in outer)
+        work = max(self._reduction(s)[0] for s in self.stages if int(s["kind"]) == REDUCE_STAGE)
+        work = max(work, math.prod(x.most for x in inner))
+        warp = -(-points // 16) * (work / 32 + 8) < points * (work / THREADS + 32)
+        group, size = ("WarpGroup", 32) if warp else ("BlockGroup", THREADS)
+        out(f"const int points = {' * '.join(x.count for x in outer) or '1'};")
+        out(f"for (int o = {group}::index(); o < points; o += {group}::count) {{")
+        self._declare(outer, "o")
+        every = [i for s in self.stages for i in self._instrs(int(s["first"]), int(s["count"]))]
+        scalars = [i for i in every if OPCODES[int(i["op"])] not in STORES and not int(i["dst"]) & abi.VECTOR_REG]
+        names = {reg(int(i["dst"])) for i in scalars} | {reg(int(s["dst"])) for s in self.stages if int(s["kind"]) == REDUCE_STAGE}
+        if names:
+            out("u32 " + ", ".join(sorted(names, key=lambda n: int(n[1:]))) + ";")
+        start = {a: x.base for x in inner for a in x.axes}
+        for s in self.stages:
+            instrs = self._instrs(int(s["first"]), int(s["count"]))
+            if int(s["kind"]) == VECTOR:
+                out("{")
+                self._points(instrs, inner, f"{group}::rank()", size, math.prod(x.most for x in inner))
+                out("}")
+                continue
+            keep = dict(self.static)
+            self.static.update(start)
+            if int(s["kind"]) == SCALAR:
+                for i in instrs:
+                    if OPCODES[int(i["op"])] in STORES:
+                        out(f"if ({group}::rank() == 0) {{ {self._store(i)} }}")
+                    else:
+                        out(self._pure(i))
+            else:
+                self._reduce(s, instrs, group, size)
+            self.static = keep
+        out("}")
+
+    def _reduction(self, s: np.void) -> tuple[int, list[tuple[int, int]]]:
+        ranges = [(int(s["lo"][j]), int(s["hi"][j])) for j in range(int(s["axes"]))]
+        return math.prod(max(0, hi - lo) for lo, hi in ranges), ranges
+
+    def _reduce(self, s: np.void, instrs: list[np.void], group: str, size: int) -> None:
+        out = self.out
+        total, ranges = self._reduction(s)
+        first = int(s["axis"])
+        kind, dtype = REDUCE[int(s["reduce"])], DTYPES[int(s["dtype"])]
+        extreme = kind in ("ARGMAX", "ARGMIN")
+        letter = "F" if dtype == "F32" else "U" if dtype in ("U32", "BOOL") and kind in ("MAX", "MIN") else "I"
+        op, dst, src = f"{kind}_{letter}", reg(int(s["dst"])), reg(int(s["src"]))
+        out("{")
+        out("u32 key = 0, best = ~0u;" if extreme else f"u32 x = {op}::first;")
+        out("#pragma unroll 4")
+        out(f"for (int e = {group}::rank(); e < {total}; e += {size}) {{")
+        rest = "e"
+        for j in range(len(ranges) - 1, -1, -1):
+            lo, hi = ranges[j]
+            digit = rest if j == 0 else f"{rest} % {hi - lo}"
+            out(f"const int i{first + j} = {lo} + {digit};")
+            rest = f"({rest} / {hi - lo})"
+        self._registers([i for i in instrs if int(i["dst"]) & abi.VECTOR_REG])
+        for i in instrs:
+            out(self._pure(i))
+        if extreme:
+            key = f"extreme_key<{dtype if dtype != 'BOOL' else 'U32'}, {str(kind == 'ARGMAX').lower()}>({src})"
+            out(f"better(key, best, {key}, (u32)i{first});")
+        else:
+            out(f"x = {op}::op(x, {src});")
+        out("}")
+        if extreme:
+            out(f"{dst} = reduce_extreme<{group}>(key, best, w.sh->scratch);")
+        else:
+            out(f"x = reduce<{group}, {op}>(x, w.sh->scratch);")
+            out(f"{dst} = {op}::op({dst}, x);" if int(s["flags"]) & abi.ACCUMULATE else f"{dst} = x;")
+        out("}")
+
+
+_UNARY = frozenset(
+    "F_NEG F_ABS F_EXP F_EXP2 F_EXPM1 F_LOG F_LOG1P F_SQRT F_RSQRT F_CBRT F_TANH F_SIN F_COS F_TAN F_LOGISTIC F_ERF "
+    "F_SIGN F_FLOOR F_CEIL F_ROUND_EVEN F_ROUND_AWAY F_IS_FINITE F_ROUND_BF16 F_ROUND_F16 F_TO_I F_TO_U F_TO_B I_NEG "
+    "I_ABS I_SIGN I_NOT B_NOT I_POPCOUNT I_CLZ I_TO_F U_TO_F I_TO_B I_WRAP_I8 I_WRAP_U8 I_WRAP_I16 I_WRAP_U16".split()
+)
+
+
+def _unary(op: str) -> bool:
+    return op in _UNARY
+
+
+def rounds_only(program: abi.Program, codes: range, matters: Callable[[str], bool]) -> bool:
+    """Whether these codes only load, round and store (`matters` says which other instructions do not count)."""
+    for n in codes:
+        c = program["Code"][n]
+        for s in program["Stage"][int(c["stage"]) : int(c["stage"]) + int(c["stages"])]:
+            for i in program["Instr"][int(s["first"]) : int(s["first"]) + int(s["count"])]:
+                op = OPCODES[int(i["op"])]
+                if op not in ("LOAD", "STORE", "MOVE", "F_ROUND_BF16", "F_ROUND_F16", "INDEX") and matters(op):
+                    return False
+    return True

@@ -1,0 +1,131 @@
+"""NVRTC through ctypes: CUDA source to a CUBIN, from the library that JAX's CUDA wheels (or a toolkit) bring.
+
+No GPU and no driver are needed. CUBINs are kept on disk by content; any number of processes may share the directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import glob
+import hashlib
+import importlib.util
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from jax_mpk.errors import MpkError, UnsupportedError
+
+FLAGS = ("-std=c++17", "-default-device", "--extra-device-vectorization", "--ptxas-options=-v")
+SUFFIX, LIMIT = ".cubin", 256 << 20
+
+
+class CompileError(MpkError):
+    """NVRTC rejected a generated source: a bug of this package. The message has the log."""
+
+
+@dataclass(frozen=True)
+class Cubin:
+    """Machine code and what ptxas said about it (empty if it came from the cache)."""
+
+    code: bytes
+    log: str
+
+    def resources(self) -> dict[str, int]:
+        """registers, spill bytes (stores + loads) and stack bytes of the kernel, as far as the log names them."""
+        found = {"registers": r"Used (\d+) registers", "spill": r"(\d+) bytes spill", "stack": r"(\d+) bytes stack"}
+        return {k: max([0, *map(int, re.findall(p, self.log))]) for k, p in found.items()}
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The newest NVRTC of this process' environment; raises `UnsupportedError` if there is none."""
+    for path in _candidates():
+        with contextlib.suppress(OSError):
+            for extra in sorted(glob.glob(os.path.join(os.path.dirname(path), "libnvrtc-builtins.so*"))):
+                if ".alt." not in extra:  # some wheels do not find their own builtins
+                    ctypes.CDLL(extra, mode=ctypes.RTLD_GLOBAL)
+            return ctypes.CDLL(path)
+    raise UnsupportedError("megakernel", "no NVRTC was found: pip install 'jax[cuda13]' (or nvidia-cuda-nvrtc) brings one")
+
+
+def _candidates() -> list[str]:
+    """Paths of libnvrtc: an explicit one, wheels, toolkits, the loader's own search."""
+    out = [os.environ.get("JAX_MPK_NVRTC", "")]
+    spec = importlib.util.find_spec("nvidia")
+    for base in (spec.submodule_search_locations or []) if spec else []:
+        for pattern in ("cu13/lib", "cuda_nvrtc/lib"):
+            out += sorted(glob.glob(os.path.join(base, pattern, "libnvrtc.so.*[0-9]")), reverse=True)
+    for home in (os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"):
+        out += sorted(glob.glob(os.path.join(home, "lib64", "libnvrtc.so.*")), reverse=True) if home else []
+    return [p for p in (*out, "libnvrtc.so.13", "libnvrtc.so.12") if p and ".alt." not in p]
+
+
+def version() -> tuple[int, int]:
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    return major.value, minor.value
+
+
+def compile(source: str, arch: str, *, cache: Path | None = None) -> Cubin:
+    """The CUBIN of `source` for `arch` ("sm_90a"); raises `CompileError`."""
+    key = hashlib.sha256(repr((version(), arch, FLAGS, source)).encode()).hexdigest()
+    file = cache / (key + SUFFIX) if cache else None
+    if file is not None:
+        with contextlib.suppress(OSError):
+            code = file.read_bytes()
+            if len(code) > 64 and hashlib.sha256(code[32:]).digest() == code[:32]:
+                os.utime(file)
+                return Cubin(code[32:], "")
+    cubin = _compile(source, arch)
+    if file is not None:
+        with contextlib.suppress(OSError):
+            _keep(file, hashlib.sha256(cubin.code).digest() + cubin.code)
+    return cubin
+
+
+def _compile(source: str, arch: str) -> Cubin:
+    lib, program = library(), ctypes.c_void_p()
+    flags = [f.encode() for f in (*FLAGS, f"--gpu-architecture={arch}")]
+    if lib.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"program.cu", 0, None, None):
+        raise CompileError("NVRTC could not create a program")
+    try:
+        status = lib.nvrtcCompileProgram(program, len(flags), (ctypes.c_char_p * len(flags))(*flags))
+        log = _fetch(lib.nvrtcGetProgramLogSize, lib.nvrtcGetProgramLog, program).rstrip(b"\0").decode(errors="replace")
+        if status:
+            raise CompileError(f"NVRTC {status} for {arch}:\n{log}")
+        return Cubin(_fetch(lib.nvrtcGetCUBINSize, lib.nvrtcGetCUBIN, program), log)
+    finally:
+        lib.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def _fetch(size: ctypes._NamedFuncPointer, get: ctypes._NamedFuncPointer, program: ctypes.c_void_p) -> bytes:
+    n = ctypes.c_size_t()
+    size(program, ctypes.byref(n))
+    buffer = ctypes.create_string_buffer(n.value)
+    get(program, buffer)
+    return buffer.raw
+
+
+def _keep(file: Path, data: bytes) -> None:
+    """Writes beside the place and renames; removes the least recently used beyond the bound."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=".new-")
+    with os.fdopen(handle, "wb") as f:
+        f.write(data)
+    os.replace(name, file)
+    entries = []
+    for e in os.scandir(file.parent):
+        if e.name.endswith(SUFFIX):
+            with contextlib.suppress(FileNotFoundError):
+                entries.append((e.stat().st_mtime_ns, e.stat().st_size, e.path))
+    total = sum(size for _, size, _ in entries)
+    for _, size, path in sorted(entries):
+        if total <= LIMIT:
+            break
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        total -= size

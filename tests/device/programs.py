@@ -1,0 +1,227 @@
+"""Small programs built by hand, for tests of the CUDA backend that do not need the compiler, with NumPy references."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from jax_mpk import abi
+
+V = abi.VECTOR_REG
+SIZES = {"F32": 4, "BF16": 2, "F16": 2, "I32": 4, "BOOL": 1, "U32": 4}
+
+
+@dataclass
+class Builder:
+    """Collects records; `finish` makes the blob. Registers: ints are scalar, `V | n` vector."""
+
+    rows: dict[str, list] = field(default_factory=lambda: {k: [] for k in abi.SECTIONS})
+    names: bytes = b""
+    args: int = 0
+    results: int = 0
+    workspace: int = 0
+
+    def name(self, text: str) -> int:
+        at = len(self.names)
+        self.names += text.encode() + b"\0"
+        return at
+
+    def buffer(self, space: str, dtype: str, *shape: int, alias: int = -1) -> int:
+        nbytes = math.prod(shape) * SIZES[dtype]
+        r = np.zeros((), abi.RECORDS["Buffer"])
+        index = offset = 0
+        if space == "ARG":
+            index, self.args = self.args, self.args + 1
+        elif space == "RESULT":
+            index, self.results = self.results, self.results + 1
+        else:
+            offset, self.workspace = self.workspace, self.workspace + -(-nbytes // 256) * 256
+        r["space"], r["dtype"], r["index"], r["offset"] = abi.enum("Space", space), abi.enum("Dtype", dtype), index, offset
+        r["bytes"], r["alias"], r["name"] = nbytes, alias, self.name(f"b{len(self.rows['Buffer'])}")
+        self.rows["Buffer"].append(r)
+        return len(self.rows["Buffer"]) - 1
+
+    def access(self, slot: int, dtype: str, strides: dict[int, int], offset: int = 0, dyn: list[tuple[int, int, int]] = ()) -> np.void:
+        r = np.zeros((), abi.RECORDS["Access"])
+        r["slot"], r["dtype"], r["offset"], r["n_dyn"] = slot, abi.enum("Dtype", dtype), offset, len(dyn)
+        for a, s in strides.items():
+            r["stride"][a] = s
+        for j, (register, limit, stride) in enumerate(dyn):
+            r["dyn_reg"][j], r["dyn_limit"][j], r["dyn_stride"][j] = register, limit, stride
+        return r
+
+    def instr(self, op: str, dst: int = 0, a: int = 0, b: int = 0, c: int = 0, aux: int = 0, imm: float | int = 0) -> np.void:
+        r = np.zeros((), abi.RECORDS["Instr"])
+        bits = int(np.float32(imm).view(np.uint32)) if isinstance(imm, float) else int(np.int64(imm) & 0xFFFFFFFF)
+        r["op"], r["dst"], r["a"], r["b"], r["c"], r["aux"], r["imm"] = abi.enum("Opcode", op), dst, a, b, c, aux, bits
+        return r
+
+    def code(self, n_axes: int, axes: list[int], vector: int, accesses: list[np.void], stages: list[tuple], extent: list[int]) -> int:
+        """`stages`: ("SCALAR" | "VECTOR", instrs) or ("REDUCE", instrs, op, [(lo, hi)], src, dst)."""
+        c = np.zeros((), abi.RECORDS["Code"])
+        c["stage"], c["stages"], c["access"], c["accesses"] = len(self.rows["Stage"]), len(stages), len(self.rows["Access"]), len(accesses)
+        c["axes"], c["vector"], c["n_axes"] = sum(1 << a for a in axes), vector, n_axes
+        c["scalar_regs"] = c["vector_regs"] = 32
+        c["hi"][: len(extent)] = extent
+        self.rows["Access"] += accesses
+        for kind, instrs, *more in stages:
+            s = np.zeros((), abi.RECORDS["Stage"])
+            s["kind"], s["first"], s["count"] = abi.enum("StageKind", kind), len(self.rows["Instr"]), len(instrs)
+            if kind == "REDUCE":
+                op, ranges, src, dst = more[:4]
+                dtype = more[4] if len(more) > 4 else "F32"
+                s["reduce"], s["dtype"], s["axis"], s["axes"] = abi.enum("ReduceOp", op), abi.enum("Dtype", dtype), n_axes, len(ranges)
+                s["src"], s["dst"] = src, dst
+                for j, (lo, hi) in enumerate(ranges):
+                    s["lo"][j], s["hi"][j] = lo, hi
+            self.rows["Instr"] += instrs
+            self.rows["Stage"].append(s)
+        self.rows["Code"].append(c)
+        return len(self.rows["Code"]) - 1
+
+    def op(self, kind: str, name: str, extent: list[int], tile: list[int], slots: list[int], codes: dict[str, list[int]],
+           params: dict[str, int] = {}, accesses: list[np.void] = (), prologue: int = 0) -> int:  # fmt: skip
+        r = np.zeros((), abi.RECORDS["Op"])
+        r["kind"], r["n_axes"], r["prologue"], r["name"] = abi.enum("Kind", kind), len(extent), prologue, self.name(name)
+        r["slot"], r["slots"] = len(self.rows["Slot"]), len(slots)
+        r["access"], r["accesses"] = len(self.rows["Access"]), len(accesses)
+        self.rows["Access"] += list(accesses)
+        for s in slots:
+            x = np.zeros((), abi.RECORDS["Slot"])
+            x["buffer"] = s
+            self.rows["Slot"].append(x)
+        r["extent"][: len(extent)], r["tile"][: len(tile)] = extent, tile
+        for role, numbers in codes.items():
+            r["code"][abi.enum("Role", role)], r["codes"][abi.enum("Role", role)] = numbers[0], len(numbers)
+        for p, v in params.items():
+            r["params"][abi.enum("Param", p)] = v
+        self.rows["Op"].append(r)
+        return len(self.rows["Op"]) - 1
+
+    def tasks(self, op: int, workers: int, waits: list[int] = (), triggers: list[int] = ()) -> list[int]:
+        """All tasks of `op`, dealt round; each waits for and triggers these events (thresholds are counted)."""
+        r = self.rows["Op"][op]
+        count = math.prod(-(-int(e) // max(1, int(t))) for e, t in zip(r["extent"][: r["n_axes"]], r["tile"][: r["n_axes"]], strict=True))
+        out = []
+        for i in range(count):
+            t = np.zeros((), abi.RECORDS["Task"])
+            t["op"], t["index"], t["worker"] = op, i, (len(self.rows["Task"])) % workers
+            t["n_waits"], t["n_triggers"] = len(waits), len(triggers)
+            t["wait"][: len(waits)], t["trigger"][: len(triggers)] = waits, triggers
+            t["want"][: len(waits)] = [int(self.rows["Event"][e]["threshold"]) for e in waits]
+            for e in triggers:
+                self.rows["Event"][e]["threshold"] += 1
+            out.append(len(self.rows["Task"]))
+            self.rows["Task"].append(t)
+        return out
+
+    def event(self) -> int:
+        self.rows["Event"].append(np.zeros((), abi.RECORDS["Event"]))
+        return len(self.rows["Event"]) - 1
+
+    def stream(self, tasks: list[int], buffer: int, n: int, k: int, columns_inner: bool) -> None:
+        """Streams a bf16 matrix [k, n] (`columns_inner`) or [n, k] into contraction tasks of 64 columns each."""
+        m = np.zeros((), abi.RECORDS["TensorMap"])
+        m["buffer"], m["dtype"], m["rank"] = buffer, abi.enum("Dtype", "BF16"), 2 if columns_inner else 3
+        if columns_inner:
+            m["dims"][:2], m["strides"][:2], m["box"][:2] = (n, k), (2, n * 2), (64, 128)
+        else:
+            m["dims"][:3], m["strides"][:3], m["box"][:3] = (64, n, k // 64), (2, k * 2, 128), (64, 64, 2)
+        self.rows["TensorMap"].append(m)
+        for i, t in enumerate(tasks):
+            s = np.zeros((), abi.RECORDS["Stream"])
+            s["task"], s["map"], s["frames"] = t, len(self.rows["TensorMap"]) - 1, -(-k // 128)
+            if columns_inner:
+                s["start"][:2], s["step"][:2] = (i * 64, 0), (0, 128)
+            else:
+                s["start"][:3], s["step"][:3] = (0, i * 64, 0), (0, 0, 2)
+            self.rows["Stream"].append(s)
+
+    def finish(self, workers: int) -> bytes:
+        sections = {k: np.array(v, abi.RECORDS[k]) if v else np.zeros(0, abi.RECORDS[k]) for k, v in self.rows.items()}
+        sections["Name"] = np.frombuffer(self.names, abi.RECORDS["Name"]) if self.names else sections["Name"]
+        return abi.encode(sections, workspace=self.workspace, workers=workers, args=self.args, results=self.results, ranks=1)
+
+
+def decoder_step(batch: int = 1, d: int = 2048, ff: int = 4096, layers: int = 2, workers: int = 132, columns_inner: bool = True,
+                 dtype: str = "BF16", stream: bool = True) -> bytes:  # fmt: skip
+    """x -> layers of x + down(silu(gate(norm x)) * up(norm x)); operands x f32[batch, d], then gate, up, down a layer."""
+    b = Builder()
+    x = b.buffer("ARG", "F32", batch, d)
+    weights = [[b.buffer("ARG", dtype, d, ff), b.buffer("ARG", dtype, d, ff), b.buffer("ARG", dtype, ff, d)] for _ in range(layers)]
+    y = b.buffer("RESULT", "F32", batch, d)
+    codes: dict[tuple, int] = {}
+    before: list[int] = []
+    round_ = [b.instr("F_ROUND_BF16", V | 3, V | 3)] if dtype == "BF16" else []
+    for n in range(layers):
+        h = b.buffer("WORKSPACE", "F32", batch, ff)
+        out = y if n == layers - 1 else b.buffer("WORKSPACE", "F32", batch, d)
+        gate, up, down = weights[n]
+        # gate and up: axes m, n, k; prologue RMS norm of x, epilogue silu(gate) * up
+        if "lhs" not in codes:
+            load = b.instr("LOAD", V | 1, aux=0)
+            codes["lhs"] = b.code(3, [0, 2], 2,
+                [b.access(0, "F32", {0: d, 3: 1}), b.access(0, "F32", {0: d, 2: 1}), b.access(abi.SLOT_ACT, "F32", {0: d, 2: 1})],
+                [("REDUCE", [load, b.instr("F_MUL", V | 2, V | 1, V | 1)], "SUM", [(0, d)], V | 2, 0),
+                 ("SCALAR", [b.instr("CONST", 1, imm=1.0 / d), b.instr("F_MUL", 0, 0, 1), b.instr("CONST", 2, imm=1e-6),
+                             b.instr("F_ADD", 0, 0, 2), b.instr("F_RSQRT", 3, 0)]),
+                 ("VECTOR", [b.instr("LOAD", V | 1, aux=1), b.instr("F_MUL", V | 3, V | 1, 3), *round_,
+                             b.instr("STORE", a=V | 3, aux=2)])], [batch, ff, d])  # fmt: skip
+            codes["glu"] = b.code(3, [0, 1], 1,
+                [b.access(abi.SLOT_ACC, "F32", {0: 64, 1: 1}), b.access(abi.SLOT_ACC + 1, "F32", {0: 64, 1: 1}),
+                 b.access(3, "F32", {0: ff, 1: 1})],
+                [("VECTOR", [b.instr("LOAD", V | 0, aux=0), b.instr("LOAD", V | 1, aux=1), b.instr("F_LOGISTIC", V | 2, V | 0),
+                             b.instr("F_MUL", V | 2, V | 2, V | 0), b.instr("F_MUL", V | 2, V | 2, V | 1),
+                             b.instr("STORE", a=V | 2, aux=2)])], [batch, ff, d])  # fmt: skip
+            codes["act"] = b.code(3, [0, 2], 2, [b.access(0, "F32", {0: ff, 2: 1}), b.access(abi.SLOT_ACT, "F32", {0: ff, 2: 1})],
+                [("VECTOR", [b.instr("LOAD", V | 3, aux=0), *round_, b.instr("STORE", a=V | 3, aux=1)])], [batch, d, ff])  # fmt: skip
+            codes["add"] = b.code(3, [0, 1], 1,
+                [b.access(abi.SLOT_ACC, "F32", {0: 64, 1: 1}), b.access(2, "F32", {0: d, 1: 1}), b.access(3, "F32", {0: d, 1: 1})],
+                [("VECTOR", [b.instr("LOAD", V | 0, aux=0), b.instr("LOAD", V | 1, aux=1), b.instr("F_ADD", V | 0, V | 0, V | 1),
+                             b.instr("STORE", a=V | 0, aux=2)])], [batch, d, ff])  # fmt: skip
+
+        def rhs(slot: int, columns: int, depth: int) -> np.void:
+            return b.access(slot, dtype, {1: 1, 2: columns} if columns_inner else {1: depth, 2: 1})
+
+        common = {"N_BATCH": 0, "N_M": 1, "N_N": 1, "N_K": 1, "REDUCE_DTYPE": abi.enum("Dtype", "F32")}
+        glu = b.op("CONTRACT", f"glu{n}", [batch, ff, d], [batch, 64, d], [x, gate, up, h],
+                   {"LHS": [codes["lhs"]], "EPILOGUE": [codes["glu"]]}, common | {"N_RHS": 2, "RHS0": 0, "RHS1": 1},
+                   [rhs(1, ff, d), rhs(2, ff, d)], prologue=2 * n + 1)  # fmt: skip
+        done = b.event()
+        tasks = b.tasks(glu, workers, before, [done])
+        if stream:
+            _pair(b, tasks, gate, up, ff, d, columns_inner)
+        ready = b.event()
+        dn = b.op("CONTRACT", f"down{n}", [batch, d, ff], [batch, 64, ff], [h, down, x, out],
+                  {"LHS": [codes["act"]], "EPILOGUE": [codes["add"]]}, common | {"N_RHS": 1, "RHS0": 0}, [rhs(1, d, ff)],
+                  prologue=2 * n + 2)  # fmt: skip
+        tasks = b.tasks(dn, workers, [done], [ready])
+        if stream:
+            b.stream(tasks, down, d, ff, columns_inner)
+        x, before = out, [ready]
+    return b.finish(workers)
+
+
+def _pair(b: Builder, tasks: list[int], first: int, second: int, n: int, k: int, columns_inner: bool) -> None:
+    """Two operands of the same tasks, the entries of a task together."""
+    at = len(b.rows["Stream"])
+    b.stream(tasks, first, n, k, columns_inner)
+    b.stream(tasks, second, n, k, columns_inner)
+    made = b.rows["Stream"][at:]
+    b.rows["Stream"][at:] = [s for pair in zip(made[: len(tasks)], made[len(tasks) :], strict=True) for s in pair]
+
+
+def decoder_reference(x: np.ndarray, weights: list[np.ndarray], round_: bool = True) -> np.ndarray:
+    """The same in NumPy, f64 sums, activations rounded to bf16 where the program rounds them."""
+    import ml_dtypes
+
+    r = (lambda a: a.astype(np.float32).astype(ml_dtypes.bfloat16).astype(np.float64)) if round_ else (lambda a: a)
+    x = x.astype(np.float64)
+    for n in range(len(weights) // 3):
+        gate, up, down = (w.astype(np.float64) for w in weights[3 * n : 3 * n + 3])
+        h = r(x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6))
+        g, u = h @ gate, h @ up
+        x = x + r(g / (1 + np.exp(-g)) * u) @ down
+    return x
