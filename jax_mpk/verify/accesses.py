@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from jax_mpk.ir.tasks import READ, TaskGraph
 from jax_mpk.verify.boxes import Shapes, distinct, overlaps, ragged
 from jax_mpk.verify.events import Before
+
+LOT = 1024
+"""Pieces of boxes in memories that are compared together."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +58,40 @@ def collect(tg: TaskGraph, shape: Shapes, before: Before, written: np.ndarray, m
 
 
 def overlapping_cells(acc: Accesses) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of overlapping cells, the first one a write. Layers repeat: equal sets of boxes are compared once."""
-    known: dict[bytes, tuple[np.ndarray, ...]] = {}
-    parts = []
-    bounds = np.flatnonzero(np.diff(acc.memory, prepend=-1, append=-1))
-    for a, b in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-        key = acc.box[a:b].tobytes()
-        if key not in known:
-            known[key] = overlaps(acc.shape[np.arange(a, b)], acc.mode[a:b] != READ)
-        i, j, size = known[key]
-        parts.append((i + a, j + a, size))
+    """Pairs of overlapping cells, the first one a write, and how many bytes they share.
+
+    Layers repeat: memories with equal sets of boxes are compared once. Small memories are compared together, laid out
+    one after the other in one address space.
+    """
+    bounds = np.flatnonzero(np.diff(acc.memory, prepend=-1, append=-1)).tolist()
+    spans = list(pairwise(bounds))
+    keys = [acc.box[a:b].tobytes() for a, b in spans]
+    pieces = np.concatenate([[0], np.cumsum(acc.shape.count.prod(1))])
+    lots: list[list[bytes]] = []
+    kinds, room = dict(zip(keys, spans, strict=True)), 0
+    for key, (a, b) in kinds.items():
+        room -= int(pieces[b] - pieces[a])
+        if room < 0:
+            lots.append([])
+            room = LOT - int(pieces[b] - pieces[a])
+        lots[-1].append(key)
+    known = {key: pairs for lot in lots for key, pairs in zip(lot, _compare(acc, [kinds[k] for k in lot]), strict=True)}
+    parts = [(i + a, j + a, size) for (a, _), (i, j, size) in zip(spans, map(known.get, keys), strict=True)]
     if not parts:
         return (np.zeros(0, np.int64),) * 3
     return tuple(np.concatenate(c) for c in zip(*parts, strict=True))
+
+
+def _compare(acc: Accesses, spans: list[tuple[int, int]]) -> list[tuple[np.ndarray, ...]]:
+    """Overlaps within each of these ranges of cells, numbered from the start of the range."""
+    cells = np.concatenate([np.arange(a, b) for a, b in spans])
+    n = np.array([b - a for a, b in spans])
+    shape, start = acc.shape[cells], np.cumsum(n) - n
+    extent = np.maximum.reduceat(shape.end, start)
+    shape.offset[:] += np.repeat(np.cumsum(extent) - extent, n)
+    i, j, size = overlaps(shape, acc.mode[cells] != READ)
+    at = [*np.searchsorted(i, start).tolist(), len(i)]  # pairs are sorted
+    return [(i[p:q] - s, j[p:q] - s, size[p:q]) for p, q, s in zip(at[:-1], at[1:], start.tolist(), strict=True)]
 
 
 def group_pairs(acc: Accesses, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

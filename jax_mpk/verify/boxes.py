@@ -250,7 +250,7 @@ def _candidates(lo: np.ndarray, hi: np.ndarray, from_: np.ndarray, to: np.ndarra
 def overlaps(x: Shapes, writes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs (i, j) of overlapping boxes where i is in the mask `writes`, and the bytes that they share.
 
-    Pairs of two writes are given once, with i <= j; a write is paired with itself.
+    Pairs of two writes are given once, with i <= j; a write is paired with itself. Sorted.
     """
     r = rectangles(x)
     a = r.of(writes)
@@ -272,11 +272,12 @@ def distinct(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     Sorts one hash instead of all columns, and checks the result. The numbering depends on the rows only.
     """
     table = [c.astype(np.int64).view(np.uint64) for c in columns]
-    seed = np.random.default_rng(0)
+    salt = 0x9E3779B97F4A7C15
     while True:
         key = np.zeros(len(table[0]), np.uint64)
         for c in table:
-            key = (key ^ c) * np.uint64(int(seed.integers(1 << 62)) * 2 + 1)
+            salt = salt * 0xD1342543DE82EF95 + 2 & (1 << 64) - 1  # odd stays odd
+            key = (key ^ c) * np.uint64(salt)
             key ^= key >> np.uint64(29)
         _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
         if all((c[first][inverse] == c).all() for c in table):

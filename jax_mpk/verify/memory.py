@@ -44,7 +44,8 @@ def _ordered(acc: Accesses, g: np.ndarray, h: np.ndarray, before: Before, say: R
         pairs = np.flatnonzero(a < b)
         bad = pairs[~before.holds(a[pairs], b[pairs])]
         if len(bad):
-            p = bad[np.lexsort((b[bad], a[bad]))[0]]
+            across = acc.buffer[acc.cell[g[bad]]] != acc.buffer[acc.cell[h[bad]]]
+            p = bad[np.lexsort((a[bad], (b - a)[bad], across))[0]]  # the closest two say most
             one, other = (g[p], h[p]) if first_is_write else (h[p], g[p])
             raise VerifyError(say.unordered(acc, one, int(a[p]), other, int(b[p])))
 
@@ -103,12 +104,14 @@ def _not_clobbered(acc: Accesses, say: Report) -> None:
         common = ours.meet(i, theirs, j)
         pair, read = join(common, reads)
         mine = buffer[ours.own[i[pair]]] == buffer[reads.own[read]]
-        for p, k in zip(pair[mine].tolist(), read[mine].tolist(), strict=True):
-            one, two, three = (a + int(n) for n in (ours.own[i[p]], theirs.own[j[p]], reads.own[k]))
-            start, end = acc.first[group[one]], last[three]
+        pair, read = pair[mine], read[mine]
+        lost = common.meet(pair, reads, read)
+        for n, (p, k) in enumerate(zip(pair.tolist(), read.tolist(), strict=True)):
+            one, two, three = (a + int(c) for c in (ours.own[i[p]], theirs.own[j[p]], reads.own[k]))
+            start, end = int(acc.first[group[one]]), int(last[three])
             between = acc.first[group[two] : group[two + 1]]
             for t in between[(between > start) & (between < end)][:1].tolist():
-                raise VerifyError(say.clobbered(acc, one, int(start), two, t, three, int(end), common.first_run(p)))
+                raise VerifyError(say.clobbered(acc, (one, two, three), (start, t, end), lost.first_run(n)))
 
 
 def _results(acc: Accesses, tg: TaskGraph, say: Report) -> int:

@@ -53,12 +53,14 @@ class Report:
         return (f"{self.tg.task_name(a)} and {self.tg.task_name(b)} both write {self._common(acc, i, j)}, "
                 "of which every byte is to be written once")  # fmt: skip
 
-    def clobbered(self, acc: Accesses, one: int, a: int, two: int, b: int, three: int, c: int,
+    def clobbered(self, acc: Accesses, cells: tuple[int, int, int], tasks: tuple[int, int, int],
                   run: tuple[int, int]) -> str:  # fmt: skip
+        one, two, three = cells
+        a, b, c = map(self.tg.task_name, tasks)
         base = acc.shape.offset[one] - self.shape.offset[acc.row[one]]
         where = self._bytes(acc.buffer[one], run[0] - base, run[1] - base)
-        return (f"{self.tg.task_name(a)} writes {where}, {self.tg.task_name(b)} overwrites them through "
-                f"{self._buffer(acc.buffer[two])}, and {self.tg.task_name(c)} {_VERB[acc.mode[three]]} them after that")  # fmt: skip
+        return (f"{a} writes {where}, {b} overwrites them through {self._buffer(acc.buffer[two])}, "
+                f"and {c} {_VERB[acc.mode[three]]} them after that")  # fmt: skip
 
     def never_written(self, row: int) -> str:
         x = self.tg.boxes
