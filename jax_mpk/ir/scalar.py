@@ -1,0 +1,109 @@
+"""The operations of expressions, on NumPy arrays of float32, int32, uint32 and bool: what every backend must compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import ml_dtypes
+import numpy as np
+from scipy.special import erf
+
+_Op1 = Callable[[np.ndarray], np.ndarray]
+_Op2 = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def _saturate(dtype: type) -> _Op1:
+    """Float to integer: truncated, saturated, NaN gives 0."""
+    info = np.iinfo(dtype)
+
+    def op(x: np.ndarray) -> np.ndarray:
+        return np.clip(np.nan_to_num(x.astype(np.float64), nan=0.0), info.min, info.max).astype(np.int64).astype(dtype)
+
+    return op
+
+
+def _through(dtype: type) -> _Op1:
+    return lambda x: x.astype(dtype).astype(x.dtype)
+
+
+def _bits(x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(x).view(np.uint32).reshape(x.shape)
+
+
+_UNARY: dict[str, _Op1] = {
+    "neg": np.negative, "abs": np.abs, "exp": np.exp, "exp2": np.exp2, "expm1": np.expm1, "log": np.log,
+    "log1p": np.log1p, "sqrt": np.sqrt, "rsqrt": lambda x: np.float32(1) / np.sqrt(x), "cbrt": np.cbrt,
+    "tanh": np.tanh, "sin": np.sin, "cos": np.cos, "tan": np.tan, "erf": erf, "sign": np.sign, "floor": np.floor,
+    "logistic": lambda x: np.float32(1) / (np.float32(1) + np.exp(-x)), "ceil": np.ceil, "round_even": np.rint,
+    "round_away": lambda x: np.copysign(np.floor(np.abs(x.astype(np.float64)) + 0.5), x).astype(np.float32),
+    "not": np.invert, "is_finite": np.isfinite, "round_bf16": _through(ml_dtypes.bfloat16),
+    "round_f16": _through(np.float16), "f2i": _saturate(np.int32), "f2u": _saturate(np.uint32),
+    "i2f": lambda x: x.astype(np.float32), "u2f": lambda x: x.astype(np.float32),
+    "i2u": lambda x: x.astype(np.uint32), "u2i": lambda x: x.astype(np.int32),
+    "bitcast_i2f": lambda x: _bits(x).view(np.float32), "bitcast_f2i": lambda x: _bits(x).view(np.int32),
+    "wrap_i8": _through(np.int8), "wrap_u8": _through(np.uint8), "wrap_i16": _through(np.int16),
+    "wrap_u16": _through(np.uint16), "i2b": lambda x: x != 0, "f2b": lambda x: x != 0,
+    "popcount": lambda x: np.bitwise_count(_bits(x)).astype(x.dtype),
+    "clz": lambda x: (32 - np.frexp(_bits(x).astype(np.float64))[1]).astype(x.dtype),
+}  # fmt: skip
+
+
+def unary(op: str, x: np.ndarray) -> np.ndarray:
+    """`Unary(op)` of an array, in the type that `jax_mpk.ir.expr` gives it."""
+    return _UNARY[op](x)
+
+
+def _div(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    if x.dtype == np.float32:
+        return x / y
+    a, b = x.astype(np.int64), y.astype(np.int64)
+    q = np.abs(a) // np.maximum(np.abs(b), 1) * np.where((a < 0) != (b < 0), -1, 1)
+    return np.where(b == 0, -1, q).astype(x.dtype)
+
+
+def _rem(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    if x.dtype == np.float32:
+        return np.fmod(x, y)
+    a, b = x.astype(np.int64), y.astype(np.int64)
+    return np.where(b == 0, a, np.fmod(a, np.where(b == 0, 1, b))).astype(x.dtype)
+
+
+def _pow(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    if x.dtype == np.float32:
+        return np.power(x, y.astype(np.float32))
+    return np.where(y < 0, 0, np.power(x, np.maximum(y, 0))).astype(x.dtype)
+
+
+def _shift(f: Callable[[np.ndarray, np.ndarray], np.ndarray], kind: type, beyond: int | None) -> _Op2:
+    """A shift of the bits seen as `kind`, by an unsigned amount; by 32 or more it gives 0 (None: the sign)."""
+
+    def op(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        amount = _bits(y).astype(np.int64)
+        wide = _bits(x).view(kind).astype(np.int64)
+        out = f(wide, np.minimum(amount, 31))
+        return np.where((amount > 31) & (beyond is not None), 0, out).astype(x.dtype)
+
+    return op
+
+
+_BINARY: dict[str, _Op2] = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": _div, "rem": _rem, "max": np.maximum,
+    "min": np.minimum, "pow": _pow, "atan2": np.arctan2, "and": np.bitwise_and, "or": np.bitwise_or,
+    "xor": np.bitwise_xor, "shl": _shift(np.left_shift, np.uint32, 0), "shr": _shift(np.right_shift, np.uint32, 0),
+    "sar": _shift(np.right_shift, np.int32, None), "lt": np.less, "le": np.less_equal, "eq": np.equal,
+    "ne": np.not_equal,
+}  # fmt: skip
+
+
+def binary(op: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """`Binary(op)` of two arrays that broadcast."""
+    return _BINARY[op](x, y)
+
+
+def reduce(op: str, x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """`Reduce(op)` over dimensions, which keep an extent of 1."""
+    if op in ("argmax", "argmin"):
+        return getattr(np, op)(x, axis=axes[0], keepdims=True).astype(np.int32)
+    f = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum, "and": np.bitwise_and,
+         "or": np.bitwise_or}[op]  # fmt: skip
+    return f.reduce(x, axis=axes, keepdims=True, dtype=x.dtype)
