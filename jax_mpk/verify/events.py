@@ -72,8 +72,8 @@ class Before:
                 self._collect(w, waits[w], fired)
 
     def _collect(self, w: int, events: list[int], fired: list[int]) -> None:
-        for e in events:
-            self._awaited[w] |= fired[e]
+        for e in events:  # most wait for one event: no copy of its set
+            self._awaited[w] = self._awaited[w] | fired[e] if self._awaited[w] else fired[e]
 
     def holds(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """For each pair of tasks: has a[i] finished whenever b[i] starts?"""

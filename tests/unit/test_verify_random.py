@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from jax_mpk.errors import VerifyError
-from jax_mpk.ir.tasks import TaskGraph
+from jax_mpk.ir.tasks import READ, WRITE, TaskGraph
 from jax_mpk.verify import verify
-from tests.taskgraphs import damages, decoder, oracle, sound
+from tests.taskgraphs import Builder, damages, decoder, oracle, sound
 
 CHUNKS, SEEDS = 20, 500
 
@@ -95,9 +95,6 @@ def test_a_large_model() -> None:
 
 def test_many_tasks_one_after_the_other() -> None:
     """As many events as tasks, and a chain as long as the program: the worst case for reachability."""
-    from jax_mpk.ir.tasks import READ, WRITE
-    from tests.taskgraphs import Builder
-
     b = Builder()
     tasks = b.grid("step", 20_000)
     ping = [b.buffer("workspace", 64) for _ in tasks]
