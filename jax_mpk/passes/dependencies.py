@@ -15,7 +15,7 @@ import numpy as np
 
 from jax_mpk.ir.tasks import READ, Boxes, Csr, TaskGraph
 from jax_mpk.passes.boxes import bytes_of, conflicts, ends, from_rows, rows_of, take
-from jax_mpk.passes.relations import EMPTY, Relations
+from jax_mpk.passes.relations import EMPTY, Reach, Relations
 
 
 def run(tg: TaskGraph) -> TaskGraph:
@@ -29,7 +29,7 @@ def run(tg: TaskGraph) -> TaskGraph:
 
 
 @dataclass(frozen=True)
-class _Access:
+class Access:
     """What the tasks of a grid do to one buffer. Equal contents are one object: `key` names it."""
 
     key: int
@@ -48,17 +48,17 @@ def _direct(tg: TaskGraph, rel: Relations) -> list[dict[int, int]]:
     """
     out: list[dict[int, int]] = [{} for _ in tg.grids]
     memo: dict[tuple[int, int], int] = {}
-    history: dict[int, list[tuple[int, _Access]]] = {}
-    for grid, buffer, b in _accesses(tg):
+    history: dict[int, list[tuple[int, Access]]] = {}
+    for grid, buffer, b in accesses(tg):
         past = history.setdefault(buffer, [])
         if b.writes and b.tasks > 1:
             if (b.key, -1) not in memo:
-                memo[b.key, -1] = rel.add(np.tril(_matrix(b, b), -1))
+                memo[b.key, -1] = rel.add(np.tril(overlap(b, b), -1))
             _join(out[grid], grid, memo[b.key, -1], rel)
         for earlier, a in reversed(past):
             if (a.writes or b.writes) and a.lo < b.hi and b.lo < a.hi:
                 if (a.key, b.key) not in memo:
-                    memo[a.key, b.key] = rel.add(_matrix(a, b))
+                    memo[a.key, b.key] = rel.add(overlap(a, b))
                 _join(out[grid], earlier, memo[a.key, b.key], rel)
             if a.covers and a.lo <= b.lo and b.hi <= a.hi:
                 break
@@ -71,14 +71,14 @@ def _join(row: dict[int, int], grid: int, r: int, rel: Relations) -> None:
         row[grid] = rel.union(row.get(grid, EMPTY), r)
 
 
-def _matrix(a: _Access, b: _Access) -> np.ndarray:
+def overlap(a: Access, b: Access) -> np.ndarray:
     m = np.zeros((b.tasks, a.tasks), bool)
     i, j = conflicts(a.boxes, b.boxes)
     m[b.boxes.task[j], a.boxes.task[i]] = True
     return m
 
 
-def _accesses(tg: TaskGraph) -> list[tuple[int, int, _Access]]:
+def accesses(tg: TaskGraph) -> list[tuple[int, int, Access]]:
     """(grid, buffer, access) in program order, without the buffers that nobody writes."""
     written = np.zeros(len(tg.buffers), bool)
     written[tg.boxes.buffer[tg.boxes.mode != READ]] = True
@@ -90,8 +90,8 @@ def _accesses(tg: TaskGraph) -> list[tuple[int, int, _Access]]:
     rows[:, 0] = tg.index[rows[:, 0]]
     buffer, rows[:, 1] = rows[:, 1].copy(), 0
     bounds = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(group)] if len(group) else [0]
-    out: list[tuple[int, int, _Access]] = []
-    known: dict[tuple, _Access] = {}
+    out: list[tuple[int, int, Access]] = []
+    known: dict[tuple, Access] = {}
     for s, e in pairwise(bounds):
         g = int(group[s] // len(tg.buffers))
         key = (tg.grids[g].count, rows[s:e].tobytes())
@@ -101,91 +101,37 @@ def _accesses(tg: TaskGraph) -> list[tuple[int, int, _Access]]:
     return out
 
 
-def _access(key: int, tasks: int, b: Boxes) -> _Access:
+def _access(key: int, tasks: int, b: Boxes) -> Access:
     lo, hi = int(b.offset.min()), int(ends(b).max())
     w = take(b, b.mode != READ)
     covers = False
     if len(w) and int(w.offset.min()) == lo and int(bytes_of(w).sum()) == hi - lo:
         i, j = conflicts(w, w)
         covers = bool((i == j).all())  # disjoint boxes with as many bytes as the hull has
-    return _Access(key, tasks, b, lo, hi, len(w) > 0, covers)
+    return Access(key, tasks, b, lo, hi, len(w) > 0, covers)
 
 
 # --------------------------------------------------------------------------------------------------- transitive reduction
 
 
 def _reduce(direct: list[dict[int, int]], rel: Relations) -> list[dict[int, int]]:
-    """Drops what other dependencies imply. Per grid: earlier grid -> relation."""
+    """Drops what other dependencies imply. Per grid: earlier grid (or the grid itself) -> relation."""
     kept: list[dict[int, int]] = []
-    above: list[int] = []  # per grid, the bit set of grids from which a dependency path leads here
-    reach: list[dict[int, int]] = []  # reach[a][c]: closure of the dependencies of grid c on grid a
-
-    def closure(a: int, c: int) -> int:
-        """The dependencies of grid c on grid a, direct and indirect."""
-        row = reach[a]
-        if c not in row:
-            between = above[c] >> a + 1
-            for d in [*(a + 1 + n for n in _bits(between)), c]:
-                if d not in row and above[d] >> a & 1:
-                    row[d] = through(a, d, kept[d])
-        return row.get(c, EMPTY)
-
-    def through(a: int, b: int, edges: dict[int, int]) -> int:
-        """Dependencies of grid b on grid a, given the edges into b and the closure before them."""
-        out = edges.get(a, EMPTY)
-        for c in sorted(edges, reverse=True):
-            if rel.full(out):
-                break
-            if c == a and a in reach[a]:
-                out = rel.union(out, rel.product(edges[c], reach[a][a]))
-            elif a < c < b and above[c] >> a & 1:
-                out = rel.union(out, rel.product(edges[c], closure(a, c)))
-        if b in edges:  # a chain inside grid b
-            out = rel.union(out, rel.product(reach[b][b], out))
-        return out
-
+    reach = Reach(rel)
     for b, edges in enumerate(direct):
-        reach.append({})
         own = edges.get(b, EMPTY)
-        keep: dict[int, int] = {}
-        if own != EMPTY:
-            reach[b][b] = rel.plus(own)
-            keep[b] = rel.minus(own, rel.product(own, reach[b][b]))
-        for a in sorted(edges, reverse=True):
-            if a == b:
-                continue
-            if len(edges) > 1 or a in reach[a]:
-                implied = EMPTY
-                if a in reach[a]:
-                    implied = rel.product(edges[a], reach[a][a])
-                for c in edges:
-                    if a < c < b and above[c] >> a & 1:
-                        implied = rel.union(implied, rel.product(edges[c], closure(a, c)))
-                if own != EMPTY:
-                    before = rel.union(edges[a], implied)
-                    implied = rel.union(implied, rel.product(reach[b][b], before))
-                left = rel.minus(edges[a], implied)
-            else:
-                left = edges[a]
-            if left != EMPTY:
-                keep[a] = left
-        kept.append(keep)
-        bits = 0
-        for a in edges:
+        chain = rel.plus(own)
+        keep = {b: rel.minus(own, rel.product(own, chain))} if own != EMPTY else {}
+        for a, r in edges.items():
             if a != b:
-                bits |= above[a] | 1 << a
-        above.append(bits)
+                implied = reach.indirect(a, b, edges)
+                implied = rel.union(implied, rel.product(chain, rel.union(r, implied)))
+                left = rel.minus(r, implied)
+                if left != EMPTY:
+                    keep[a] = left
+        kept.append(keep)
+        reach.push(keep)
     return kept
-
-
-def _bits(x: int) -> list[int]:
-    """The positions of the set bits, ascending."""
-    out = []
-    while x:
-        low = x & -x
-        out.append(low.bit_length() - 1)
-        x ^= low
-    return out
 
 
 def _csr(tg: TaskGraph, kept: list[dict[int, int]], rel: Relations) -> Csr:

@@ -2,7 +2,9 @@
 
 A buffer may take the bytes of another one when every task that touches the old one is ordered before every task that
 touches the new one by the dependencies alone: the plan then holds for any assignment of tasks to any number of workers.
-It is decided per operator: "all tasks of x before all tasks of y" (`precedence`). Reuse never adds a dependency.
+It is decided per operator: "all tasks of x before all tasks of y" (`precedence`). Rows of a batch that never meet are
+ordered row by row only; then (`_Rows`) a buffer may take exactly the place of one of its size, if every two tasks that
+would touch a common byte are ordered. Reuse never adds a dependency.
 """
 
 from __future__ import annotations
@@ -13,26 +15,26 @@ import numpy as np
 
 from jax_mpk.ir.tasks import Buffer, TaskGraph
 from jax_mpk.passes.boxes import ragged
+from jax_mpk.passes.dependencies import Access, accesses, overlap
+from jax_mpk.passes.relations import EMPTY, Reach, Relations
 
 ALIGN = 64
+SLACK = 2
+"""Row-by-row reuse is tried when the plan needs more than this many times what one worker in program order needs."""
+SLOTS = 8
+"""Places tried for a buffer in row-by-row reuse."""
 
 
 def run(tg: TaskGraph) -> TaskGraph:
     """`tg` with the offsets of workspace and constant buffers, and the size of the workspace."""
-    pair = np.unique(tg.grid_of[tg.boxes.task].astype(np.int64) * len(tg.buffers) + tg.boxes.buffer)
-    users = [0] * len(tg.buffers)  # bit set of grids
-    for g, b in zip((pair // max(1, len(tg.buffers))).tolist(), (pair % max(1, len(tg.buffers))).tolist(), strict=True):
-        users[b] |= 1 << g
+    users = _users(tg)
     before = precedence(tg)
-    ready = [_meet(users[b.id], before) for b in tg.buffers]  # grids that precede every user of the buffer
-    offset: dict[int, int] = {}
-    placed: list[Buffer] = []
-    for b in sorted((b for b in tg.buffers if b.space == "workspace"), key=lambda b: (-b.nbytes, b.id)):
-        taken = [(offset[x.id], offset[x.id] + _padded(x.nbytes)) for x in placed
-                 if users[x.id] & ~ready[b.id] and users[b.id] & ~ready[x.id]]  # fmt: skip
-        offset[b.id] = _best(sorted(taken), _padded(b.nbytes))
-        placed.append(b)
-    workspace = max((offset[b.id] + _padded(b.nbytes) for b in placed), default=0)
+    temps = [b for b in tg.buffers if b.space == "workspace"]
+    temps.sort(key=lambda b: (-b.nbytes, users[b.id] & -users[b.id], b.id))
+    offset, workspace = _plan(temps, users, before, None)
+    if workspace > SLACK * _sequential(temps, users):
+        other = _plan(temps, users, before, _Rows(tg))
+        offset, workspace = min((offset, workspace), other, key=lambda p: p[1])
     at = 0
     for b in tg.buffers:
         if b.space == "const":
@@ -40,6 +42,101 @@ def run(tg: TaskGraph) -> TaskGraph:
             at += _padded(b.nbytes)
     buffers = tuple(replace(b, offset=offset.get(b.id, b.offset)) for b in tg.buffers)
     return replace(tg, buffers=buffers, workspace=workspace)
+
+
+def _users(tg: TaskGraph) -> list[int]:
+    """Per buffer, the bit set of grids that touch it."""
+    buffers = max(1, len(tg.buffers))
+    users = [0] * buffers
+    pairs = tg.grid_of[tg.boxes.task].astype(np.int64) * buffers + tg.boxes.buffer
+    for pair in np.flatnonzero(np.bincount(pairs)).tolist():
+        users[pair % buffers] |= 1 << pair // buffers
+    return users
+
+
+def _plan(temps: list[Buffer], users: list[int], before: list[int], rows: _Rows | None) -> tuple[dict[int, int], int]:
+    """Greedy best fit, largest first, equal sizes in program order: offsets and the size of the workspace."""
+    ready = {b.id: _meet(users[b.id], before) for b in temps}  # grids that precede every user of the buffer
+    offset: dict[int, int] = {}
+    slots: dict[int, dict[int, Buffer]] = {}  # size -> offset -> the last buffer of that size there
+    placed: list[Buffer] = []
+    peak = 0
+    for b in temps:
+        size = _padded(b.nbytes)
+        taken = [x for x in placed if users[x.id] & ~ready[b.id] and users[b.id] & ~ready[x.id]]
+        at = _best(sorted((offset[x.id], offset[x.id] + _padded(x.nbytes)) for x in taken), size)
+        mine = slots.setdefault(size, {})
+        if rows is not None and at + size > peak:
+            for there, last in list(mine.items())[-SLOTS:]:
+                clear = all(offset[x.id] == there and _padded(x.nbytes) == size for x in taken
+                            if offset[x.id] < there + size and there < offset[x.id] + _padded(x.nbytes))  # fmt: skip
+                if clear and rows.ordered(last, b):
+                    at = there
+                    break
+        offset[b.id] = at
+        mine.pop(at, None)
+        mine[at] = b
+        placed.append(b)
+        peak = max(peak, at + size)
+    return offset, peak
+
+
+def _sequential(temps: list[Buffer], users: list[int]) -> int:
+    """The most bytes alive at once if the operators run one after the other."""
+    change: dict[int, int] = {}
+    for b in temps:
+        if users[b.id]:
+            first, end = (users[b.id] & -users[b.id]).bit_length() - 1, users[b.id].bit_length()
+            change[first] = change.get(first, 0) + _padded(b.nbytes)
+            change[end] = change.get(end, 0) - _padded(b.nbytes)
+    alive = peak = 0
+    for _, n in sorted(change.items()):
+        alive += n
+        peak = max(peak, alive)
+    return peak
+
+
+class _Rows:
+    """Whether a buffer may take exactly the bytes of another: a task-by-task proof from boxes and dependencies."""
+
+    def __init__(self, tg: TaskGraph) -> None:
+        assert tg.deps is not None
+        self._rel = Relations()
+        self._reach = Reach(self._rel)
+        self._memo: dict[tuple[int, int], int] = {}
+        self._access: dict[int, list[tuple[int, Access]]] = {}
+        for grid, buffer, access in accesses(tg):
+            self._access.setdefault(buffer, []).append((grid, access))
+        for g in tg.grids:
+            start = tg.deps.start[g.first : g.first + g.count + 1]
+            row = np.repeat(np.arange(g.count), np.diff(start))
+            data = tg.deps.data[start[0] : start[-1]]
+            source = tg.grid_of[data]
+            edges = {}
+            for u in np.flatnonzero(np.bincount(source)).tolist():
+                m = np.zeros((g.count, tg.grids[u].count), bool)
+                m[row[source == u], data[source == u] - tg.grids[u].first] = True
+                edges[u] = self._rel.add(m)
+            self._reach.push(edges)
+
+    def ordered(self, old: Buffer, new: Buffer) -> bool:
+        """Whether all that touch a byte of `old` precede all that touch the same byte of `new`.
+
+        `old` must be written in whole by one operator: it then hides the buffers that had its place before.
+        """
+        first, second = self._access.get(old.id, []), self._access.get(new.id, [])
+        if not any(a.covers and a.lo == 0 and a.hi == old.nbytes for _, a in first):
+            return False
+        for x, a in first:
+            for y, b in second:
+                if (a.writes or b.writes) and a.lo < b.hi and b.lo < a.hi:
+                    key = (a.key, b.key)
+                    if key not in self._memo:
+                        self._memo[key] = self._rel.add(overlap(a, b))
+                    clash = self._memo[key]
+                    if clash != EMPTY and (x >= y or self._rel.minus(clash, self._reach.closure(x, y)) != EMPTY):
+                        return False
+        return True
 
 
 def _padded(nbytes: int) -> int:
@@ -84,8 +181,12 @@ def precedence(tg: TaskGraph) -> list[int]:
     feeds = np.bincount(pair, minlength=len(pairs)) == sizes[v]  # every task of v depends on one of u
     some = np.flatnonzero(~full[pair])
     n, at = ragged(head[some], head[some] + length[some])
-    ends = np.unique(pair[some][n].astype(np.int64) * (tg.tasks + 1) + tg.deps.data[at]) // (tg.tasks + 1)
-    drains = full | (np.bincount(ends, minlength=len(pairs)) == sizes[u])  # every task of u has a dependent in v
+    base = np.cumsum(sizes[u]) - sizes[u]  # one mark per pair and task of u
+    first = np.array([g.first for g in tg.grids], np.int64)
+    marks = np.zeros(int(sizes[u].sum()), bool)
+    marks[(base - first[u])[pair[some]][n] + tg.deps.data[at]] = True
+    # Every task of u has a dependent in v.
+    drains = full | (np.bincount(np.repeat(np.arange(len(u)), sizes[u]), marks, len(u)) == sizes[u])
 
     edge = list(zip(u.tolist(), v.tolist(), full.tolist(), drains.tolist(), feeds.tolist(), strict=True))
     drain = [1 << g for g in range(grids)]  # grids each of whose tasks leads to some task of g

@@ -76,6 +76,58 @@ class Relations:
             r = more
 
 
+class Reach:
+    """The closure of dependencies between grids, on demand. Grids are pushed in program order."""
+
+    def __init__(self, rel: Relations) -> None:
+        self._rel = rel
+        self._edges: list[dict[int, int]] = []
+        self._above: list[int] = []  # per grid, the bit set of grids from which a path leads here
+        self._rows: list[dict[int, int]] = []  # rows[a][c]: closure of the dependencies of grid c on grid a
+
+    def push(self, edges: dict[int, int]) -> None:
+        """The next grid; `edges`: grid (earlier, or itself) -> relation."""
+        here = len(self._edges)
+        own = self._rel.plus(edges.get(here, EMPTY))
+        above = 0
+        for a in edges:
+            above |= self._above[a] | 1 << a if a != here else 0
+        self._edges.append(edges)
+        self._above.append(above)
+        self._rows.append({} if own == EMPTY else {here: own})
+
+    def closure(self, a: int, c: int) -> int:
+        """The dependencies of grid c on grid a, direct and indirect."""
+        row, rel = self._rows[a], self._rel
+        if c not in row and a < c:
+            for d in [*(a + 1 + n for n in _bits(self._above[c] >> a + 1)), c]:
+                if d not in row and self._above[d] >> a & 1:
+                    out = rel.union(self._edges[d].get(a, EMPTY), self.indirect(a, d, self._edges[d]))
+                    row[d] = rel.union(out, rel.product(self._rows[d].get(d, EMPTY), out))
+        return row.get(c, EMPTY)
+
+    def indirect(self, a: int, b: int, edges: dict[int, int]) -> int:
+        """What grid b with `edges` depends on in grid a by a path through the grids before b, a itself included."""
+        rel = self._rel
+        out = rel.product(edges.get(a, EMPTY), self._rows[a].get(a, EMPTY))
+        for c in sorted(edges, reverse=True):
+            if rel.full(out) or c <= a:
+                break
+            if c < b and self._above[c] >> a & 1:
+                out = rel.union(out, rel.product(edges[c], self.closure(a, c)))
+        return out
+
+
+def _bits(x: int) -> list[int]:
+    """The positions of the set bits, ascending."""
+    out = []
+    while x:
+        low = x & -x
+        out.append(low.bit_length() - 1)
+        x ^= low
+    return out
+
+
 def _product(z: np.ndarray, x: np.ndarray) -> np.ndarray:
     """The boolean matrix product, over distinct rows and columns only: large grids repeat them."""
     rows, row = _distinct(z)
