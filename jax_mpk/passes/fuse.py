@@ -26,7 +26,7 @@ from jax_mpk.passes.axes import inverse, plain_axis
 from jax_mpk.passes.inplace import run as make_inplace_legal
 from jax_mpk.passes.simplify import dead, replace_acc
 from jax_mpk.passes.split import run as split
-from jax_mpk.passes.substitute import at, inline
+from jax_mpk.passes.substitute import at, expand, inline, settle
 from jax_mpk.targets import CPU, Target
 
 REPEATS = 16
@@ -176,6 +176,7 @@ def _appends(g: Graph) -> Graph:
     """Moves cache updates into the one attention that reads them."""
     readers = {v: [op.out for op in c] for v, c in g.consumers().items()}
     updates = {op.out: op for op in g.ops if isinstance(op, Update)}
+    maps = {op.out: op for op in g.ops if isinstance(op, Map)}
     taken: set[int] = set()
     ops: list[Op] = []
     for op in g.ops:
@@ -184,7 +185,8 @@ def _appends(g: Graph) -> Graph:
                 u = updates.get(x.value)
                 if u is None or readers[x.value] != [op.out] or x.value in taken:
                     continue
-                append = _linked(op, u.append, x, len(op.appends))
+                indices = {r: expand(e, maps) for r, e in u.exprs().items() if r != "expr"}
+                append = _linked(op, settle(u.with_exprs(indices)).append, x, len(op.appends))
                 if append is not None:
                     op = replace(op, appends=(*op.appends, append))
                     taken.add(x.value)
