@@ -10,44 +10,18 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 
-from jax_mpk import abi, backends, compiler, targets
-from jax_mpk.backends import cuda_plan, cuda_source, nvrtc
+from jax_mpk import backends, compiler, targets
+from jax_mpk.backends.cuda_build import Device, Executable, build
 from jax_mpk.errors import ExecutionError, UnsupportedError
 from jax_mpk.options import Options
 from jax_mpk.targets import Target
 
 TARGET_NAME = "jax_mpk_cuda"
 STATE_NAME = "jax_mpk_cuda_state"
-
-
-@dataclass(frozen=True)
-class Device:
-    """What code is generated for: the architecture, its multiprocessors, and whether tensor copies may be used."""
-
-    arch: str = "sm_90a"
-    workers: int = 132
-    stream: bool = True
-
-
-@dataclass(frozen=True)
-class Executable:
-    """A program ready to launch: the planned blob, the machine code, and the numbers that the launcher needs."""
-
-    plan: cuda_plan.Plan
-    source: cuda_source.Source
-    cubin: nvrtc.Cubin
-    device: Device
-
-    def attributes(self, deadline_ms: int = 60_000) -> dict[str, Any]:
-        return {"cubin": np.frombuffer(self.cubin.code, np.uint8), "smem": np.int64(self.source.smem),
-                "spill": np.int64(self.plan.spill), "tickets": np.int64(self.plan.tickets),
-                "deadline_ms": np.int64(deadline_ms)}  # fmt: skip
 
 
 def device() -> Device:
@@ -83,19 +57,10 @@ def ready() -> None:
     jax.ffi.register_ffi_target(TARGET_NAME, _ext.cuda_handlers(), platform="CUDA")
 
 
-def build(blob: bytes, on: Device, options: Options | None = None) -> Executable:
-    """Source, machine code and plan of a program; raises `nvrtc.CompileError` (a bug of this package)."""
-    program = abi.decode(blob)
-    source = cuda_source.generate(program, on.arch, stream=on.stream, window=int(os.environ.get("JAX_MPK_CUDA_WINDOW", "2")),
-                                  ring=int(os.environ.get("JAX_MPK_CUDA_RING", "0")))  # fmt: skip
-    cache = (options or Options()).cache_path()
-    cubin = nvrtc.compile(source.text, on.arch, cache=cache and cache / "cubin")
-    return Executable(cuda_plan.plan(program, source, on.workers), source, cubin, on)
-
-
 @functools.lru_cache(maxsize=64)
 def _build(blob: bytes, on: Device, options: Options) -> Executable:
-    return build(blob, on, options)
+    cache = options.cache_path()
+    return build(blob, on, cache and cache / "cubin")
 
 
 def lower(ctx: Any, operands: Sequence[Any], jaxpr: Any, options: Options, name: str) -> list[Any]:

@@ -146,7 +146,8 @@ class Builder:
 
 
 def decoder_step(batch: int = 1, d: int = 2048, ff: int = 4096, layers: int = 2, workers: int = 132, columns_inner: bool = True,
-                 dtype: str = "BF16", stream: bool = True) -> bytes:  # fmt: skip
+                 dtype: str = "BF16", stream: bool = True,
+                 lose_event: bool = False) -> bytes:  # fmt: skip
     """x -> layers of x + down(silu(gate(norm x)) * up(norm x)); operands x f32[batch, d], then gate, up, down a layer."""
     b = Builder()
     x = b.buffer("ARG", "F32", batch, d)
@@ -193,6 +194,8 @@ def decoder_step(batch: int = 1, d: int = 2048, ff: int = 4096, layers: int = 2,
         tasks = b.tasks(glu, workers, before, [done])
         if stream:
             _pair(b, tasks, gate, up, ff, d, columns_inner)
+        if lose_event:
+            b.rows["Event"][done]["threshold"] += 1
         ready = b.event()
         dn = b.op("CONTRACT", f"down{n}", [batch, d, ff], [batch, 64, ff], [h, down, x, out],
                   {"LHS": [codes["act"]], "EPILOGUE": [codes["add"]]}, common | {"N_RHS": 1, "RHS0": 0}, [rhs(1, d, ff)],

@@ -1,0 +1,61 @@
+// The few functions of the CUDA driver that the launcher needs, found at run time: nothing of CUDA is needed to build.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace mpk::cuda {
+
+using Result = int;  // CUresult; 0 is success
+using DevicePtr = unsigned long long;
+struct Context_;
+struct Module_;
+struct Function_;
+struct Stream_;
+using Context = Context_*;
+using Module = Module_*;
+using Function = Function_*;
+using Stream = Stream_*;
+
+struct alignas(128) TensorMapBits {
+  unsigned char bytes[128];
+};
+static_assert(sizeof(TensorMapBits) == 128);
+
+constexpr int kMaxDynamicShared = 8;   // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+constexpr int kMultiprocessors = 16;   // CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+constexpr unsigned kHostMapped = 3;    // CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP
+constexpr int kBfloat16 = 9;           // CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+constexpr int kSwizzle128 = 3, kPromote256 = 3;
+
+struct Driver {
+  Result (*GetErrorString)(Result, const char**);
+  Result (*StreamGetCtx)(Stream, Context*);
+  Result (*CtxPushCurrent)(Context);
+  Result (*CtxPopCurrent)(Context*);
+  Result (*CtxGetDevice)(int*);
+  Result (*DeviceGetAttribute)(int*, int, int);
+  Result (*ModuleLoadData)(Module*, const void*);
+  Result (*ModuleUnload)(Module);
+  Result (*ModuleGetFunction)(Function*, Module, const char*);
+  Result (*FuncSetAttribute)(Function, int, int);
+  Result (*MemAlloc)(DevicePtr*, size_t);
+  Result (*MemFree)(DevicePtr);
+  Result (*MemcpyHtoD)(DevicePtr, const void*, size_t);
+  Result (*MemcpyHtoDAsync)(DevicePtr, const void*, size_t, Stream);
+  Result (*MemHostAlloc)(void**, size_t, unsigned);
+  Result (*MemFreeHost)(void*);
+  Result (*MemHostGetDevicePointer)(DevicePtr*, void*, unsigned);
+  Result (*LaunchCooperativeKernel)(Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Stream, void**);
+  Result (*TensorMapEncodeTiled)(TensorMapBits*, int, uint32_t, void*, const uint64_t*, const uint64_t*, const uint32_t*,
+                                 const uint32_t*, int, int, int, int);  // null on drivers before 12.0
+};
+
+// The driver, or null and the reason in `why`.
+const Driver* driver(std::string* why);
+
+// "what: the driver's words".
+std::string describe(const char* what, Result r);
+
+}  // namespace mpk::cuda
