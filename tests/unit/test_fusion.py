@@ -1,0 +1,153 @@
+"""Fusion: five hops a decoder layer, whatever the spelling, and the same values before and after every pass."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import spellings as S
+from flax import nnx
+from models import decode, registry
+
+from jax_mpk import targets
+from jax_mpk.frontend import lower
+from jax_mpk.ir import interpret
+from jax_mpk.ir.graph import Attention, Contract, Graph
+from jax_mpk.passes import fuse, layout, recognise, simplify
+from jax_mpk.passes.hops import hops
+
+PASSES = {"simplify": simplify.run, "recognise": recognise.run, "fuse": fuse.run, "layout": layout.run}
+
+
+def stages(f, *args, target: targets.Target = targets.CPU) -> dict[str, Graph]:
+    """The graph after every pass, `lower` first."""
+    g = lower(jax.make_jaxpr(f)(*args))
+    out = {"lower": g}
+    for name, run in PASSES.items():
+        out[name] = g = run(g, target) if name == "fuse" else run(g)
+    return out
+
+
+def levels(g: Graph) -> int:
+    return max(hops(g)) + 1
+
+
+SHAPE = S.Shape(layers=3)
+CASES = [dict(norm=n) for n in S.NORMS] + [dict(rope=r) for r in S.ROPES] + [dict(update=u) for u in S.UPDATES] \
+    + [dict(attend=a) for a in S.ATTENTIONS]  # fmt: skip
+
+
+def _arguments(shape: S.Shape, batch: int, dtype):
+    rng = np.random.default_rng(5)
+    tokens = jnp.asarray(rng.integers(0, shape.vocab, batch), jnp.int32)
+    return S.weights(shape, dtype), tokens, S.cache(shape, batch, dtype), jnp.int32(7)
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(next(iter(c.items()))))
+def test_five_hops_a_layer_in_every_spelling(case, qk_norm):
+    shape = S.Shape(layers=3, qk_norm=qk_norm)
+    g = stages(S.decoder(shape, **case), *_arguments(shape, 2, jnp.bfloat16))["layout"]
+    assert levels(g) == 5 * shape.layers + 2, str(g)  # and the head, and the argmax
+    assert sum(isinstance(op, Attention) for op in g.ops) == shape.layers
+    assert all(len(op.appends) == 2 for op in g.ops if isinstance(op, Attention))
+    assert all(op.limit is not None for op in g.ops if isinstance(op, Attention))
+    assert sum(isinstance(op, Contract) for op in g.ops) == 6 * shape.layers + 1  # gate and up are one
+
+
+@pytest.mark.parametrize("name", ["qwen3-tiny", "llama-tiny"])
+@pytest.mark.parametrize("target", [targets.CPU, targets.SM90], ids=["cpu", "cuda"])
+def test_five_hops_a_layer_in_the_zoo(name, target):
+    model, config = registry.load(name, dtype=jnp.bfloat16, seed=0)
+    graphdef, state = nnx.split(model)
+    step = lambda s, t, c, p: decode.greedy_step(graphdef, s, t, c, p)  # noqa: E731
+    g = stages(step, state, jnp.zeros(2, jnp.int32), model.init_cache(2, 32), jnp.int32(3), target=target)["layout"]
+    assert levels(g) == 5 * config.num_layers + 2, str(g)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(next(iter(c.items()))))
+def test_passes_keep_the_values(case):
+    shape = S.Shape(layers=1, qk_norm=True)
+    f = S.decoder(shape, **case)
+    args = _arguments(shape, 3, jnp.float32)
+    want = [np.asarray(x) for x in jax.tree.leaves(jax.jit(f)(*args))]
+    flat = [np.asarray(x) for x in jax.tree.leaves(args)]
+    for name, g in stages(f, *args).items():
+        got = interpret.run(g, [x.copy() for x in flat])
+        for a, b in zip(got, want, strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5, err_msg=name)
+
+
+def test_split_k_keeps_the_values_and_the_hops():
+    shape = S.Shape(layers=2, width=256, hidden=512)
+    f = S.decoder(shape)
+    args = _arguments(shape, 2, jnp.float32)
+    g = stages(f, *args, target=targets.SM90)["layout"]
+    assert levels(g) == 5 * shape.layers + 2
+    assert any(len(op.domain) == 4 for op in g.ops if isinstance(op, Contract)), "nothing was split"
+    got = interpret.run(g, [np.array(x) for x in jax.tree.leaves(args)])
+    for a, b in zip(got, jax.tree.leaves(jax.jit(f)(*args)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+
+
+def _mlp(x, w1, w2, scale):
+    """LayerNorm, GELU, skip."""
+    mean = x.mean(-1, keepdims=True)
+    h = (x - mean) * jax.lax.rsqrt(((x - mean) ** 2).mean(-1, keepdims=True) + 1e-5) * scale
+    return x + jax.nn.gelu(h @ w1) @ w2
+
+
+def _attention(q, k, v, mask):
+    s = jnp.where(mask, jnp.einsum("hqd,hkd->hqk", q, k) / 3.0, -1e30)
+    return jnp.einsum("hqk,hkd->qhd", jax.nn.softmax(s, -1), v)
+
+
+def _fork(x, w1, w2):
+    a, b = x @ w1, jnp.tanh(x @ w2)
+    return a * b + jnp.flip(a, -1), (a - b).sum(0)
+
+
+def _shared_reduction(x, w):
+    total = jnp.exp(x).sum(-1, keepdims=True)
+    return (x / total) @ w, x + jnp.log(total)
+
+
+def _random(*shapes):
+    rng = np.random.default_rng(11)
+    return [rng.random(s) < 0.6 if s and s[0] == "mask" else rng.normal(size=s).astype(np.float32) for s in shapes]
+
+
+OTHERS = {
+    "mlp": (_mlp, _random((5, 33), (33, 70), (70, 33), (33,))),
+    "attention": (_attention, [*_random((3, 7, 9), (3, 13, 9), (3, 13, 11)), np.arange(91).reshape(1, 7, 13) % 3 > 0]),
+    "fork": (_fork, _random((4, 20), (20, 12), (20, 12))),
+    "shared": (_shared_reduction, _random((6, 21), (21, 10))),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_functions_that_are_no_decoder(name):
+    f, args = OTHERS[name]
+    want = jax.tree.leaves(jax.jit(f)(*args))
+    for stage, g in stages(f, *args).items():
+        got = interpret.run(g, [np.array(x) for x in args])
+        for a, b in zip(got, want, strict=True):
+            np.testing.assert_allclose(a, b, rtol=3e-5, atol=3e-5, err_msg=stage)
+    if name == "attention":
+        assert any(isinstance(op, Attention) for op in g.ops)
+    if name == "mlp":
+        assert levels(g) == 2, str(g)
+
+
+def test_bf16_rounds_where_the_function_rounds():
+    """Fusing does not change a bit: the fused map equals the equations one by one."""
+    f = lambda x, y: (x * y + x) / (jnp.abs(y) + x * 0.5)  # noqa: E731
+    rng = np.random.default_rng(3)
+    args = [rng.normal(size=(9, 17)).astype(ml_dtypes.bfloat16) for _ in range(2)]
+    all_stages = stages(f, *args)
+    want = interpret.run(all_stages["lower"], args)[0]
+    got = interpret.run(all_stages["layout"], args)[0]
+    assert len(all_stages["layout"].ops) == 1
+    np.testing.assert_array_equal(got.view(np.uint16), want.view(np.uint16))
