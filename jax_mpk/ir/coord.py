@@ -73,8 +73,11 @@ def coord_const(value: int) -> Coord:
     return Coord(int(value))
 
 
-def _collect(const: int, terms: Iterable[Term], dyn: Expr | None = None, limit: int = 0) -> Coord:
+def collect(const: int, terms: Iterable[Term], dyn: Expr | None = None, limit: int = 0) -> Coord:
     """Sums equal digits, drops zeros, and re-joins `a*(x//n) + b*(x%n)` where `a == b*n`."""
+    terms = tuple(terms)
+    if len(terms) < 2:
+        return Coord(const, terms if terms and terms[0].extent > 1 and terms[0].coef else (), dyn, limit)
     acc: dict[tuple[int, int, int, int], int] = {}
     for t in terms:
         if t.extent > 1 and t.coef:
@@ -105,13 +108,13 @@ def coord_add(a: Coord, b: Coord) -> Coord:
     if a.dyn is not None and b.dyn is not None:
         raise ValueError("the sum of two dynamic coordinates must be one dynamic expression")
     dyn, limit = (a.dyn, a.limit) if a.dyn is not None else (b.dyn, b.limit)
-    return _collect(a.const + b.const, a.terms + b.terms, dyn, limit)
+    return collect(a.const + b.const, a.terms + b.terms, dyn, limit)
 
 
 def coord_scale(a: Coord, k: int) -> Coord:
     if a.dyn is not None:
         raise ValueError("a dynamic coordinate cannot be scaled")
-    return _collect(a.const * k, [Term(t.coef * k, t.axis, t.div, t.mod, t.extent) for t in a.terms])
+    return collect(a.const * k, [Term(t.coef * k, t.axis, t.div, t.mod, t.extent) for t in a.terms])
 
 
 def coord_split(c: Coord, n: int) -> tuple[Coord, Coord] | None:
@@ -135,7 +138,7 @@ def coord_split(c: Coord, n: int) -> tuple[Coord, Coord] | None:
     low = const_lo + sum(t.coef * (t.extent - 1) for t in lo if t.coef > 0)
     if any(t.coef < 0 for t in lo) or low >= n:
         return None
-    return _collect(c.const // n, hi), _collect(const_lo, lo)
+    return collect(c.const // n, hi), collect(const_lo, lo)
 
 
 def reshape_coords(coords: tuple[Coord, ...], old: tuple[int, ...], new: tuple[int, ...]) -> tuple[Coord, ...] | None:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import ClassVar
 
 from jax_mpk.ir.coord import (  # noqa: F401  (the vocabulary of index maps is part of the vocabulary of expressions)
-    CORE_AXIS, REDUCE_AXIS, Coord, Ranges, Term, coord_add, coord_axis, coord_const, coord_range, coord_scale,
+    CORE_AXIS, REDUCE_AXIS, Coord, Ranges, Term, collect, coord_add, coord_axis, coord_const, coord_range, coord_scale,
     coord_split, reshape_coords, restrict,
 )  # fmt: skip
 
@@ -373,12 +373,12 @@ class NotAffine(Exception):
 
 def coord_substitute(c: Coord, mapping: Mapping[int, Coord], on_dyn: Callable[[Expr], Expr]) -> Coord:
     """`c` with its axes replaced; its dynamic part is transformed by `on_dyn`."""
-    out = Coord(c.const)
+    const_, terms = c.const, []
     dynamic: Expr | None = None
     for t in c.terms:
         repl = mapping.get(t.axis)
         if repl is None:
-            out = coord_add(out, Coord(0, (t,)))
+            terms.append(t)
             continue
         if repl.dyn is not None:
             if t.div != 1 or t.mod:
@@ -387,24 +387,28 @@ def coord_substitute(c: Coord, mapping: Mapping[int, Coord], on_dyn: Callable[[E
             step = step if t.coef == 1 else binary("mul", step, const(t.coef, "i32"))
             dynamic = step if dynamic is None else binary("add", dynamic, step)
             continue
-        part = repl
-        if t.div != 1:
-            split = coord_split(part, t.div)
-            if split is None:
-                raise NotAffine(f"{part} // {t.div}")
-            part = split[0]
-        if t.mod and part.max >= t.mod:
-            split = coord_split(part, t.mod)
-            if split is None:
-                raise NotAffine(f"{part} % {t.mod}")
-            part = split[1]
-        out = coord_add(out, coord_scale(part, t.coef))
+        if t.div != 1 or (t.mod and repl.max >= t.mod):
+            repl = _digit(repl, t.div, t.mod)
+        const_ += t.coef * repl.const
+        if t.coef == 1:
+            terms += repl.terms
+        else:
+            terms += [Term(r.coef * t.coef, r.axis, r.div, r.mod, r.extent) for r in repl.terms]
     if dynamic is not None:  # each step is in range already, so the clamp to the original maximum changes nothing
         dynamic = dynamic if c.dyn is None else binary("add", dynamic, on_dyn(c.dyn))
-        return Coord(out.const, out.terms, dynamic, c.max if c.dyn is None else c.limit)
-    if c.dyn is None:
-        return out
-    return Coord(out.const, out.terms, on_dyn(c.dyn), c.limit)
+        return collect(const_, terms, dynamic, c.max if c.dyn is None else c.limit)
+    return collect(const_, terms, on_dyn(c.dyn) if c.dyn is not None else None, c.limit)
+
+
+def _digit(c: Coord, div: int, mod: int) -> Coord:
+    """`(c // div) % mod`; raises `NotAffine`."""
+    for n, part in ((div, 0), (mod, 1)):
+        if n > 1 and not (part and c.max < n):
+            split = coord_split(c, n)
+            if split is None:
+                raise NotAffine(f"digit of {c} by {n}")
+            c = split[part]
+    return c
 
 
 def substitute_loads(e: Expr, f: Callable[[Load], Expr | None]) -> Expr:

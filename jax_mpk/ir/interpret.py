@@ -65,7 +65,7 @@ def constant(e: Expr) -> np.ndarray:
         return _Frame((), {}, {}, (e,)).eval(e)
 
 
-# ------------------------------------------------------------------------------------------------------------- operators
+# ----------------------------------------------------------------------------------------------------------- operators
 
 
 def _execute(g: Graph, op: Op, data: dict[int, np.ndarray]) -> None:
@@ -175,7 +175,7 @@ def _sort(g: Graph, op: Sort, data: dict[int, np.ndarray]) -> None:
     _store(g, op, data, order if op.payload == "indices" else np.take_along_axis(key, order, axis=-1))
 
 
-# ----------------------------------------------------------------------------------------------------------- expressions
+# --------------------------------------------------------------------------------------------------------- expressions
 
 Scope = dict[int, tuple[int, int]]
 """Ranges (lo, hi) of bound axes, and of axes that a piece restricts. `_CLIP` marks lanes that are thrown away."""

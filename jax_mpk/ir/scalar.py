@@ -1,4 +1,4 @@
-"""The operations of expressions, on NumPy arrays of float32, int32, uint32 and bool: what every backend must compute."""
+"""The operations of expressions, on NumPy arrays of float32, int32, uint32 and bool: what backends must compute."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def _attention(g: Graph, op: Contract, maps: dict[int, Map], contracts: dict[int
         return None
     axis, keys = op.k[0]
     for weights, values in ((op.lhs, op.rhs[0]), (op.rhs[0], op.lhs)):
-        if not isinstance(values, Load):
+        if not isinstance(values, Load) or not _looks_normalised(weights, maps):
             continue
         soft = _softmax(expand(weights, maps), axis, keys)
         if soft is None:
@@ -101,6 +101,20 @@ def _attention(g: Graph, op: Contract, maps: dict[int, Map], contracts: dict[int
         if built is not None:
             return built
     return None
+
+
+def _looks_normalised(e: Expr, maps: dict[int, Map]) -> bool:
+    """Cheap: does a quotient or product of an exponential come next? (Writing everything out is not cheap.)"""
+    def ahead(x: Expr) -> Expr:
+        x = _strip(x)
+        while isinstance(x, Load) and x.value in maps:
+            x = _strip(maps[x.value].expr)
+        return x
+
+    e = ahead(e)
+    if not (isinstance(e, Binary) and e.op in ("div", "mul")):
+        return False
+    return any(isinstance(x, Unary) and x.op == "exp" for x in (ahead(e.a), ahead(e.b)))
 
 
 def _softmax(p: Expr, axis: int, extent: int) -> _Softmax | None:

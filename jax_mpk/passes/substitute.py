@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
@@ -15,6 +16,7 @@ PLAIN = frozenset(("rhs0", "rhs1", "rhs2", "rhs3", "k", "v"))
 """Roles that must stay plain loads, because the core streams them."""
 
 
+@functools.lru_cache(1 << 12)
 def at(e: Expr, coords: tuple[Coord, ...]) -> Expr:
     """The expression `e` of a domain at the point `coords`; raises `NotAffine`."""
     return E.substitute_axes(e, dict(enumerate(coords)))
