@@ -10,6 +10,7 @@ import contextlib
 import os
 import tempfile
 import threading
+import time
 import warnings
 from collections import OrderedDict
 from pathlib import Path
@@ -20,6 +21,8 @@ from jax_mpk.errors import MegakernelWarning
 
 T = TypeVar("T")
 SUFFIX, NEW = ".mpk", ".new-"
+STALE = 3600
+"""Seconds after which a file that is still being written was left behind by a killed process."""
 
 
 class Memory(Generic[T]):
@@ -102,10 +105,12 @@ class Disk:
     def _trim(self) -> None:
         entries = []
         for entry in os.scandir(self.path):
-            if entry.name.endswith(SUFFIX) or entry.name.startswith(NEW):  # what a killed process left counts too
-                with contextlib.suppress(FileNotFoundError):  # another process may trim too
-                    s = entry.stat()
+            with contextlib.suppress(FileNotFoundError):  # another process may trim too
+                s = entry.stat()
+                if entry.name.endswith(SUFFIX):
                     entries.append((s.st_mtime_ns, s.st_size, entry.path))
+                elif entry.name.startswith(NEW) and s.st_mtime < time.time() - STALE:
+                    os.unlink(entry.path)
         total = sum(size for _, size, _ in entries)
         for _, size, path in sorted(entries):
             if total <= self.limit:

@@ -93,10 +93,8 @@ def _is_jaxpr(p: Any) -> bool:
 
 
 def _value(h: Any, p: Any) -> None:
-    if p is None or isinstance(p, bool | int | float | complex | str | bytes):
+    if p is None or isinstance(p, bool | int | float | complex | str | bytes | np.dtype | np.generic):
         _put(h, f"{type(p).__name__} {p!r}")
-    elif isinstance(p, np.dtype | np.generic):
-        _put(h, f"{p.dtype} {p!r}")
     elif isinstance(p, np.ndarray | jax.Array):
         if jax.dtypes.issubdtype(p.dtype, jax.dtypes.prng_key):
             _put(h, str(p.dtype))
