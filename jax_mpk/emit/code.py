@@ -1,0 +1,286 @@
+"""Code generation for one expression: hoisting, common subexpressions, reductions, registers (see `jax_mpk.abi`).
+
+An expression without pieces over its loop axes becomes one code. Work that does not depend on the vector axis is
+hoisted to scalar stages; every reduction is a stage of its own, operands first; the vector stage comes last and stores.
+Equal subexpressions are one node, so each is computed once per stage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from jax_mpk.emit.opcodes import alias, opcode
+from jax_mpk.emit.pieces import Box, boxes
+from jax_mpk.emit.place import Place
+from jax_mpk.emit.registers import Code, Instr, Stage, encode
+from jax_mpk.ir import expr as E
+from jax_mpk.ir.expr import Acc, Const, Expr, Index, Load, Reduce
+
+STRIP = 128
+"""Elements that an instruction is assumed to process at once, in the cost model that chooses the vector axis."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """What becomes of the value: `mode` "set" or "add", only where `where` holds (None: everywhere)."""
+
+    place: Place
+    where: Expr | None = None
+    mode: str = "set"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What the expressions of an operator have in common: loop axes by id, places of loads and of accumulators."""
+
+    number: Mapping[int, int]
+    load: Callable[[Load], Place]
+    acc: Callable[[Acc], Place]
+
+
+def compile(frame: Frame, e: Expr, store: Store, extents: Box) -> list[Code]:
+    """The codes of `e` over the loop axes of `extents` (axis id to range): one for each box."""
+    if store.mode == "add" and store.where is None:
+        store = Store(store.place, E.const(True, "bool"), "add")
+    roots = [e, *(() if store.where is None else (store.where,)), *(d for d, _, _ in store.place.dyn)]
+    if any(isinstance(x, E.Piece) for r in roots[1:] for x in E.walk(r)):
+        raise ValueError("a store coordinate with pieces: the graph is not refined")
+    return [_Coder(frame, value, store, box).code() for box, value in boxes(e, extents)]
+
+
+@dataclass
+class _Coder:
+    frame: Frame
+    value: Expr
+    store: Store
+    box: Box
+    stages: list[Stage] = field(default_factory=list)
+    scalars: dict[Expr, int] = field(default_factory=dict)  # node -> virtual register
+    count: int = 0
+    _deps: dict[Expr, frozenset[int]] = field(default_factory=dict)
+    _need: dict[Expr, int] = field(default_factory=dict)
+
+    def code(self) -> Code:
+        if self.store.mode == "set" and isinstance(self.value, E.Unary) and self.store.place.dtype == "bf16":
+            if self.value.op == "round_bf16":
+                self.value = self.value.a  # the store rounds
+        roots = [self.value, *(() if self.store.where is None else (self.store.where,))]
+        roots = [alias(r) for r in roots] + [alias(e) for e, _, _ in self.store.place.dyn]
+        reduces = [x for x in self.walk(roots) if isinstance(x, Reduce)]
+        vector = self.vector(roots, reduces)
+        for r in reduces:
+            self.reduce(r)
+        if vector is None:
+            self.scalar(roots)
+            self.put(self.scalar_stage(), self.scalars)
+        else:
+            local = self.local(roots, frozenset((vector,)))
+            stage = Stage("VECTOR")
+            regs = self.body(stage, roots, local)
+            self.put(stage, regs)
+            self.stages.append(stage)
+        number = self.frame.number
+        mask = sum(1 << number[a] for a in self.box)
+        ranges = {number[a]: r for a, r in self.box.items()}
+        return encode(self.stages, number, mask, ranges, -1 if vector is None else number[vector])
+
+    def put(self, stage: Stage, regs: Mapping[Expr, int]) -> None:
+        """The store instruction."""
+        s = self.store
+        srcs = [regs[alias(self.value)]]
+        op = "STORE_ADD" if s.mode == "add" else "STORE"
+        if s.where is not None:
+            srcs.append(regs[alias(s.where)])
+            op = "STORE_ADD" if s.mode == "add" else "STORE_IF"
+        dyn = tuple(regs[alias(e)] for e, _, _ in s.place.dyn)
+        stage.instrs.append(Instr(op, None, tuple(srcs), s.place, dyn))
+
+    # -------------------------------------------------------------------------------------------------------- structure
+
+    def fresh(self) -> int:
+        self.count += 1
+        return self.count - 1
+
+    def args(self, x: Expr) -> tuple[Expr, ...]:
+        """Operands as instructions see them: a load depends on its dynamic coordinates, complete with offsets."""
+        if isinstance(x, Load):
+            return tuple(alias(e) for e, _, _ in self.frame.load(x).dyn)
+        return tuple(alias(a) for a in x.args())
+
+    def walk(self, roots: Iterable[Expr]) -> list[Expr]:
+        """Every node below the roots, operands first, the operand that needs most registers first."""
+        seen: dict[Expr, None] = {}
+        stack = [(r, False) for r in reversed(list(roots))]
+        while stack:
+            x, done = stack.pop()
+            if done:
+                seen.setdefault(x)
+            elif x not in seen:
+                stack.append((x, True))
+                stack += [(a, False) for a in sorted(self.args(x), key=self.need)]
+        return list(seen)
+
+    def need(self, x: Expr) -> int:
+        """Registers that the tree of `x` takes (Sethi-Ullman)."""
+        stack = [x]
+        while stack:
+            y = stack[-1]
+            missing = [a for a in self.args(y) if a not in self._need]
+            if missing:
+                stack += missing
+                continue
+            stack.pop()
+            parts = sorted((self._need[a] for a in self.args(y)), reverse=True)
+            self._need[y] = max([1, *(n + i for i, n in enumerate(parts))])
+        return self._need[x]
+
+    def deps(self, x: Expr) -> frozenset[int]:
+        """The axes that the value of `x` depends on."""
+        stack = [x]
+        while stack:
+            y = stack[-1]
+            missing = [a for a in self.args(y) if a not in self._deps]
+            if missing:
+                stack += missing
+                continue
+            stack.pop()
+            out = frozenset().union(*(self._deps[a] for a in self.args(y)))
+            if isinstance(y, Index):
+                out = y.coord.axes()
+            elif isinstance(y, Load):
+                out |= frozenset(self.frame.load(y).strides)
+            elif isinstance(y, Acc):
+                out = self.frame.acc(y).axes
+            elif isinstance(y, Reduce):
+                out -= frozenset(y.bound)
+            elif isinstance(y, E.Piece):
+                out |= y.coord.axes()
+            self._deps[y] = out
+        return self._deps[x]
+
+    # ------------------------------------------------------------------------------------------------------ vector axis
+
+    def vector(self, roots: list[Expr], reduces: list[Reduce]) -> int | None:
+        """The axis whose strips cost least; no reduction may depend on it."""
+        fixed = frozenset().union(*(self.deps(r) for r in reduces))
+        size = {a: hi - lo for a, (lo, hi) in self.box.items()}
+        fits = [a for a in self.box if size[a] > 1 and a not in fixed]
+        if not fits:
+            return None
+        nodes: list[Expr] = []
+        for x in self.walk_outside(roots):
+            nodes.append(x)
+        rows = sum((5 + math.prod(r.extents) / 4) * (1 + r.body.cost) for r in reduces)
+        points = math.prod(size.values())
+
+        def cost(a: int) -> float:
+            n = size[a]
+            inner, outer = self.weight(self.store.place, a, n), 20.0 + rows
+            for x in nodes:
+                if a not in self.deps(x):
+                    outer += 5
+                elif isinstance(x, Load | Acc):
+                    inner += self.weight(self.frame.load(x) if isinstance(x, Load) else self.frame.acc(x), a, n)
+                else:
+                    inner += 5 * math.ceil(n / STRIP) + n * (1.6 if getattr(x, "op", "") in E.EXPENSIVE else 0.2)
+            return points / n * (outer + inner)
+
+        return min(reversed(fits), key=cost)
+
+    def walk_outside(self, roots: list[Expr]) -> list[Expr]:
+        """Nodes outside of the bodies of reductions."""
+        seen: dict[Expr, None] = {}
+        stack = list(roots)
+        while stack:
+            x = stack.pop()
+            if x not in seen:
+                seen[x] = None
+                stack += () if isinstance(x, Reduce) else self.args(x)
+        return list(seen)
+
+    def weight(self, p: Place, axis: int, n: int) -> float:
+        near = p.strides.get(axis, 0) in (0, 1) and not any(axis in self.deps(alias(e)) for e, _, _ in p.dyn)
+        return 5 * math.ceil(n / STRIP) + n * (0.2 if near else 1.5)
+
+    # ----------------------------------------------------------------------------------------------------------- stages
+
+    def scalar_stage(self) -> Stage:
+        if not self.stages or self.stages[-1].kind != "SCALAR":
+            self.stages.append(Stage("SCALAR"))
+        return self.stages[-1]
+
+    def scalar(self, roots: Iterable[Expr]) -> None:
+        """Computes nodes on scalar registers, unless they are there already."""
+        for x in self.walk_until(roots, lambda x: x in self.scalars):
+            self.instr(self.scalar_stage(), x, self.scalars)
+
+    def walk_until(self, roots: Iterable[Expr], stop: Callable[[Expr], bool]) -> list[Expr]:
+        """The nodes below the roots for which `stop` is false, reached through such nodes only; operands first."""
+        seen: dict[Expr, None] = {}
+        stack = [(r, False) for r in reversed(list(roots))]
+        while stack:
+            x, done = stack.pop()
+            if done:
+                seen.setdefault(x)
+            elif x not in seen and not stop(x):
+                stack.append((x, True))
+                stack += [(a, False) for a in sorted(self.args(x), key=self.need)]
+        return list(seen)
+
+    def local(self, roots: list[Expr], axes: frozenset[int]) -> list[Expr]:
+        """The nodes below the roots that depend on `axes`, operands first; what they need of the others is computed."""
+        out = self.walk_until(roots, lambda x: not (self.deps(x) & axes))
+        inside = set(out)
+        outside = dict.fromkeys(a for x in out for a in self.args(x) if a not in inside)
+        self.scalar([*(r for r in roots if r not in inside), *outside])
+        return out
+
+    def body(self, stage: Stage, roots: list[Expr], local: list[Expr]) -> dict[Expr, int]:
+        """Instructions of `local` on vector registers; returns the registers of everything that is visible."""
+        regs = dict(self.scalars)
+        for x in local:
+            self.instr(stage, x, regs, vector=True)
+        return regs
+
+    def reduce(self, r: Reduce) -> None:
+        ranges = {a: (0, n) for a, n in zip(r.bound, r.extents, strict=True)}
+        parts = boxes(r.body, ranges)
+        stages = []
+        for box, body in parts:
+            root = alias(body)
+            local = self.local([root], frozenset(r.bound))
+            stage = Stage("REDUCE", reduce=r.op, dtype=r.body.dtype, bound=r.bound, ranges=[box[a] for a in r.bound])
+            regs = self.body(stage, [root], local)
+            if not local:
+                stage.instrs.append(Instr("MOVE", (reg := self.fresh()), (regs[root],), vector=True))
+                regs[root] = reg
+            stage.src = regs[root]
+            stages.append(stage)
+        dst = self.scalars[r] = self.fresh()
+        for n, stage in enumerate(stages):
+            stage.dst, stage.accumulate = dst, n > 0
+        self.stages += stages
+
+    def instr(self, stage: Stage, x: Expr, regs: dict[Expr, int], vector: bool = False) -> None:
+        dst = self.fresh()
+        srcs = tuple(regs[a] for a in self.args(x))
+        if isinstance(x, Const):
+            ins = Instr("CONST", dst, imm=x.value, dtype=x.dtype)
+        elif isinstance(x, Index):
+            place = Place(0, "i32", 0, {t.axis: t.coef for t in x.coord.terms})
+            ins = Instr("INDEX", dst, (), place, imm=x.coord.const)
+        elif isinstance(x, Load):
+            ins = Instr("LOAD", dst, (), self.frame.load(x), srcs)
+        elif isinstance(x, Acc):
+            ins = Instr("LOAD", dst, (), self.frame.acc(x))
+        elif isinstance(x, E.Select):
+            ins = Instr("SELECT", dst, srcs)
+        elif isinstance(x, E.Unary | E.Binary):
+            ins = Instr(opcode(x), dst, srcs)
+        else:
+            raise ValueError(f"no instruction for {x}: the graph is not refined")
+        ins.vector = vector
+        stage.instrs.append(ins)
+        regs[x] = dst
