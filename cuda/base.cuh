@@ -25,6 +25,7 @@ constexpr int BLOCK = 32 * (WARPS + 2);
 
 __device__ __forceinline__ float f(u32 x) { return __uint_as_float(x); }
 __device__ __forceinline__ u32 b(float x) { return __float_as_uint(x); }
+#define LOWEST (__uint_as_float(0xff800000u))  // -infinity
 
 // ---- storage types: a register is 32 bits; memory may be narrower ----------------------------------------------------
 

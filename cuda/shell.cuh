@@ -145,21 +145,21 @@ __device__ __forceinline__ void fetch(const Launch& launch, State* s, u32 t, Des
   if (lane >= 12 && lane < 16) d.trigger[lane - 12] = word;
 }
 
-// Waits for the events of the task in `word`; false: gave up.
+// Waits for the events of the task in `word`, a lane an event (the protocol is ffi/event.h); false: gave up.
 __device__ __forceinline__ bool wait_events(State* s, u32 epoch, u32 t, u32 word) {
   const u32 lane = threadIdx.x & 31;
   const u32 n = (__shfl_sync(~0u, word, 2) >> 16) & 255;
-  const u32 event = __shfl_sync(~0u, word, 4 + (lane & 3)), want = __shfl_sync(~0u, word, 8 + (lane & 3)) * epoch;
+  const u32 event = __shfl_sync(~0u, word, 4 + (lane & 3)), threshold = __shfl_sync(~0u, word, 8 + (lane & 3));
+  const u32 target = event_target(epoch, threshold);
   const u32* counter = s->counters + (u64)event * EVENT_WORDS;
   Deadline deadline;
   for (;;) {
-    u32 have = want;
-    if (lane < n) have = ld_acquire(counter);
-    const bool ready = (int)(have - want) >= 0;
+    const u32 have = lane < n ? ld_acquire(counter) : target;
+    const bool ready = event_reached(have, target);
     if (__all_sync(~0u, ready)) return true;
     if (__any_sync(~0u, deadline.expired(s))) {
       const int stuck = __ffs(__ballot_sync(~0u, !ready)) - 1;
-      if (lane == stuck) give_up(s, STATUS_EVENT, t, s->tasks[t].op, event, have, want);
+      if (lane == stuck) give_up(s, STATUS_EVENT, t, s->tasks[t].op, event, event_have(have, epoch, threshold), threshold);
       return false;
     }
   }

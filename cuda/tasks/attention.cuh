@@ -48,7 +48,7 @@ template <class V> __device__ __forceinline__ void scores(const AttentionScratch
     for (int r = 0; r < V::RC; ++r)
 #pragma unroll
       for (int i = 0; i < 8; ++i) q[r][i] = s.q[r * V::HEAD + part * 8 + i];
-#pragma unroll 2
+#pragma unroll (V::RC > 2 ? 1 : 2)
     for (int k0 = key0 + warp * EACH; k0 < key1; k0 += WARPS * EACH) {
       const int key = k0 + sub;
       float x[8];
@@ -82,7 +82,7 @@ template <class V> __device__ __forceinline__ void weighted(const AttentionScrat
     constexpr int LANES = V::DV / 8, EACH = 32 / LANES;
     const int sub = lane / LANES, part = lane % LANES;
     float acc[V::RC][8] = {};
-#pragma unroll 2
+#pragma unroll (V::RC > 2 ? 1 : 2)
     for (int key = key0 + warp * EACH + sub; key < key1; key += WARPS * EACH) {
       float x[8];
       load8(x, (const u16*)values + base + (i64)key * V::VALUE_STRIDE + part * 8);
@@ -141,11 +141,11 @@ template <class V> __device__ __forceinline__ void soften(const AttentionScratch
     float top = old;
     for (int i = lane; i < n; i += 32) top = f(F_MAX(b(top), b(x[i])));
     top = f(reduce_warp<MAX_F>(b(top)));
-    const float ground = top == -INFINITY ? 0.0f : top;  // a part may be masked as a whole
+    const float ground = top == LOWEST ? 0.0f : top;  // a part may be masked as a whole
     float sum = 0;
     for (int i = lane; i < n; i += 32) sum += x[i] = expf(x[i] - ground);
     sum = f(reduce_warp<SUM_F>(b(sum)));
-    const float scale = old == -INFINITY ? 0.0f : expf(old - ground);
+    const float scale = old == LOWEST ? 0.0f : expf(old - ground);
     if (lane == 0) {
       s.top[r] = top;
       s.top[V::RC + r] = s.top[V::RC + r] * scale + sum;
@@ -173,7 +173,7 @@ template <class V> __device__ __forceinline__ void attention(Worker& w, const De
   for (int row0 = 0; row0 < rows; row0 += V::RC) {
     const int row1 = min(rows, row0 + V::RC);
     for (int i = threadIdx.x; i < V::RC * V::DV; i += THREADS) s.out[i] = 0;
-    for (int i = threadIdx.x; i < V::RC; i += THREADS) { s.top[i] = -INFINITY; s.top[V::RC + i] = 0; }
+    for (int i = threadIdx.x; i < V::RC; i += THREADS) { s.top[i] = LOWEST; s.top[V::RC + i] = 0; }
     V::query(w, d, r, row0, row1, s.q);
     if (row1 - row0 < V::RC)  // rows that do not exist
       for (int i = threadIdx.x + (row1 - row0) * V::HEAD; i < V::RC * V::HEAD; i += THREADS) s.q[i] = 0;
@@ -231,12 +231,12 @@ template <class V> __device__ __forceinline__ void attention(Worker& w, const De
         for (int i = threadIdx.x; i < (row1 - row0) * V::DV; i += THREADS) {
           const float* p = all + (u64)(row0 + i / V::DV) * (V::DV + 2);
           const int c = 2 + i % V::DV;
-          float top = -INFINITY, sum = 0, out = 0;
+          float top = LOWEST, sum = 0, out = 0;
 #pragma unroll 8
           for (int q = 0; q < V::PARTS; ++q) top = f(F_MAX(b(top), b(p[q * STEP])));
 #pragma unroll 8
           for (int q = 0; q < V::PARTS; ++q) {
-            const float scale = p[q * STEP] == -INFINITY ? 0.0f : expf(p[q * STEP] - top);
+            const float scale = p[q * STEP] == LOWEST ? 0.0f : expf(p[q * STEP] - top);
             sum = fmaf(p[q * STEP + 1], scale, sum);
             out = fmaf(p[q * STEP + c], scale, out);
           }

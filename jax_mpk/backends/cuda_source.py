@@ -108,7 +108,8 @@ def _shell() -> str:
     parts = [(at / f).read_text().replace("#pragma once", "") for f in (*SHELL, *TASKS)]
     # ptx.cuh needs the types of base.cuh, base.cuh nothing; the format comes between.
     ptx, base, *rest = parts
-    return "\n".join([base, abi_h, ptx, *rest])
+    event = next(p for p in (root() / "event.h", root().parent / "ffi" / "event.h") if p.is_file()).read_text()
+    return "\n".join([base, abi_h, event.replace("#pragma once", ""), ptx, *rest])
 
 
 def _unit(b: _Builder, n: int) -> Unit:
@@ -405,8 +406,8 @@ def _sort(b: _Builder, op: np.void, streamed: bool) -> tuple[str, Unit]:
     x = o.access(o.param("OUT"))
     key = o.function("key", ", u32* buffer_", _codes(op, "KEY") if "KEY" in abi.ENUMS["Role"] else _codes(op, "MAIN"),
                      {abi.SLOT_ACC: Scratch("buffer_")}, space)  # fmt: skip
-    store = (f"static __device__ __forceinline__ void store(const Desc& d, const Range& r, int i, u32 x) {{ "
-             f"mpk::store<{DTYPES[int(x['dtype'])]}>(d.ptr[{int(x['slot'])}], {o.offset(x, range(last), space)} + (i64)i * {int(x['stride'][last])}, x); }}")  # fmt: skip
+    store = (f"static __device__ __forceinline__ void put(const Desc& d, const Range& r, int i, u32 x) {{ "
+             f"store<{DTYPES[int(x['dtype'])]}>(d.ptr[{int(x['slot'])}], {o.offset(x, range(last), space)} + (i64)i * {int(x['stride'][last])}, x); }}")  # fmt: skip
     scratch = f"static __device__ __forceinline__ u8* scratch(Worker& w) {{ return {place}; }}"
     body = o.body("sort<@>(w, d)", o.range(), points, key, store, scratch, N=N, P=P, COUNT=COUNT,
                   DESCENDING=bool(o.param("DESCENDING")), POSITIONS=bool(o.param("PAYLOAD")),

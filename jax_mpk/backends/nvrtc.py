@@ -19,7 +19,7 @@ from pathlib import Path
 
 from jax_mpk.errors import MpkError, UnsupportedError
 
-FLAGS = ("-std=c++17", "-default-device", "--extra-device-vectorization", "--ptxas-options=-v", "--diag-suppress=177")
+FLAGS = ("-std=c++17", "-default-device", "--extra-device-vectorization", "--ptxas-options=-v", "--disable-warnings")
 SUFFIX, LIMIT = ".cubin", 256 << 20
 
 

@@ -147,7 +147,7 @@ class Builder:
 
 def decoder_step(batch: int = 1, d: int = 2048, ff: int = 4096, layers: int = 2, workers: int = 132, columns_inner: bool = True,
                  dtype: str = "BF16", stream: bool = True,
-                 lose_event: bool = False) -> bytes:  # fmt: skip
+                 lose_event: bool = False, slices: int = 1) -> bytes:  # fmt: skip
     """x -> layers of x + down(silu(gate(norm x)) * up(norm x)); operands x f32[batch, d], then gate, up, down a layer."""
     b = Builder()
     x = b.buffer("ARG", "F32", batch, d)
@@ -228,3 +228,82 @@ def decoder_reference(x: np.ndarray, weights: list[np.ndarray], round_: bool = T
         g, u = h @ gate, h @ up
         x = x + r(g / (1 + np.exp(-g)) * u) @ down
     return x
+
+
+def attention_step(B: int, H: int, G: int, D: int, S: int, dtype: str = "BF16", workers: int = 132) -> bytes:
+    """Decode attention: operands q f32[B,H,G,D], k, v f32[B,H,D], position i32[B], caches [B,S,H,D] (donated as 1, 2)."""
+    b = Builder()
+    q, k, v = b.buffer("ARG", "F32", B, H, G, D), b.buffer("ARG", "F32", B, H, D), b.buffer("ARG", "F32", B, H, D)
+    pos = b.buffer("ARG", "I32", B)
+    b.args += 2
+    out = b.buffer("RESULT", "F32", B, H, G, D)
+    kc, vc = b.buffer("RESULT", dtype, B, S, H, D, alias=4), b.buffer("RESULT", dtype, B, S, H, D, alias=5)
+    extent = [B, H, G, D, S, D, D]
+    cache = {0: S * H * D, 1: D}
+
+    def append(new: int, to: int) -> int:
+        return b.code(7, [0, 1, 6], 6,
+            [b.access(3, "I32", {0: 1}), b.access(new, "F32", {0: H * D, 1: D, 6: 1}),
+             b.access(to, dtype, cache | {6: 1}, dyn=[(0, S - 1, H * D)])],
+            [("SCALAR", [b.instr("LOAD", 0, aux=0)]), ("VECTOR", [b.instr("LOAD", V | 0, aux=1), b.instr("STORE", a=V | 0, aux=2)])],
+            extent)  # fmt: skip
+
+    codes = {
+        "APPEND0": [append(1, 4)], "APPEND1": [append(2, 5)],
+        "LIMIT": [b.code(7, [0], -1, [b.access(3, "I32", {0: 1}), b.access(abi.SLOT_LIMIT, "I32", {})],
+                         [("SCALAR", [b.instr("LOAD", 0, aux=0), b.instr("CONST", 1, imm=1), b.instr("I_ADD", 0, 0, 1),
+                                      b.instr("STORE", a=0, aux=1)])], extent)],
+        "Q": [b.code(7, [0, 1, 2, 5], 5, [b.access(0, "F32", {0: H * G * D, 1: G * D, 2: D, 5: 1}), b.access(abi.SLOT_ACT, "F32", {2: D, 5: 1})],
+                     [("VECTOR", [b.instr("LOAD", V | 0, aux=0), b.instr("CONST", V | 1, imm=D**-0.5),
+                                  b.instr("F_MUL", V | 0, V | 0, V | 1), b.instr("STORE", a=V | 0, aux=1)])], extent)],
+        "SCORE": [b.code(7, [0, 1, 2, 4], 4,
+                         [b.access(abi.SLOT_ACC, "F32", {2: S, 4: 1}), b.access(0, "I32", {4: 1}), b.access(3, "I32", {0: 1})],
+                         [("SCALAR", [b.instr("LOAD", 0, aux=2)]),
+                          ("VECTOR", [b.instr("LOAD", V | 0, aux=0), b.instr("INDEX", V | 1, aux=1), b.instr("I_LE", V | 2, V | 1, 0),
+                                      b.instr("CONST", V | 3, imm=-1e30), b.instr("SELECT", V | 0, V | 2, V | 0, V | 3),
+                                      b.instr("STORE", a=V | 0, aux=0)])], extent)],
+        "EPILOGUE": [b.code(7, [0, 1, 2, 3], 3, [b.access(abi.SLOT_ACC + 1, "F32", {2: D, 3: 1}), b.access(6, "F32", {0: H * G * D, 1: G * D, 2: D, 3: 1})],
+                            [("VECTOR", [b.instr("LOAD", V | 0, aux=0), b.instr("STORE", a=V | 0, aux=1)])], extent)],
+    }  # fmt: skip
+    step = cache | {4: H * D}
+    op = b.op("ATTENTION", "attention", extent, [1, 1, G, D, S, D, D], [q, k, v, pos, kc, vc, out], codes,
+              {"KEY": 0, "VALUE": 1, "N_BATCH": 2, "N_ROWS": 1}, [b.access(4, dtype, step | {5: 1}), b.access(5, dtype, step | {3: 1})])  # fmt: skip
+    b.tasks(op, workers)
+    return b.finish(workers)
+
+
+def rows_program(B: int, N: int, workers: int = 132) -> bytes:
+    """x f32[B, N] -> argmax i32[B], softmax f32[B, N], and x + 1 for columns [3, 10), x elsewhere (two codes)."""
+    b = Builder()
+    x = b.buffer("ARG", "F32", B, N)
+    top, soft, edge = b.buffer("RESULT", "I32", B), b.buffer("RESULT", "F32", B, N), b.buffer("RESULT", "F32", B, N)
+    load = b.instr("LOAD", V | 0, aux=0)
+    arg = b.code(1, [0], -1, [b.access(0, "F32", {0: N, 1: 1}), b.access(1, "I32", {0: 1})],
+                 [("REDUCE", [load], "ARGMAX", [(0, N)], V | 0, 0), ("SCALAR", [b.instr("STORE", a=0, aux=1)])], [B])  # fmt: skip
+    b.tasks(b.op("ROWS", "argmax", [B], [1], [x, top], {"MAIN": [arg]}), workers)
+    exp = [load, b.instr("F_SUB", V | 1, V | 0, 0), b.instr("F_EXP", V | 1, V | 1)]
+    exp2 = [b.instr("LOAD", V | 0, aux=1), *exp[1:], b.instr("F_DIV", V | 1, V | 1, 1), b.instr("STORE", a=V | 1, aux=2)]
+    softmax = b.code(2, [0, 1], 1, [b.access(0, "F32", {0: N, 2: 1}), b.access(0, "F32", {0: N, 1: 1}), b.access(1, "F32", {0: N, 1: 1})],
+                     [("REDUCE", [load], "MAX", [(0, N)], V | 0, 0), ("REDUCE", exp, "SUM", [(0, N)], V | 1, 1), ("VECTOR", exp2)], [B, N])  # fmt: skip
+    b.tasks(b.op("ROWS", "softmax", [B, N], [min(B, 3), N], [x, soft], {"MAIN": [softmax]}), workers)
+    accesses = lambda: [b.access(0, "F32", {0: N, 1: 1}), b.access(1, "F32", {0: N, 1: 1})]  # noqa: E731
+    codes = []
+    for lo, hi, add in ((0, 3, 0.0), (3, 10, 1.0), (10, N, 0.0)):
+        body = [load, b.instr("CONST", V | 1, imm=add), b.instr("F_ADD", V | 0, V | 0, V | 1), b.instr("STORE", a=V | 0, aux=1)]
+        codes.append(b.code(2, [0, 1], 1, accesses(), [("VECTOR", body)], [B, N]))
+        b.rows["Code"][-1]["lo"][1], b.rows["Code"][-1]["hi"][1] = lo, hi
+    b.tasks(b.op("ROWS", "edge", [B, N], [2, 7], [x, edge], {"MAIN": codes}), workers)
+    return b.finish(workers)
+
+
+def sort_program(B: int, N: int, count: int, descending: bool, positions: bool, workers: int = 132) -> bytes:
+    """x f32[B, N] -> the first `count` of every sorted row."""
+    b = Builder()
+    x = b.buffer("ARG", "F32", B, N)
+    y = b.buffer("RESULT", "I32" if positions else "F32", B, count)
+    key = b.code(2, [0, 1], 1, [b.access(0, "F32", {0: N, 1: 1}), b.access(abi.SLOT_ACC, "F32", {1: 1})],
+                 [("VECTOR", [b.instr("LOAD", V | 0, aux=0), b.instr("STORE", a=V | 0, aux=1)])], [B, N])  # fmt: skip
+    params = {"KEY_DTYPE": abi.enum("Dtype", "F32"), "COUNT": count, "OUT": 0, "DESCENDING": int(descending), "PAYLOAD": int(positions)}
+    op = b.op("SORT", "sort", [B, N], [2, N], [x, y], {"MAIN": [key]}, params, [b.access(1, "I32" if positions else "F32", {0: count, 1: 1})])
+    b.tasks(op, workers)
+    return b.finish(workers)
