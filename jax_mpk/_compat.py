@@ -40,7 +40,7 @@ def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
 
 
 def gather_mode(mode: Any) -> str:
-    """"clip", "fill" or "promise" of a `GatherScatterMode`."""
+    """The mode of a gather or scatter: "clip", "fill" or "promise" (for `PROMISE_IN_BOUNDS`)."""
     name = getattr(mode, "name", str(mode)).lower()
     return "clip" if "clip" in name else "fill" if "fill" in name else "promise"
 
@@ -58,7 +58,7 @@ def threefry_partitionable() -> bool:
     return bool(getattr(jax.config, "jax_threefry_partitionable", True))
 
 
-# ------------------------------------------------------------------------------------------------------ source locations
+# ---------------------------------------------------------------------------------------------------- source locations
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,5 +1,17 @@
-"""From a jaxpr to an op graph: `lower`."""
+"""From a jaxpr to an op graph: `lower`. One file a family of primitives; importing it registers its rules."""
 
-from jax_mpk.frontend.lower import lower
+from jax_mpk.frontend import (  # noqa: F401
+    arithmetic,
+    contraction,
+    control,
+    convert,
+    cumulative,
+    memory,
+    random,
+    reduction,
+    shape,
+    sorting,
+)
+from jax_mpk.frontend.jaxpr import lower
 
 __all__ = ["lower"]

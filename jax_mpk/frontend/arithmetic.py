@@ -20,12 +20,12 @@ def elementwise(f: Callable[[Equation, list[Expr]], Expr], *, exact: bool = Fals
     return rule
 
 
-# ---------------------------------------------------------------------------------------------------------------- tables
+# -------------------------------------------------------------------------------------------------------------- tables
 
 _UNARY = {
     "exp": "exp", "exp2": "exp2", "expm1": "expm1", "log": "log", "log1p": "log1p", "sqrt": "sqrt", "rsqrt": "rsqrt",
     "cbrt": "cbrt", "tanh": "tanh", "sin": "sin", "cos": "cos", "tan": "tan", "logistic": "logistic", "erf": "erf",
-    "floor": "floor", "ceil": "ceil", "neg": "neg", "population_count": "popcount",
+    "floor": "floor", "ceil": "ceil", "neg": "neg",
 }  # fmt: skip
 _BINARY = {"sub": "sub", "div": "div", "rem": "rem", "atan2": "atan2"}
 _LATTICE = {"max": ("max", "or"), "min": ("min", "and"), "add": ("add", "or"), "add_any": ("add", "or"),
@@ -42,9 +42,10 @@ def _binary(name: str, integers: str, booleans: str) -> Rule:
         if eqn.dtype == "bool":
             return b.map(eqn.shape, "bool", E.binary(booleans, x.over(eqn.shape), y.over(eqn.shape)))
         for one, other in ((x, y), (y, x)):
-            if isinstance(one.splat, E.Const) and one.splat.value == _NEUTRAL.get(name) and other.shape == eqn.shape:
-                if name == "mul" or eqn.dtype[0] in "iu":  # x * 1.0 is x; -0.0 + 0.0 is not -0.0
-                    return other
+            exact = name == "mul" or eqn.dtype[0] in "iu"  # x * 1.0 is x, but -0.0 + 0.0 is not -0.0
+            neutral = isinstance(one.splat, E.Const) and one.splat.value == _NEUTRAL.get(name)
+            if neutral and exact and other.shape == eqn.shape:
+                return other
         e = E.binary(integers, x.over(eqn.shape), y.over(eqn.shape))
         return b.map(eqn.shape, eqn.dtype, e if integers in ("max", "min") else rounded(e, eqn.dtype))
 
@@ -59,7 +60,7 @@ rules({k: k for k in ("and", "or", "xor")}, lambda op: elementwise(lambda _, a: 
 rules({"is_finite": "is_finite"}, lambda op: elementwise(lambda _, a: E.unary(op, a[0]), exact=True))
 
 
-# --------------------------------------------------------------------------------------------------- one function a rule
+# ------------------------------------------------------------------------------------------------- one function a rule
 
 
 @primitive("not")
@@ -69,8 +70,6 @@ def _not(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
 
 @primitive("abs", "sign")
 def _abs_sign(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
-    if eqn.dtype[0] == "u" and eqn.primitive == "abs":
-        return x
     return b.map(eqn.shape, eqn.dtype, rounded(E.unary(eqn.primitive, x.over(eqn.shape)), eqn.dtype))
 
 
@@ -143,12 +142,13 @@ def _derived(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
             out = v("add", p, v("div", v("mul", half, half), p))
         case "asinh":  # log1p(a + a^2 / (1 + sqrt(a^2 + 1)))
             a = u("abs", e)
-            small = u("log1p", v("add", a, v("div", v("mul", a, a), v("add", one, u("sqrt", v("add", v("mul", a, a), one))))))
+            root1 = v("add", one, u("sqrt", v("add", v("mul", a, a), one)))
+            small = u("log1p", v("add", a, v("div", v("mul", a, a), root1)))
             big = v("add", u("log", a), u("log", two))
             out = v("mul", u("sign", e), E.select(v("lt", E.const(1e9, "f32"), a), big, small))
         case "acosh":
             d = v("sub", e, one)
-            small = u("log1p", v("add", d, root(d, v("add", e, one))))
+            small = u("log1p", v("add", d, v("mul", u("sqrt", d), u("sqrt", v("add", e, one)))))
             out = E.select(v("lt", E.const(1e9, "f32"), e), v("add", u("log", e), u("log", two)), small)
         case _:  # atanh
             out = v("mul", half, v("sub", u("log1p", e), u("log1p", u("neg", e))))
@@ -158,7 +158,7 @@ def _derived(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
 _ERFC = (
     -1.26551213, 1.00000108, 0.374954545, 0.0840174752, -0.0903060592, -0.135904543, -0.042822709, -0.29466216,
     0.939903597, -0.794999438, 0.225497517,
-)
+)  # fmt: skip
 """log(erfc(x) / t) + x*x as a polynomial in t = 1 / (1 + x/2), fitted for x >= 0.5."""
 
 
@@ -218,13 +218,13 @@ def _shift(b: Builder, eqn: Equation, x: Tensor, y: Tensor) -> Tensor:
     return b.map(eqn.shape, eqn.dtype, rounded(out, eqn.dtype))
 
 
-@primitive("clz")
-def _clz(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
+@primitive("clz", "population_count")
+def _count_bits(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
     bits = int(eqn.dtype[1:])
     e = x.over(eqn.shape)
-    if bits < 32:
-        mask, spare = E.const((1 << bits) - 1, x.compute), E.const(32 - bits, x.compute)
-        out = E.binary("sub", E.unary("clz", E.binary("and", e, mask)), spare)
+    e = E.binary("and", e, E.const((1 << bits) - 1, x.compute)) if bits < 32 else e
+    if eqn.primitive == "clz":
+        out = E.binary("sub", E.unary("clz", e), E.const(32 - bits, x.compute)) if bits < 32 else E.unary("clz", e)
     else:
-        out = E.unary("clz", e)
+        out = E.unary("popcount", e)
     return b.map(eqn.shape, eqn.dtype, out)

@@ -69,8 +69,8 @@ def _scan(b: Builder, eqn: Equation, *xs: Tensor) -> Sequence[Tensor]:
         carry = results[:n_carry]
         for column, t in zip(columns, results[n_carry:], strict=True):
             column.append(t)
-    ys = [stacked(b, c[::-1] if p["reverse"] else c, 0) if on else DEAD for c, on in zip(columns, live_rows, strict=True)]
-    return [*carry, *ys]
+    columns = [c[::-1] for c in columns] if p["reverse"] else columns
+    return [*carry, *(stacked(b, c, 0) if on else DEAD for c, on in zip(columns, live_rows, strict=True))]
 
 
 def _equations(jaxpr: Any) -> int:

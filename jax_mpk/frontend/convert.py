@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from jax_mpk.frontend.builder import Builder, Equation, Tensor, rounded
 from jax_mpk.frontend.registry import primitive
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Expr
 from jax_mpk.ir.graph import compute_dtype, itemsize
+from jax_mpk.ir.interpret import NUMPY_DTYPES
 
 _RANGE = {"i8": (-128, 127), "i16": (-32768, 32767), "u8": (0, 255), "u16": (0, 65535)}
 
@@ -16,6 +19,8 @@ def converted(e: Expr, old: str, new: str) -> Expr:
     have, want = compute_dtype(old), compute_dtype(new)
     if old == new:
         return e
+    if isinstance(e, E.Const) and old in ("bool", "i32", "f32") and want == "f32":
+        return E.const(np.asarray(e.value, NUMPY_DTYPES[old]).astype(NUMPY_DTYPES[new]).item(), "f32")
     if want == "bool":
         return E.unary("f2b" if have == "f32" else "i2b", e)
     if have == "bool":

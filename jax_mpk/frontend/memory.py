@@ -55,7 +55,7 @@ def _update(b: Builder, target: Tensor, window: tuple[int, ...], e: Expr, coords
     return Tensor(target.shape, target.dtype, out)
 
 
-# ----------------------------------------------------------------------------------------------------- gather and scatter
+# --------------------------------------------------------------------------------------------------- gather and scatter
 
 
 class _Indexing:
@@ -132,7 +132,8 @@ def _scatter(b: Builder, eqn: Equation, x: Tensor, indices: Tensor, updates: Ten
     p = eqn.params
     d = p["dimension_numbers"]
     at = _Indexing(x.shape, updates.shape, indices, d.update_window_dims, d.inserted_window_dims,
-                   d.scatter_dims_to_operand_dims, d.operand_batching_dims, d.scatter_indices_batching_dims)  # fmt: skip
+                   d.scatter_dims_to_operand_dims, d.operand_batching_dims,
+                   d.scatter_indices_batching_dims)  # fmt: skip
     drop = _compat.gather_mode(p["mode"]) == "fill" and any(s is not None for s in at.start)
     coords = at.dropped() if drop else at.clamped()
     mode = "set" if eqn.primitive == "scatter" else "add"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jax_mpk.frontend.builder import Builder, Equation, Tensor
+    from jax_mpk.frontend.builder import Tensor
 
 Rule = Callable[..., "Tensor | Sequence[Tensor]"]
 """`rule(b: Builder, eqn: Equation, *operands: Tensor)` gives the equation's results (one tensor, or a list)."""

@@ -80,7 +80,8 @@ def _slice(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
     return sliced(b, x, p["start_indices"], p["limit_indices"], p["strides"])
 
 
-def sliced(b: Builder, x: Tensor, start: Sequence[int], limit: Sequence[int], step: Sequence[int] | None = None) -> Tensor:
+def sliced(b: Builder, x: Tensor, start: Sequence[int], limit: Sequence[int],
+           step: Sequence[int] | None = None) -> Tensor:  # fmt: skip
     """`x[start:limit:step]`, with one entry a dimension."""
     step = step or (1,) * len(start)
     shape = tuple(-((s - e) // k) for s, e, k in zip(start, limit, step, strict=True))
@@ -184,11 +185,11 @@ def _pad(b: Builder, eqn: Equation, x: Tensor, filler: Tensor) -> Tensor:
     if any(inner and n > 1 for (_, _, inner), n in zip(config, x.shape, strict=True)):
         x = _dilated(b, x, [inner + 1 for _, _, inner in config], fill)
     coords = [E.coord_add(c, E.coord_const(-lo)) for c, (lo, _, _) in zip(identity(eqn.shape), config, strict=True)]
-    body: Expr | None = None
     spans = [(max(lo, 0), min(lo + n, m)) for (lo, _, _), n, m in zip(config, x.shape, eqn.shape, strict=True)]
     if any(a >= z for a, z in spans):
         return b.map(eqn.shape, eqn.dtype, fill)
-    coords = [c if z - a > 1 else E.coord_const(a - lo) for c, (a, z), (lo, _, _) in zip(coords, spans, config, strict=True)]
+    for d, (a, z) in enumerate(spans):
+        coords[d] = coords[d] if z - a > 1 else E.coord_const(a - config[d][0])
     body = x.at(coords)
     for axis, (a, z), m in zip(itertools.count(), spans, eqn.shape, strict=False):
         bounds = [n for n, keep in ((0, a > 0), (a, True), (z, z < m), (m, True)) if keep]

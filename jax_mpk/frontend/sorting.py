@@ -29,9 +29,7 @@ def _sort(b: Builder, key: Expr, shape: tuple[int, ...], axis: int, dtype: str, 
     domain = _row_last(shape, axis)
     result = (*shape[:axis], count, *shape[axis + 1 :])
     out = b.value(result, dtype)
-    store = None
-    if domain != shape or axis != len(shape) - 1:
-        store = tuple(_key_coords(shape, axis))
+    store = tuple(_key_coords(shape, axis)) if axis != len(shape) - 1 else None
     b.emit(Sort(out, domain, b.source, store, key=key, payload=payload, descending=descending, count=count))
     return Tensor(result, dtype, out)
 

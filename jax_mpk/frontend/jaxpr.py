@@ -9,18 +9,6 @@ from typing import Any
 import numpy as np
 
 from jax_mpk import _compat
-from jax_mpk.frontend import (  # noqa: F401  (importing a family registers its rules)
-    arithmetic,
-    contraction,
-    control,
-    convert,
-    cumulative,
-    memory,
-    random,
-    reduction,
-    shape,
-    sorting,
-)
 from jax_mpk.frontend.builder import DEAD, Builder, Equation, Tensor
 from jax_mpk.frontend.registry import RULES
 from jax_mpk.ir import expr as E
