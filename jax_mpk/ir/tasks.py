@@ -89,7 +89,8 @@ class Csr:
     def from_pairs(row: np.ndarray, col: np.ndarray, rows: int) -> Csr:
         """Rows sorted, columns sorted within a row, duplicates removed."""
         cols = int(col.max()) + 1 if len(col) else 1
-        key = np.unique(row.astype(np.int64) * cols + col)
+        key = np.sort(row.astype(np.int64) * cols + col)  # several times faster than np.unique
+        key = key[np.flatnonzero(np.diff(key, prepend=-1))]
         r = key // cols
         start = np.zeros(rows + 1, np.int64)
         np.cumsum(np.bincount(r, minlength=rows), out=start[1:])

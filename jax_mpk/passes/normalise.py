@@ -21,118 +21,132 @@ from jax_mpk.passes.events import distinct, with_events
 def run(tg: TaskGraph) -> TaskGraph:
     """`tg` with at most `MAX_WAITS` waits and `MAX_TRIGGERS` triggers a task."""
     assert tg.waits is not None and tg.triggers is not None
+    if not len(_over(np.diff(tg.triggers.start), MAX_TRIGGERS)) and not len(_over(np.diff(tg.waits.start), MAX_WAITS)):
+        return tg
+    waits, sets = tg.waits, _transpose(tg.triggers, tg.events)
     for step in (_split, _merge, _forward):
-        if np.diff(tg.triggers.start).max(initial=0) > MAX_TRIGGERS or np.diff(tg.waits.start).max(initial=0) > MAX_WAITS:
-            tg = _tidy(step(tg))
-    return tg
+        if len(_over(_triggers(tg, sets), MAX_TRIGGERS)) or len(_over(np.diff(waits.start), MAX_WAITS)):
+            tg, waits, sets = step(tg, waits, sets)
+            waits, sets = _tidy(waits, sets)
+    return with_events(tg, waits, sets)
 
 
-def producers(tg: TaskGraph) -> Csr:
-    """Per event, the tasks that trigger it."""
-    return _transpose(tg.triggers, tg.events)
+Events = tuple[TaskGraph, Csr, Csr]
+"""A graph, the events that each of its tasks waits for, and the tasks that trigger each event."""
+
+
+def _over(count: np.ndarray, limit: int) -> np.ndarray:
+    return np.flatnonzero(count > limit)
+
+
+def _triggers(tg: TaskGraph, sets: Csr) -> np.ndarray:
+    """How many events each task triggers."""
+    return np.bincount(sets.data, minlength=tg.tasks)
 
 
 def _transpose(c: Csr, rows: int) -> Csr:
     return Csr.from_pairs(c.data, c.row_of(), rows)
 
 
-def _tidy(tg: TaskGraph) -> TaskGraph:
+def _tidy(waits: Csr, sets: Csr) -> tuple[Csr, Csr]:
     """One event per set of producers; no wait for a subset of what another wait covers; no event without a waiter."""
-    assert tg.waits is not None
-    which, sets = distinct(producers(tg))
-    waits = Csr.from_pairs(tg.waits.row_of(), which[tg.waits.data], tg.tasks)
+    which, sets = distinct(sets)
+    waits = Csr.from_pairs(waits.row_of(), which[waits.data], waits.rows)
     row = waits.row_of()
-    size = np.diff(waits.start)[row]
-    i, j = ragged(waits.start[row], waits.start[row] + size)  # every ordered pair of waits of one task
-    a, b = waits.data[i], waits.data[j]
-    pair, back = np.unique(a.astype(np.int64) * (sets.rows + 1) + b, return_inverse=True)
-    inside = np.array([_within(sets, int(p // (sets.rows + 1)), int(p % (sets.rows + 1))) for p in pair], bool)
+    i, j = ragged(waits.start[row], waits.start[row + 1])  # every ordered pair of waits of one task
     drop = np.zeros(len(row), bool)
-    drop[i[inside[back.reshape(-1)]]] = True
+    drop[i[_inside(sets, waits.data[i], waits.data[j])]] = True
     used = np.zeros(sets.rows, bool)
     used[waits.data[~drop]] = True
     name = np.cumsum(used) - 1
-    waits = Csr.from_pairs(row[~drop], name[waits.data[~drop]], tg.tasks)
     keep = used[sets.row_of()]
-    return with_events(tg, waits, Csr.from_pairs(name[sets.row_of()[keep]], sets.data[keep], int(used.sum())))
+    sets = Csr.from_pairs(name[sets.row_of()[keep]], sets.data[keep], int(used.sum()))
+    return Csr.from_pairs(row[~drop], name[waits.data[~drop]], waits.rows), sets
 
 
-def _within(sets: Csr, a: int, b: int) -> bool:
-    return a != b and bool(np.isin(sets.row(a), sets.row(b)).all())
+def _inside(sets: Csr, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Whether set a[n] is a proper subset of set b[n]. Sets are not empty, and no two are equal."""
+    size, low, high = np.diff(sets.start), sets.data[sets.start[:-1]], sets.data[sets.start[1:] - 1]
+    inside = (size[a] < size[b]) & (low[a] >= low[b]) & (high[a] <= high[b])
+    maybe = np.flatnonzero(inside)
+    pair, at = ragged(sets.start[a[maybe]], sets.start[a[maybe] + 1])
+    span = int(sets.data.max(initial=0)) + 1
+    known = sets.row_of() * np.int64(span) + sets.data
+    want = b[maybe][pair] * np.int64(span) + sets.data[at]
+    missing = known[np.minimum(np.searchsorted(known, want), len(known) - 1)] != want
+    inside[maybe[pair[missing]]] = False
+    return inside
 
 
-def _split(tg: TaskGraph) -> TaskGraph:
+def _split(tg: TaskGraph, waits: Csr, sets: Csr) -> Events:
     """Splits events that mix a grid with too many triggers with other grids, where the waiting tasks have room."""
-    assert tg.waits is not None and tg.triggers is not None
-    sets = producers(tg)
     busy = np.zeros(len(tg.grids), bool)
-    busy[tg.grid_of[np.diff(tg.triggers.start) > MAX_TRIGGERS]] = True
+    busy[tg.grid_of[_over(_triggers(tg, sets), MAX_TRIGGERS)]] = True
     event, grid = sets.row_of().astype(np.int64), tg.grid_of[sets.data]
     part = np.where(busy[grid], grid + 1, 0)  # 0: all the other grids
     key, new = np.unique(event * (len(tg.grids) + 1) + part, return_inverse=True)
     old = key // (len(tg.grids) + 1)
-    parts = np.bincount(old, minlength=tg.events)  # pieces per event
-    total = np.zeros(tg.tasks, np.int64)
-    np.add.at(total, tg.waits.row_of(), parts[tg.waits.data])
-    stays = np.zeros(tg.events, bool)  # some waiting task has no room for the pieces
-    stays[tg.waits.data[total[tg.waits.row_of()] > MAX_WAITS]] = True
+    parts = np.bincount(old, minlength=sets.rows)  # pieces per event
+    row = waits.row_of()
+    total = np.bincount(row, parts[waits.data], tg.tasks)
+    stays = np.zeros(sets.rows, bool)  # some waiting task has no room for the pieces
+    stays[waits.data[total[row] > MAX_WAITS]] = True
     first = np.cumsum(parts) - parts
     new = np.where(stays[event], first[event], new.reshape(-1))
-    row, at = ragged(first[tg.waits.data], first[tg.waits.data] + np.where(stays, 1, parts)[tg.waits.data])
-    waits = Csr.from_pairs(tg.waits.row_of()[row], at, tg.tasks)
-    return with_events(tg, waits, Csr.from_pairs(new, sets.data, len(old)))
+    n, at = ragged(first[waits.data], (first + np.where(stays, 1, parts))[waits.data])
+    return tg, Csr.from_pairs(row[n], at, tg.tasks), Csr.from_pairs(new, sets.data, len(old))
 
 
-def _merge(tg: TaskGraph) -> TaskGraph:
+def _merge(tg: TaskGraph, waits: Csr, sets: Csr) -> Events:
     """Merges events of one task that is over a limit and of one consumer grid, where that keeps program order."""
-    assert tg.waits is not None and tg.triggers is not None
-    sets, waiting = producers(tg), _transpose(tg.waits, tg.events)
-    last = np.maximum.reduceat(sets.data, sets.start[:-1]).astype(np.int64)
-    first = np.minimum.reduceat(waiting.data, waiting.start[:-1]).astype(np.int64)
-    grid = tg.grid_of[first]
-    group = np.arange(tg.events)
+    waiting, triggers = _transpose(waits, sets.rows), _transpose(sets, tg.tasks)
+    last = np.maximum.reduceat(sets.data, sets.start[:-1]).tolist()
+    first = np.minimum.reduceat(waiting.data, waiting.start[:-1]).tolist()
+    grid = tg.grid_of[first].tolist()
+    group = list(range(sets.rows))
 
     def find(e: int) -> int:
         while group[e] != e:
             group[e] = e = group[group[e]]
         return e
 
-    over = [(tg.triggers, t) for t in np.flatnonzero(np.diff(tg.triggers.start) > MAX_TRIGGERS)]
-    over += [(tg.waits, t) for t in np.flatnonzero(np.diff(tg.waits.start) > MAX_WAITS)]
+    over = [triggers.row(t) for t in _over(np.diff(triggers.start), MAX_TRIGGERS)]
+    over += [waits.row(t) for t in _over(np.diff(waits.start), MAX_WAITS)]
     seen: set[tuple[int, ...]] = set()
-    for rows, t in over:
-        events = tuple(dict.fromkeys(find(e) for e in rows.row(t).tolist()))
+    for row in over:
+        events = tuple(dict.fromkeys(find(e) for e in row.tolist()))
         if events in seen:
             continue
         seen.add(events)
         roots: dict[int, int] = {}
         for e in events:
-            root = find(roots.setdefault(int(grid[e]), e))
+            root = find(roots.setdefault(grid[e], e))
             if root != e and max(last[root], last[e]) < min(first[root], first[e]):
                 group[e] = root
                 last[root], first[root] = max(last[root], last[e]), min(first[root], first[e])
-    root = np.array([find(e) for e in range(tg.events)], np.int64)
-    waits = Csr.from_pairs(tg.waits.row_of(), root[tg.waits.data], tg.tasks)
-    return with_events(tg, waits, Csr.from_pairs(root[sets.row_of()], sets.data, tg.events))
+    root = np.array([find(e) for e in range(sets.rows)], np.int64)
+    waits = Csr.from_pairs(waits.row_of(), root[waits.data], tg.tasks)
+    return tg, waits, Csr.from_pairs(root[sets.row_of()], sets.data, sets.rows)
 
 
 # ------------------------------------------------------------------------------------------------------------ dummy tasks
 
 
-def _forward(tg: TaskGraph) -> TaskGraph:
+def _forward(tg: TaskGraph, waits: Csr, sets: Csr) -> Events:
     """Inserts dummy tasks: one that joins waits before a task, ones that fan out triggers behind a task."""
-    assert tg.waits is not None and tg.triggers is not None
     # Edges of the bipartite graph as lists; the few tasks over a limit are rewired one by one.
-    wait_row, wait = tg.waits.row_of().tolist(), tg.waits.data.tolist()
-    fire_row, fire = tg.triggers.row_of().tolist(), tg.triggers.data.tolist()
-    events, extra = tg.events, []  # extra: per dummy task, the grid behind whose tasks it is numbered, and its task
+    triggers = _transpose(sets, tg.tasks)
+    wait_row, wait = waits.row_of().tolist(), waits.data.tolist()
+    fire_row, fire = triggers.row_of().tolist(), triggers.data.tolist()
+    events: int = sets.rows
+    extra: list[tuple[int, int]] = []  # per dummy, the grid behind whose tasks it is numbered, and its task
 
     def dummy(behind: int, task: int) -> int:
         extra.append((behind, task))
         return tg.tasks + len(extra) - 1
 
-    for t in np.flatnonzero(np.diff(tg.triggers.start) > MAX_TRIGGERS).tolist():
-        lo, hi = int(tg.triggers.start[t]), int(tg.triggers.start[t + 1])
+    for t in _over(np.diff(triggers.start), MAX_TRIGGERS).tolist():
+        lo, hi = int(triggers.start[t]), int(triggers.start[t + 1])
         relay, events = events, events + 1  # the event that wakes the dummies
         for n, at in enumerate(range(lo + MAX_TRIGGERS - 1, hi)):
             if n % MAX_TRIGGERS == 0:
@@ -142,8 +156,8 @@ def _forward(tg: TaskGraph) -> TaskGraph:
             fire_row[at] = d
         fire_row.append(t)
         fire.append(relay)
-    for t in np.flatnonzero(np.diff(tg.waits.start) > MAX_WAITS).tolist():
-        todo = list(range(int(tg.waits.start[t]), int(tg.waits.start[t + 1])))
+    for t in _over(np.diff(waits.start), MAX_WAITS).tolist():
+        todo = list(range(int(waits.start[t]), int(waits.start[t + 1])))
         while len(todo) > MAX_WAITS:
             d = dummy(int(tg.grid_of[t]) - 1, t)
             for at in todo[:MAX_WAITS]:
@@ -155,7 +169,7 @@ def _forward(tg: TaskGraph) -> TaskGraph:
             todo, events = [*todo[MAX_WAITS:], len(wait) - 1], events + 1
     number, tg = _insert(tg, extra)
     waits = Csr.from_pairs(number[np.array(wait_row)], np.array(wait), tg.tasks)
-    return with_events(tg, waits, Csr.from_pairs(np.array(fire), number[np.array(fire_row)], events))
+    return tg, waits, Csr.from_pairs(np.array(fire), number[np.array(fire_row)], events)
 
 
 def _insert(tg: TaskGraph, extra: list[tuple[int, int]]) -> tuple[np.ndarray, TaskGraph]:

@@ -112,7 +112,7 @@ def test_each_way_to_normalise_is_used(monkeypatch):
     used = set()
     for name in ("_split", "_merge", "_forward"):
         step = getattr(normalise, name)
-        monkeypatch.setattr(normalise, name, lambda tg, step=step, name=name: used.add(name) or step(tg))
+        monkeypatch.setattr(normalise, name, lambda *a, step=step, name=name: used.add(name) or step(*a))
     tg = events.run(by_hand([8, *[1] * 7], {8 + n: [0, 1 + n] for n in range(7)}))
     assert np.diff(tg.triggers.start).max() == 7 > MAX_TRIGGERS
     tg = normalise.run(tg)
