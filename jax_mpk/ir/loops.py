@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jax_mpk.ir import expr as E
+from jax_mpk.ir.coord import Term, collect
 from jax_mpk.ir.expr import Coord, Expr, NotAffine
 from jax_mpk.ir.graph import HEAD_AXIS, KEY_AXIS, Append, Attention, Contract, Graph, Op, Update, Value
 
@@ -78,13 +79,14 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def flatten(value: Value, coords: tuple[Coord, ...]) -> Access:
     """The access of `value` at `coords`; raises `NotAffine` when a digit of an axis remains."""
-    flat, dyn = E.coord_const(0), []
+    const, terms, dyn = 0, [], []
     for c, stride, extent in zip(coords, row_major(value.shape), value.shape, strict=True):
         if c.dyn is None:
-            flat = E.coord_add(flat, E.coord_scale(c, stride))
+            const += c.const * stride
+            terms += [Term(t.coef * stride, t.axis, t.div, t.mod, t.extent) for t in c.terms]
         else:
             dyn.append(Dyn(c, c.limit, stride, extent))
-    strides = []
+    flat, strides = collect(const, terms), []
     for t in flat.terms:
         if t.div != 1 or t.mod:
             raise NotAffine(f"{value} at {E.coord_text(flat, str)}")

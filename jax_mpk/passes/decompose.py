@@ -14,7 +14,7 @@ import numpy as np
 from jax_mpk.ir import expr as E
 from jax_mpk.ir import loops
 from jax_mpk.ir.graph import Attention, Contract, Graph, GraphError, Map, Op, Sort, Update, itemsize
-from jax_mpk.ir.tasks import READ, UPDATE, WRITE, Boxes, Buffer, Grid, TaskGraph
+from jax_mpk.ir.tasks import READ, UPDATE, WRITE, Buffer, Grid, TaskGraph
 from jax_mpk.passes.boxes import Touch, expand, from_rows, rows_of
 from jax_mpk.targets import Target
 
@@ -31,7 +31,7 @@ ACCUMULATORS = 1 << 18
 def run(graph: Graph, target: Target) -> TaskGraph:
     """The task graph with `grids`, `buffers`, `grid_of`, `index` and `boxes`; `graph` is refined."""
     buffers, buffer = _buffers(graph)
-    cache: dict[tuple, Boxes] = {}
+    cache: dict[tuple, np.ndarray] = {}
     grids: list[Grid] = []
     rows = [rows_of(expand((), (), ()))]
     first = 0
@@ -43,9 +43,9 @@ def run(graph: Graph, target: Target) -> TaskGraph:
         touches = tuple(dict.fromkeys(_touches(graph, op, axes, buffer, slots)))
         key = (extent, tile, touches)
         if key not in cache:
-            cache[key] = expand(*key)
+            cache[key] = rows_of(expand(*key))
         count = math.prod(math.ceil(e / t) for e, t in zip(extent, tile, strict=True))
-        r = rows_of(cache[key])
+        r = cache[key].copy()
         r[:, 0] += first
         r[:, 1] = np.array(list(slots), np.int64)[r[:, 1]]
         rows.append(r)
