@@ -62,7 +62,9 @@ def megakernelize(
         raise ValueError("a mesh needs in_specs and out_specs")
     opts.current(options)  # wrong options fail here, not at the first trace
     statics = _Statics(fn, static_argnums, static_argnames)
-    shard = None if mesh is None else functools.partial(jax.shard_map, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+    shard = (
+        None if mesh is None else functools.partial(jax.shard_map, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+    )
     return Megakernelized(fn, implementation, options, statics, shard)
 
 
@@ -93,7 +95,9 @@ class _Statics:
         self.nums |= {n for n, name in enumerate(positional) if name in self.names}
         self._variant = functools.lru_cache(maxsize=256)(self._make)
 
-    def split(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    def split(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """The function of the dynamic arguments, and these."""
         if not self.nums and not self.names:
             return self.fn, args, kwargs
@@ -122,7 +126,7 @@ class _Statics:
 
 
 class Megakernelized:
-    """What `megakernelize` returns. Calling it traces `fn` (once per types and static values) and binds one primitive."""
+    """What `megakernelize` returns. A call traces `fn` (once per types and static values) and binds one primitive."""
 
     def __init__(self, fn: Callable[..., Any], implementation: str | None, options: Any, statics: _Statics, shard: Any):
         self.implementation = implementation
@@ -168,7 +172,7 @@ class Megakernelized:
         return lower(self, args, kwargs)
 
     def explain(self, *args: Any, **kwargs: Any) -> str:
-        """What the megakernel does for these arguments: operators, tasks, events, bytes, and every hop with its reason."""
+        """What the megakernel does for these arguments: operators, tasks, bytes, and every hop with its reason."""
         return self.lower(*args, **kwargs).explain()
 
     def draw(self, *args: Any, file: Any = None, **kwargs: Any) -> str:

@@ -1,7 +1,7 @@
 """The compiler driver: a jaxpr through every pass to a verified program, with everything on the way kept and timed.
 
-The list of passes is `PASSES`, and nothing else knows their order. `compile` keeps the stages (for people); `program` is
-what a lowering needs: the blob, from memory, from disk, or compiled.
+The list of passes is `PASSES`, and nothing else knows their order. `compile` keeps the stages (for people); `program`
+is what a lowering needs: the blob, from memory, from disk, or compiled.
 """
 
 from __future__ import annotations

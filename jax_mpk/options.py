@@ -27,10 +27,12 @@ def _knob(default: Any, help: str, *, codegen: bool = False) -> Any:
 
 @dataclass(frozen=True)
 class Options:
-    """The knobs. Frozen and hashable: they are a parameter of the primitive. Raises `TypeError`/`ValueError` if wrong."""
+    """The knobs. Frozen, hashable: a parameter of the primitive. Raises `TypeError` or `ValueError` if wrong."""
 
     dump: str = _knob("", "directory for the text of every pass (NN_pass.txt) and the program listing; '' = none")
-    stop_after: str = _knob("", "last compiler pass to run, for looking at its output; such a function does not run as a megakernel")
+    stop_after: str = _knob(
+        "", "last compiler pass to run, for looking at its output; such a function does not run as a megakernel"
+    )
     cache_dir: str | None = _knob(None, "directory of compiled programs; '' = no disk cache, unset = the user's cache")
     cache_bytes: int = _knob(1 << 30, "size bound of the disk cache; the least recently used programs are removed")
     cache_entries: int = _knob(64, "compiled programs kept in memory; 0 = none")
@@ -66,7 +68,7 @@ def variable(name: str) -> str:
 
 
 def from_environment(environ: Mapping[str, str] | None = None) -> Options:
-    """The defaults with every `JAX_MPK_*` variable applied; raises `ValueError` for a bad value, naming the variable."""
+    """The defaults with every `JAX_MPK_*` variable applied; `ValueError` for a bad value names the variable."""
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}
     for f in dataclasses.fields(Options):

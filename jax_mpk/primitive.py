@@ -30,7 +30,9 @@ megakernel_p = jc.Primitive("megakernel")
 megakernel_p.multiple_results = True
 
 
-def call(closed: jc.ClosedJaxpr, leaves: Sequence[Any], *, implementation: str | None, options: Options, name: str) -> list[Any]:
+def call(
+    closed: jc.ClosedJaxpr, leaves: Sequence[Any], *, implementation: str | None, options: Options, name: str
+) -> list[Any]:
     """The flat outputs of a traced function on flat arguments; binds the primitive at most once.
 
     A function with side effects is no megakernel: a named implementation raises `UnsupportedError`, None warns.

@@ -17,7 +17,7 @@ import jax.extend.core as jc
 import numpy as np
 
 EMBED = 1 << 16
-"""Bytes up to which a captured NumPy array is a constant of the program; larger ones, and every JAX array, are operands."""
+"""Bytes up to which a captured NumPy array is a constant of the program; larger ones, and JAX arrays, are operands."""
 
 _INLINE = ("jit", "pjit")
 

@@ -1,4 +1,4 @@
-"""Before JAX starts: eight CPU devices, enough threads for their collectives, and no use of the user's program cache."""
+"""Before JAX starts: eight CPU devices, threads enough for their collectives, and no user's program cache."""
 
 import os
 import sys

@@ -44,7 +44,9 @@ def adjusted(target: Target, options: Options) -> Target:
     return replace(target, **knobs)
 
 
-def ffi_call(ctx: Any, operands: Sequence[Any], target_name: str, blob: bytes, attributes: Mapping[str, Any]) -> list[Any]:
+def ffi_call(
+    ctx: Any, operands: Sequence[Any], target_name: str, blob: bytes, attributes: Mapping[str, Any]
+) -> list[Any]:
     """Emits the custom call of a program and returns its results (the workspace left off).
 
     Operands and results are the program's, in order; the workspace, if there is one, is a last result of type u8. A

@@ -42,12 +42,16 @@ class Cost:
 
     def __str__(self) -> str:
         head = ("operator", "kind", "tasks", "flops", "scalar", "read", "written", "stream")
-        rows = [(o.name, o.kind, *map(size, (o.tasks, o.flops, o.scalar, o.read, o.written, o.stream))) for o in self.ops]
+        rows = [
+            (o.name, o.kind, *map(size, (o.tasks, o.flops, o.scalar, o.read, o.written, o.stream))) for o in self.ops
+        ]
         rows.append(("total", "", size(sum(o.tasks for o in self.ops)),
                      *map(size, (self.flops, self.scalar, self.read, self.written, self.stream))))  # fmt: skip
         width = [max(len(r[c]) for r in [head, *rows]) for c in range(len(head))]
         return "\n".join(
-            "  ".join(x.ljust(w) if c < 2 else x.rjust(w) for c, (x, w) in enumerate(zip(r, width, strict=True))).rstrip()
+            "  ".join(
+                x.ljust(w) if c < 2 else x.rjust(w) for c, (x, w) in enumerate(zip(r, width, strict=True))
+            ).rstrip()
             for r in [head, *rows]
         )
 
@@ -59,6 +63,11 @@ def size(n: float) -> str:
             return f"{n:.0f}{unit}" if not unit else f"{n:.3g}{unit}"
         n /= 1000
     raise AssertionError
+
+
+def plural(n: int, what: str) -> str:
+    """`1 task`, `2 tasks`."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def cost(graph: Graph, tg: TaskGraph) -> Cost:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from xml.sax.saxutils import escape
 
 from jax_mpk.inspect import hops
+from jax_mpk.inspect.cost import plural
 from jax_mpk.ir.tasks import TaskGraph
 
 BOX, HEIGHT, GAP, ROW, MARGIN = 210, 52, 28, 118, 70
@@ -36,30 +37,39 @@ def draw(tg: TaskGraph, name: str) -> str:
         y = MARGIN + (hop - 1) * ROW + HEIGHT / 2 + 4
         out.append(f'<text x="16" y="{y:.0f}" fill="#999">hop {hop}</text>')
     labels = []
+    lanes: dict[int, int] = {}
     for e in links:
         (x0, y0), (x1, y1) = corner(e.producer), corner(e.consumer)
         x0, y0, x1 = x0 + BOX / 2, y0 + HEIGHT, x1 + BOX / 2
-        far = level[e.consumer] - level[e.producer] > 1
-        # A long edge leaves and arrives beside the middle, so that it does not hide under the boxes between.
-        side = BOX * 0.36 if far else 0.0
-        x0, x1 = x0 + side, x1 + side
-        bend = (y1 - y0) * 0.45
-        bow = (BOX + GAP) * 0.42 if far and abs(x1 - x0) < BOX else 0.0
-        dash = 'stroke-dasharray="5 4" ' if far else ""
-        path = f"M{x0:.0f} {y0:.0f}C{x0 + bow:.0f} {y0 + bend:.0f} {x1 + bow:.0f} {y1 - bend:.0f} {x1:.0f} {y1 - 1:.0f}"
-        tip = f"{tg.grids[e.consumer].name} {e.why}"
-        out.append(f'<path d="{path}" fill="none" stroke="#5b6b82" stroke-width="{1 if far else 1.5}" '
-                   f'{dash}marker-end="url(#tip)"><title>{escape(tip)}</title></path>')  # fmt: skip
-        labels.append(_label((x0 + x1 + 1.5 * bow) / 2 + 4, (y0 + y1) / 2, str(e.events)))
+        between = [corner(n)[0] + BOX for n in range(len(level)) if level[e.producer] < level[n] < level[e.consumer]]
+        if between:  # around the boxes between, each such edge into a row in a lane of its own
+            x0, x1 = x0 + BOX * 0.3, x1 + BOX * 0.4
+            lane = max(between) + 14 + 9 * lanes.setdefault(level[e.consumer], 0)
+            lanes[level[e.consumer]] += 1
+            path = (
+                f"M{x0:.0f} {y0:.0f}C{x0:.0f} {y0 + 30:.0f} {lane:.0f} {y0 + 20:.0f} {lane:.0f} {y0 + 66:.0f}"
+                f"V{y1 - 66:.0f}C{lane:.0f} {y1 - 20:.0f} {x1:.0f} {y1 - 36:.0f} {x1:.0f} {y1 - 1:.0f}"
+            )
+            labels.append(_label(lane + 3, y1 - 70, str(e.events)))
+        else:
+            bend = (y1 - y0) * 0.45
+            path = f"M{x0:.0f} {y0:.0f}C{x0:.0f} {y0 + bend:.0f} {x1:.0f} {y1 - bend:.0f} {x1:.0f} {y1 - 1:.0f}"
+            labels.append(_label(x0 + 0.35 * (x1 - x0) + 4, y0 + 0.4 * (y1 - y0), str(e.events)))
+        tip = escape(f"{tg.grids[e.consumer].name} {e.why}")
+        dash = 'stroke-width="1" stroke-dasharray="5 4"' if between else 'stroke-width="1.5"'
+        out.append(
+            f'<path d="{path}" fill="none" stroke="#5b6b82" {dash} marker-end="url(#tip)"><title>{tip}</title></path>'
+        )
     for n, g in enumerate(tg.grids):
         x, y = corner(n)
         axes = " × ".join(f"{a}/{t}" if t < a else str(a) for a, t in zip(g.extent, g.tile, strict=True) if a > 1)
+        what = escape(_short(f"{g.kind} {axes}", 30))
         out.append(
             f'<g><title>{escape(g.source)}</title><rect x="{x:.0f}" y="{y:.0f}" width="{BOX}" height="{HEIGHT}" rx="7" '
             f'fill="{FILL.get(g.kind, "#eee")}" stroke="#8795aa"/>'
             f'<text x="{x + 10:.0f}" y="{y + 17:.0f}" font-weight="bold">{escape(_short(g.name, 20))}</text>'
-            f'<text x="{x + BOX - 10:.0f}" y="{y + 17:.0f}" text-anchor="end">{g.count} tasks</text>'
-            f'<text x="{x + 10:.0f}" y="{y + 32:.0f}" fill="#444" font-size="11">{g.kind} {escape(_short(axes, 26))}</text>'
+            f'<text x="{x + BOX - 10:.0f}" y="{y + 17:.0f}" text-anchor="end">{plural(g.count, "task")}</text>'
+            f'<text x="{x + 10:.0f}" y="{y + 32:.0f}" fill="#444" font-size="11">{what}</text>'
             f'<text x="{x + 10:.0f}" y="{y + 45:.0f}" fill="#777" font-size="10">{escape(_where(g.source))}</text></g>'
         )
     return "\n".join([*out, *labels, "</svg>", ""])
@@ -75,6 +85,7 @@ def _places(level: list[int], links: list[hops.Edge]) -> dict[int, float]:
     wide = max((len(r) for r in rows), default=1)
     place: dict[int, float] = {}
     for row in rows:
+
         def wish(n: int) -> float:
             known = [place[e.producer] for e in links if e.consumer == n and e.producer in place]
             return sum(known) / len(known) if known else n

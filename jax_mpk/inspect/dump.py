@@ -26,18 +26,20 @@ def _ints(row: np.ndarray, n: int) -> str:
 
 def _lines(p: Program) -> Iterator[str]:
     h = p.header
-    yield (f"program version {h['version']}, {h['bytes']} bytes, hash {int(h['hash']):016x}, workspace {h['workspace']}, "
-           f"{h['workers']} workers, {h['args']} operands, {h['results']} results")  # fmt: skip
+    yield (
+        f"program version {h['version']}, {h['bytes']} bytes, hash {int(h['hash']):016x}, "
+        f"workspace {h['workspace']}, {h['workers']} workers, {h['args']} operands, {h['results']} results"
+    )
     yield "sections: " + ", ".join(f"{s} {len(p[s])}" for s in abi.SECTIONS)
     for n, b in enumerate(p["Buffer"]):
         alias = f" in operand {b['alias']}" if b["alias"] >= 0 else ""
-        yield (f"buffer {n} {p.name(int(b['name']))}: {_name('Space', b['space'])} {b['index']} {_name('Dtype', b['dtype'])} "
-               f"{b['bytes']} bytes at {b['offset']}{alias}")  # fmt: skip
+        yield (f"buffer {n} {p.name(int(b['name']))}: {_name('Space', b['space'])} {b['index']} "
+               f"{_name('Dtype', b['dtype'])} {b['bytes']} bytes at {b['offset']}{alias}")  # fmt: skip
     seen: set[int] = set()
     for n, o in enumerate(p["Op"]):
         axes = int(o["n_axes"])
         yield (f"op {n} {p.name(int(o['name']))}: {_name('Kind', o['kind'])} extent {_ints(o['extent'], axes)} "
-               f"tile {_ints(o['tile'], axes)} prologue {o['prologue']} params {_ints(o['params'], len(o['params']))}")  # fmt: skip
+               f"tile {_ints(o['tile'], axes)} prologue {o['prologue']} params {_ints(o['params'], 20)}")  # fmt: skip
         for s in range(int(o["slot"]), int(o["slot"]) + int(o["slots"])):
             yield f"  slot {s - int(o['slot'])}: buffer {p['Slot'][s]['buffer']} + {p['Slot'][s]['offset']}"
         for a in range(int(o["access"]), int(o["access"]) + int(o["accesses"])):
@@ -55,7 +57,8 @@ def _lines(p: Program) -> Iterator[str]:
         triggers = " ".join(str(e) for e in t["trigger"][: t["n_triggers"]])
         yield f"task {n}: op {t['op']} [{t['index']}] worker {t['worker']} waits [{waits}] triggers [{triggers}]"
     for n, s in enumerate(p["Stream"]):
-        yield f"stream {n}: task {s['task']} map {s['map']} start {_ints(s['start'], 4)} step {_ints(s['step'], 4)} x {s['frames']}"
+        start, step = _ints(s["start"], 4), _ints(s["step"], 4)
+        yield f"stream {n}: task {s['task']} map {s['map']} start {start} step {step} x {s['frames']}"
 
 
 def _access(p: Program, n: int) -> str:
@@ -63,7 +66,9 @@ def _access(p: Program, n: int) -> str:
     slot = int(a["slot"])
     where = f"slot {slot}" if slot < abi.SLOT_ACT else f"scratch {slot - abi.SLOT_ACT:#x}"
     strides = " ".join(f"{int(s)}*i{i}" for i, s in enumerate(a["stride"]) if s)
-    dyn = " ".join(f"{int(a['dyn_stride'][d])}*clamp({_reg(a['dyn_reg'][d])}, {a['dyn_limit'][d]})" for d in range(a["n_dyn"]))
+    dyn = " ".join(
+        f"{int(a['dyn_stride'][d])}*clamp({_reg(a['dyn_reg'][d])}, {a['dyn_limit'][d]})" for d in range(a["n_dyn"])
+    )
     return f"access {n}: {where} {_name('Dtype', a['dtype'])} {a['offset']} {strides} {dyn}".rstrip()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jax_mpk.compiler import Compiled
 from jax_mpk.inspect import hops
-from jax_mpk.inspect.cost import cost, size
+from jax_mpk.inspect.cost import cost, plural, size
 
 
 def explain(compiled: Compiled) -> str:
@@ -36,11 +36,12 @@ def explain(compiled: Compiled) -> str:
             if level[n] != hop:
                 continue
             c = costs.ops[n]
-            lines.append(f"  {'*' if n in critical else ' '} {g.name}: {g.kind} in {g.count} tasks, reads {size(c.read)}B, "
+            mark = "*" if n in critical else " "
+            lines.append(f"  {mark} {g.name}: {g.kind} in {plural(g.count, 'task')}, reads {size(c.read)}B, "
                          f"writes {size(c.written)}B  # {g.source}")  # fmt: skip
             for e in links:
                 if e.consumer == n and level[e.producer] == hop - 1:
-                    lines.append(f"      waits for {tg.grids[e.producer].name}: {e.why} ({e.events} events)")
+                    lines.append(f"      waits for {tg.grids[e.producer].name}: {e.why} ({plural(e.events, 'event')})")
     return "\n".join(lines)
 
 
@@ -48,5 +49,7 @@ def _critical(level: list[int], links: list[hops.Edge], depth: int) -> set[int]:
     """The grids on some longest path."""
     out = {n for n, x in enumerate(level) if x == depth}
     for hop in range(depth, 1, -1):
-        out |= {e.producer for e in links if e.consumer in out and level[e.consumer] == hop and level[e.producer] == hop - 1}
+        out |= {
+            e.producer for e in links if e.consumer in out and level[e.consumer] == hop and level[e.producer] == hop - 1
+        }
     return out

@@ -11,7 +11,7 @@ from jax_mpk.ir.tasks import READ, TaskGraph
 
 @dataclass(frozen=True)
 class Edge:
-    """Grid `consumer` waits for grid `producer`: `events` counters connect them, `why` says which memory makes it so."""
+    """Grid `consumer` waits for grid `producer`: `events` counters connect them, `why` names the memory behind it."""
 
     producer: int
     consumer: int

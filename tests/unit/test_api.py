@@ -209,7 +209,9 @@ def test_side_effects_are_left_to_xla(capfd):
         jax.debug.print("x = {}", x)
         return x + 1
 
-    with pytest.warns(jax_mpk.MegakernelWarning, match=r"(?s)hands the function to XLA: debug_.*test_api.py:\d+ \(") as seen:
+    with pytest.warns(
+        jax_mpk.MegakernelWarning, match=r"(?s)hands the function to XLA: debug_.*test_api.py:\d+ \("
+    ) as seen:
         assert float(megakernelize(f)(1.0)) == 2
     assert len(seen) == 1
     with warnings.catch_warnings():

@@ -246,8 +246,15 @@ def test_two_processes_compile_the_same_program(tmp_path):
     """
     out = []
     for seed in ("1", "2"):
-        env = {**os.environ, "PYTHONPATH": os.getcwd(), "PYTHONHASHSEED": seed, "JAX_MPK_CACHE_DIR": str(tmp_path / seed)}
-        done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=env, check=False)
+        env = {
+            **os.environ,
+            "PYTHONPATH": os.getcwd(),
+            "PYTHONHASHSEED": seed,
+            "JAX_MPK_CACHE_DIR": str(tmp_path / seed),
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=env, check=False
+        )
         assert done.returncode == 0, done.stderr
         out.append((done.stdout, [(f.name, f.read_bytes()) for f in (tmp_path / seed).glob("*")]))
     assert out[0][0] == out[1][0] and len(out[0][0]) == 65
@@ -262,7 +269,10 @@ DIFFERENT = [
     (lambda x, w: (x + 1, x * 2), lambda x, w: (x * 2, x + 1)),
     (lambda x, w: x.sum(0), lambda x, w: x.sum(1)),
     (lambda x, w: x - w[0, 0], lambda x, w: w[0, 0] - x),
-    (lambda x, w: jax.lax.fori_loop(0, 3, lambda i, c: c + i, x), lambda x, w: jax.lax.fori_loop(0, 4, lambda i, c: c + i, x)),
+    (
+        lambda x, w: jax.lax.fori_loop(0, 3, lambda i, c: c + i, x),
+        lambda x, w: jax.lax.fori_loop(0, 4, lambda i, c: c + i, x),
+    ),
     (lambda x, w: jax.jit(jnp.sin)(x), lambda x, w: jax.jit(jnp.cos)(x)),
     (lambda x, w: x.astype(jnp.bfloat16), lambda x, w: x.astype(jnp.float16)),
     (lambda x, w: jnp.dot(x, w, precision="highest"), lambda x, w: jnp.dot(x, w)),

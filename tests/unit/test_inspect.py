@@ -77,7 +77,7 @@ def test_draw_is_svg_with_every_operator(tmp_path):
     ns = {"s": "http://www.w3.org/2000/svg"}
     tg = f.lower(X, W, V).tasks("events")
     texts = [t.text for t in root.iterfind(".//s:text", ns)]
-    assert all(g.name in texts and f"{g.count} tasks" in texts for g in tg.grids)
+    assert all(g.name in texts and any(t.startswith(f"{g.count} task") for t in texts) for g in tg.grids)
     assert "hop 1" in texts and "hop 2" in texts and "hop 3" not in texts
     assert len(root.findall("./s:path", ns)) == 1
     wide = float(root.get("width"))
@@ -101,7 +101,9 @@ def test_hops_follow_the_longest_path():
     assert max(level) in (3, 4)
 
 
-@pytest.mark.parametrize(("n", "text"), [(0, "0"), (999, "999"), (1000, "1k"), (4190000, "4.19M"), (2e12, "2T"), (2e15, "2e+03T")])
+@pytest.mark.parametrize(
+    ("n", "text"), [(0, "0"), (999, "999"), (1000, "1k"), (4190000, "4.19M"), (2e12, "2T"), (2e15, "2e+03T")]
+)
 def test_sizes(n, text):
     from jax_mpk.inspect.cost import size
 

@@ -58,7 +58,9 @@ def test_grad(mk):
     loss = lambda f: lambda *a: jnp.sum(jnp.sin(f(*a)))
     close(jax.grad(loss(mk(block)), (0, 1, 2))(X, W, V), jax.grad(loss(block), (0, 1, 2))(X, W, V))
     close(jax.jit(jax.grad(loss(mk(block))))(X, W, V), jax.grad(loss(block))(X, W, V))
-    close(jax.hessian(lambda x: loss(mk(block))(x, W, V))(X[:1, :]), jax.hessian(lambda x: loss(block)(x, W, V))(X[:1, :]))
+    close(
+        jax.hessian(lambda x: loss(mk(block))(x, W, V))(X[:1, :]), jax.hessian(lambda x: loss(block)(x, W, V))(X[:1, :])
+    )
 
 
 def test_jvp_with_integers_and_unused_tangents(mk):
@@ -155,7 +157,7 @@ def test_collectives_in_shard_map(check_vma):
 
 def test_check_vma_sees_the_types_of_the_results():
     f = megakernelize(lambda x: x * 2, implementation="xla")
-    with pytest.raises(ValueError, match="out_specs|varying"):
+    with pytest.raises(ValueError, match=r"out_specs|varying"):
         jax.shard_map(f, mesh=mesh_of(2), in_specs=P("i"), out_specs=P())(X)
 
 
@@ -276,14 +278,18 @@ LINE = unsupported.__code__.co_firstlineno + 1
 
 
 def test_named_implementations_raise_with_the_users_line():
-    with pytest.raises(jax_mpk.UnsupportedError, match=rf"(?s)cholesky\(float32\[4,4\]\).*test_primitive.py:{LINE} \(unsupported\)") as e:
+    with pytest.raises(
+        jax_mpk.UnsupportedError, match=rf"(?s)cholesky\(float32\[4,4\]\).*test_primitive.py:{LINE} \(unsupported\)"
+    ) as e:
         jax.jit(megakernelize(unsupported, implementation="cpu"))(X)
     assert e.value.primitive == "cholesky" and "float32[4,4]" in e.value.shapes and f":{LINE}" in e.value.where
 
 
 def test_no_implementation_warns_once_with_the_users_line():
     f = megakernelize(unsupported)
-    with pytest.warns(jax_mpk.MegakernelWarning, match=rf"(?s)hands.*XLA: cholesky\(float32\[4,4\]\).*py:{LINE} ") as seen:
+    with pytest.warns(
+        jax_mpk.MegakernelWarning, match=rf"(?s)hands.*XLA: cholesky\(float32\[4,4\]\).*py:{LINE} "
+    ) as seen:
         close(jax.jit(f)(X), unsupported(X))
     assert len(seen) == 1
     with warnings.catch_warnings():
@@ -292,7 +298,7 @@ def test_no_implementation_warns_once_with_the_users_line():
 
 
 def test_unsupported_types_name_the_type():
-    with pytest.raises(jax_mpk.UnsupportedError, match="complex64|c64"):
+    with pytest.raises(jax_mpk.UnsupportedError, match=r"complex64|c64"):
         megakernelize(lambda x: x * 2, implementation="cpu")(X.astype(jnp.complex64))
 
 
