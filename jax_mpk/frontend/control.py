@@ -16,7 +16,8 @@ UNROLL_LIMIT = 20_000
 
 
 @primitive("jit", "pjit", "closed_call", "core_call", "call", "eval_jaxpr", "custom_jvp_call", "custom_vjp_call",
-           "custom_vjp_call_jaxpr", "remat2", "checkpoint", "remat", "custom_lin", "core_closed_call")  # fmt: skip
+           "custom_vjp_call_jaxpr", "remat2", "checkpoint", "remat", "custom_lin", "core_closed_call",
+           "megakernel")  # fmt: skip
 def _call(b: Builder, eqn: Equation, *xs: Tensor) -> Sequence[Tensor]:
     jaxpr = next((eqn.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in eqn.params), None)
     if jaxpr is None:
