@@ -55,17 +55,13 @@ def main() -> None:
         x = jax.random.normal(key, (batch, a.d), jnp.float32)
         ms = milliseconds(jit_step, x, w, 20)
         print(f"batch {batch:2d} jax.jit                     {ms:8.4f} ms {nbytes / ms / 1e6:6.0f} GB/s", flush=True)
-        configurations = [(2, 0, True)] if batch > 1 else [(1, 0, True), (2, 0, True), (3, 0, True), (4, 0, True), (2, 6, True), (2, 0, False)]
-        for window, ring, columns_inner in configurations:
-            blob = programs.decoder_step(batch, a.d, a.ff, a.layers, columns_inner=columns_inner)
+        for window, ring, slices in [(1, 0, 4), (2, 0, 4), (3, 0, 4), (4, 0, 4), (2, 6, 4), (2, 0, 2)] if batch == 1 else [(2, 0, 4), (3, 0, 4)]:
+            blob = programs.split_chain(batch, a.d, a.ff, a.layers, slices)
             step = launch.function(blob, [((batch, a.d), jnp.float32)], launch.device(window=window, ring=ring))
-            held = w if columns_inner else [m.T.copy() for m in w]
-            ms = milliseconds(step, x, held, 20)
-            layout = "[K,N]" if columns_inner else "[N,K]"
-            if columns_inner:
-                want, got = np.asarray(jit_step(x, *w)[0]), np.asarray(jax.jit(step)(x, *w)[0])
-                wrong = np.linalg.norm(want - got) / np.linalg.norm(want)
-            print(f"batch {batch:2d} window {window} ring {ring:2d} {layout}  {ms:8.4f} ms {nbytes / ms / 1e6:6.0f} GB/s  error {wrong:.1e}", flush=True)
+            ms = milliseconds(step, x, w, 20)
+            want, got = np.asarray(jax.jit(jit_step)(x, *w)[0]), np.asarray(jax.jit(step)(x, *w)[0])
+            wrong = np.linalg.norm(want - got) / np.linalg.norm(want)
+            print(f"batch {batch:2d} window {window} ring {ring:2d} slices {slices} {ms:8.4f} ms {nbytes / ms / 1e6:6.0f} GB/s  error {wrong:.1e}", flush=True)
             message = launch.extension().cuda_check()
             if message:
                 print(message, flush=True)

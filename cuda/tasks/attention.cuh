@@ -64,6 +64,7 @@ template <class V> __device__ __forceinline__ void scores(const AttentionScratch
       }
     }
   } else {
+#pragma unroll 1
     for (int i = threadIdx.x; i < V::RC * (key1 - key0); i += THREADS) {
       const int r = i / (key1 - key0), key = key0 + i % (key1 - key0);
       float dot = 0;
@@ -114,6 +115,7 @@ template <class V> __device__ __forceinline__ void weighted(const AttentionScrat
             }
       sync_consumers();
     }
+#pragma unroll 1
     for (int i = threadIdx.x; i < V::RC * V::DV; i += THREADS) {
       float sum = s.red[i];
 #pragma unroll
@@ -121,6 +123,7 @@ template <class V> __device__ __forceinline__ void weighted(const AttentionScrat
       s.out[i] = s.out[i] * scale[i / V::DV] + sum;
     }
   } else {
+#pragma unroll 1
     for (int i = threadIdx.x; i < V::RC * V::DV; i += THREADS) {
       const int r = i / V::DV, c = i % V::DV;
       float sum = 0;
@@ -139,10 +142,12 @@ template <class V> __device__ __forceinline__ void soften(const AttentionScratch
     float* x = s.score + r * V::KC;
     const float old = s.top[r];
     float top = old;
+#pragma unroll 1
     for (int i = lane; i < n; i += 32) top = f(F_MAX(b(top), b(x[i])));
     top = f(reduce_warp<MAX_F>(b(top)));
     const float ground = top == LOWEST ? 0.0f : top;  // a part may be masked as a whole
     float sum = 0;
+#pragma unroll 1
     for (int i = lane; i < n; i += 32) sum += x[i] = expf(x[i] - ground);
     sum = f(reduce_warp<SUM_F>(b(sum)));
     const float scale = old == LOWEST ? 0.0f : expf(old - ground);
@@ -172,10 +177,13 @@ template <class V> __device__ __forceinline__ void attention(Worker& w, const De
 #pragma unroll 1
   for (int row0 = 0; row0 < rows; row0 += V::RC) {
     const int row1 = min(rows, row0 + V::RC);
+#pragma unroll 1
     for (int i = threadIdx.x; i < V::RC * V::DV; i += THREADS) s.out[i] = 0;
+#pragma unroll 1
     for (int i = threadIdx.x; i < V::RC; i += THREADS) { s.top[i] = LOWEST; s.top[V::RC + i] = 0; }
     V::query(w, d, r, row0, row1, s.q);
     if (row1 - row0 < V::RC)  // rows that do not exist
+#pragma unroll 1
       for (int i = threadIdx.x + (row1 - row0) * V::HEAD; i < V::RC * V::HEAD; i += THREADS) s.q[i] = 0;
     sync_consumers();
 #pragma unroll 1
@@ -190,10 +198,12 @@ template <class V> __device__ __forceinline__ void attention(Worker& w, const De
         if (pass == 0) {
           soften<V>(s, key1 - key0);
         } else {
+#pragma unroll 1
           for (int i = threadIdx.x; i < V::RC * V::KC; i += THREADS)
             s.score[i] = expf(s.score[i] - s.top[i / V::KC]) / s.top[V::RC + i / V::KC];
           sync_consumers();
           V::prob(w, d, r, row0, row1, key0, key1, s.score);
+#pragma unroll 1
           for (int i = threadIdx.x; i < V::RC; i += THREADS) s.top[2 * V::RC + i] = 1.0f;
         }
         sync_consumers();
@@ -204,13 +214,16 @@ template <class V> __device__ __forceinline__ void attention(Worker& w, const De
       }
     if constexpr (V::PARTS == 1) {
       if constexpr (!V::EXACT)
+#pragma unroll 1
         for (int i = threadIdx.x; i < V::RC * V::DV; i += THREADS) s.out[i] /= s.top[V::RC + i / V::DV];
       sync_consumers();
       V::epilogue(w, d, r, row0, row1, s.out);
       sync_consumers();
     } else {
+#pragma unroll 1
       for (int i = threadIdx.x; i < (row1 - row0) * V::DV; i += THREADS)
         partial[(u64)(row0 + i / V::DV) * (V::DV + 2) + 2 + i % V::DV] = s.out[i];
+#pragma unroll 1
       for (int i = threadIdx.x; i < row1 - row0; i += THREADS) {
         partial[(u64)(row0 + i) * (V::DV + 2)] = s.top[i];
         partial[(u64)(row0 + i) * (V::DV + 2) + 1] = s.top[V::RC + i];
@@ -228,6 +241,7 @@ template <class V> __device__ __forceinline__ void attention(Worker& w, const De
 #pragma unroll 1
       for (int row0 = 0; row0 < rows; row0 += V::RC) {
         const int row1 = min(rows, row0 + V::RC);
+#pragma unroll 1
         for (int i = threadIdx.x; i < (row1 - row0) * V::DV; i += THREADS) {
           const float* p = all + (u64)(row0 + i / V::DV) * (V::DV + 2);
           const int c = 2 + i % V::DV;

@@ -147,7 +147,7 @@ class Builder:
 
 def decoder_step(batch: int = 1, d: int = 2048, ff: int = 4096, layers: int = 2, workers: int = 132, columns_inner: bool = True,
                  dtype: str = "BF16", stream: bool = True,
-                 lose_event: bool = False, slices: int = 1) -> bytes:  # fmt: skip
+                 lose_event: bool = False) -> bytes:  # fmt: skip
     """x -> layers of x + down(silu(gate(norm x)) * up(norm x)); operands x f32[batch, d], then gate, up, down a layer."""
     b = Builder()
     x = b.buffer("ARG", "F32", batch, d)
@@ -306,4 +306,89 @@ def sort_program(B: int, N: int, count: int, descending: bool, positions: bool, 
     params = {"KEY_DTYPE": abi.enum("Dtype", "F32"), "COUNT": count, "OUT": 0, "DESCENDING": int(descending), "PAYLOAD": int(positions)}
     op = b.op("SORT", "sort", [B, N], [2, N], [x, y], {"MAIN": [key]}, params, [b.access(1, "I32" if positions else "F32", {0: count, 1: 1})])
     b.tasks(op, workers)
+    return b.finish(workers)
+
+
+def split_chain(batch: int, d: int, ff: int, layers: int, slices: int, workers: int = 132) -> bytes:
+    """`decoder_step` as the compiler writes it: bf16 activations in between, `down` split over k, its sums added by the
+    next prologue, and beside the critical path by an operator that keeps the residual."""
+    b = Builder()
+    x = b.buffer("ARG", "F32", batch, d)
+    weights = [[b.buffer("ARG", "BF16", d, ff), b.buffer("ARG", "BF16", d, ff), b.buffer("ARG", "BF16", ff, d)] for _ in range(layers)]
+    y = b.buffer("RESULT", "F32", batch, d)
+    part = ff // slices
+
+    def total(scale: int, axis: int) -> tuple[list[np.void], list[np.void]]:
+        """Loads x (slot 0) and adds the slices (slot 1): accesses and instructions, the sum in V | 1."""
+        accesses = [b.access(0, "F32", {0: scale, axis: 1}), *(b.access(1, "F32", {0: scale, axis: 1}, s * batch * d) for s in range(slices))]
+        out = [b.instr("LOAD", V | 1, aux=0)]
+        for s in range(slices):
+            out += [b.instr("LOAD", V | 2, aux=1 + s), b.instr("F_ADD", V | 1, V | 1, V | 2)]
+        return accesses, out
+
+    def shifted(instrs: list[np.void], by: int) -> list[np.void]:
+        out = [i.copy() for i in instrs]
+        for i in out:
+            i["aux"] += by if abi.ENUMS["Opcode"][int(i["op"])] == "LOAD" else 0
+        return out
+
+    def lhs(first: bool) -> int:
+        n = 1 if first else slices + 1
+        over, load = total(d, 3)
+        along, _ = total(d, 2)
+        load = load[:1] if first else load
+        accesses = [*over[:n], *along[:n], b.access(abi.SLOT_ACT, "F32", {0: d, 2: 1})]
+        return b.code(3, [0, 2], 2, accesses,
+            [("REDUCE", [*load, b.instr("F_MUL", V | 2, V | 1, V | 1)], "SUM", [(0, d)], V | 2, 0),
+             ("SCALAR", [b.instr("CONST", 1, imm=1.0 / d), b.instr("F_MUL", 0, 0, 1), b.instr("CONST", 2, imm=1e-6),
+                         b.instr("F_ADD", 0, 0, 2), b.instr("F_RSQRT", 3, 0)]),
+             ("VECTOR", [*shifted(load, n), b.instr("F_MUL", V | 3, V | 1, 3), b.instr("F_ROUND_BF16", V | 3, V | 3),
+                         b.instr("STORE", a=V | 3, aux=2 * n)])], [batch, ff, d])  # fmt: skip
+
+    heads = {True: lhs(True), False: lhs(False)}
+    glu = b.code(3, [0, 1], 1,
+        [b.access(abi.SLOT_ACC, "F32", {0: 64, 1: 1}), b.access(abi.SLOT_ACC + 1, "F32", {0: 64, 1: 1}), b.access(4, "BF16", {0: ff, 1: 1})],
+        [("VECTOR", [b.instr("LOAD", V | 0, aux=0), b.instr("LOAD", V | 1, aux=1), b.instr("F_LOGISTIC", V | 2, V | 0),
+                     b.instr("F_MUL", V | 2, V | 2, V | 0), b.instr("F_MUL", V | 2, V | 2, V | 1),
+                     b.instr("STORE", a=V | 2, aux=2)])], [batch, ff, d])  # fmt: skip
+    act = b.code(4, [0, 1, 3], 3, [b.access(0, "BF16", {0: part, 1: ff, 3: 1}), b.access(abi.SLOT_ACT, "F32", {1: part, 3: 1})],
+                 [("VECTOR", [b.instr("LOAD", V | 3, aux=0), b.instr("STORE", a=V | 3, aux=1)])], [slices, batch, d, part])  # fmt: skip
+    put = b.code(4, [0, 1, 2], 2, [b.access(abi.SLOT_ACC, "F32", {1: 64, 2: 1}), b.access(2, "F32", {0: batch * d, 1: d, 2: 1})],
+                 [("VECTOR", [b.instr("LOAD", V | 0, aux=0), b.instr("STORE", a=V | 0, aux=1)])], [slices, batch, d, part])  # fmt: skip
+    accesses, sums = total(d, 1)
+    keep = b.code(2, [0, 1], 1, [*accesses, b.access(2, "F32", {0: d, 1: 1})],
+                  [("VECTOR", [*sums, b.instr("STORE", a=V | 1, aux=slices + 1)])], [batch, d])  # fmt: skip
+    common = {"N_M": 1, "N_N": 1, "N_K": 1, "REDUCE_DTYPE": abi.enum("Dtype", "F32")}
+    sliced = x
+    residual_ready: list[int] = []
+    waits: list[int] = []
+    for n in range(layers):
+        gate, up, down = weights[n]
+        h, new = b.buffer("WORKSPACE", "BF16", batch, ff), b.buffer("WORKSPACE", "F32", slices, batch, d)
+        op = b.op("CONTRACT", f"glu{n}", [batch, ff, d], [batch, 64, d], [x, sliced, gate, up, h], {"LHS": [heads[n == 0]], "EPILOGUE": [glu]},
+                  common | {"N_RHS": 2, "RHS0": 0, "RHS1": 1}, [b.access(2, "BF16", {1: 1, 2: ff}), b.access(3, "BF16", {1: 1, 2: ff})], 2 * n + 1)  # fmt: skip
+        done = b.event()
+        _pair(b, b.tasks(op, workers, [*waits, *residual_ready], [done]), gate, up, ff, d, True)
+        if n:  # the residual of this layer, beside the path
+            out = b.buffer("WORKSPACE", "F32", batch, d)
+            kept = b.op("ROWS", f"residual{n}", [batch, d], [batch, 256], [x, sliced, out], {"MAIN": [keep]})
+            event = b.event()
+            b.tasks(kept, workers, [*waits, *residual_ready], [event])
+            x, residual_ready = out, [event]
+        op = b.op("CONTRACT", f"down{n}", [slices, batch, d, part], [1, batch, 64, part], [h, down, new], {"LHS": [act], "EPILOGUE": [put]},
+                  common | {"N_BATCH": 1, "N_RHS": 1, "RHS0": 0}, [b.access(1, "BF16", {0: part * d, 2: 1, 3: d})], 2 * n + 2)  # fmt: skip
+        ready = b.event()
+        tasks = b.tasks(op, workers, [done], [ready])
+        m = np.zeros((), abi.RECORDS["TensorMap"])
+        m["buffer"], m["dtype"], m["rank"] = down, abi.enum("Dtype", "BF16"), 3
+        m["dims"][:3], m["strides"][:3], m["box"][:3] = (d, part, slices), (2, d * 2, part * d * 2), (64, 128, 1)
+        b.rows["TensorMap"].append(m)
+        for i, t in enumerate(tasks):
+            s = np.zeros((), abi.RECORDS["Stream"])
+            s["task"], s["map"], s["frames"] = t, len(b.rows["TensorMap"]) - 1, -(-part // 128)
+            s["start"][:3], s["step"][:3] = (i % (d // 64) * 64, 0, i // (d // 64)), (0, 128, 0)
+            b.rows["Stream"].append(s)
+        sliced, waits = new, [ready]
+    last = b.op("ROWS", "last", [batch, d], [batch, 256], [x, sliced, y], {"MAIN": [keep]})
+    b.tasks(last, workers, [*waits, *residual_ready])
     return b.finish(workers)

@@ -38,6 +38,15 @@ def test_bf16(batch, columns_inner, stream):
     assert all((g == got[0]).all() for g in got), "launches differ"
 
 
+@pytest.mark.parametrize("batch,slices", [(1, 4), (16, 2), (5, 1)])
+def test_split_over_depth(batch, slices):
+    d, ff, layers = 512, 1024, 3
+    x, w = operands(batch, d, ff, layers, ml_dtypes.bfloat16)
+    blob = programs.split_chain(batch, d, ff, layers, slices)
+    f = jax.jit(launch.function(blob, [((batch, d), jnp.float32)], launch.device()))
+    assert error(np.asarray(f(x, *map(jnp.asarray, w))[0]), programs.decoder_reference(x, w)) < 3e-3
+
+
 def test_rows_do_not_depend_on_their_neighbours():
     d, ff, layers = 512, 1024, 2
     x, w = operands(16, d, ff, layers, ml_dtypes.bfloat16)

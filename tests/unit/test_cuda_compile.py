@@ -1,0 +1,98 @@
+"""Every hand-built program compiles for every architecture, without spills, local memory or too many registers."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jax_mpk import abi
+from jax_mpk.backends import cuda_build, cuda_source, nvrtc
+from jax_mpk.errors import UnsupportedError
+
+try:
+    nvrtc.library()
+except UnsupportedError:
+    pytest.skip("no NVRTC in this environment", allow_module_level=True)
+
+spec = importlib.util.spec_from_file_location("programs", Path(__file__).parents[1] / "device" / "programs.py")
+assert spec and spec.loader
+programs = sys.modules.setdefault("programs", importlib.util.module_from_spec(spec))
+spec.loader.exec_module(programs)
+
+CASES = {
+    "chain": lambda: programs.decoder_step(1, 512, 1024, 2),
+    "chain_columns_outer": lambda: programs.decoder_step(1, 512, 1024, 2, columns_inner=False),
+    "chain_16": lambda: programs.decoder_step(16, 2048, 4096, 2),
+    "chain_33": lambda: programs.decoder_step(33, 512, 1024, 1),
+    "chain_f32": lambda: programs.decoder_step(2, 384, 640, 1, dtype="F32", stream=False),
+    "attention_64": lambda: programs.attention_step(1, 8, 4, 64, 1024),
+    "attention_128": lambda: programs.attention_step(3, 8, 4, 128, 1024),
+    "attention_f32": lambda: programs.attention_step(1, 2, 3, 24, 50, "F32"),
+    "rows": lambda: programs.rows_program(5, 1000),
+    "sort": lambda: programs.sort_program(3, 2048, 50, True, True),
+    "sort_long": lambda: programs.sort_program(3, 40000, 8, False, False),
+}
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_100a"])
+@pytest.mark.parametrize("case", CASES)
+def test_compiles(case, arch):
+    source = cuda_source.generate(abi.decode(CASES[case]()), arch)
+    used = nvrtc.compile(source.text, arch).resources()
+    assert used["spill"] == 0 and used["stack"] == 0, used
+    assert used["registers"] <= 96, used
+    assert source.smem <= cuda_source.SMEM[arch]
+    if arch == "sm_80":
+        assert source.ring == 0 and "#define MPK_STREAM 0" in source.text
+
+
+def test_a_deep_model_has_the_code_of_a_shallow_one():
+    few, many = (cuda_source.generate(abi.decode(programs.decoder_step(1, 512, 1024, n)), "sm_90a") for n in (2, 12))
+    body = lambda s: [x for x in s.text.splitlines() if not x.startswith("#define MPK_BASES")]  # noqa: E731
+    assert body(few) == body(many)
+    assert len({u.variant for u in many.units}) == 2
+
+
+def test_equal_inputs_give_equal_text():
+    blob = programs.attention_step(1, 8, 4, 64, 1024)
+    assert cuda_source.generate(abi.decode(blob), "sm_90a").text == cuda_source.generate(abi.decode(blob), "sm_90a").text
+
+
+def test_plan_keeps_every_task_and_its_order():
+    blob = programs.decoder_step(1, 512, 1024, 3)
+    before = abi.decode(blob)
+    e = cuda_build.build(blob, cuda_build.Device(workers=5))
+    after = abi.decode(e.plan.blob)
+    assert len(after["Task"]) == len(before["Task"]) and (np.diff(after["Task"]["worker"].astype(int)) >= 0).all()
+    for w in range(5):
+        mine = after["Task"][after["Task"]["worker"] == w]
+        ops = mine["op"].astype(int) * 1000 + mine["index"]
+        assert (np.diff(ops) > 0).all(), "a worker runs its tasks in linear order"
+    s = after["Stream"]
+    assert (after["Task"]["worker"][s["task"]] == s["worker"]).all() and (np.diff(s["task"].astype(int)) >= 0).all()
+    assert s["frames"].sum() == before["Stream"]["frames"].sum()
+
+
+def test_split_attention_has_parts_on_many_workers():
+    e = cuda_build.build(programs.attention_step(1, 8, 4, 64, 1024), cuda_build.Device(workers=132))
+    t = abi.decode(e.plan.blob)["Task"]
+    assert len(t) == 128 and len(set(t["worker"].tolist())) == 128 and e.plan.tickets == 8
+    assert sorted(zip(t["index"].tolist(), t["pad"].tolist(), strict=True)) == [(i, p) for i in range(8) for p in range(16)]
+
+
+def test_the_cubin_cache_is_by_content_and_survives_damage(tmp_path):
+    source = cuda_source.generate(abi.decode(programs.rows_program(2, 40)), "sm_90a").text
+    first = nvrtc.compile(source, "sm_90a", cache=tmp_path)
+    assert nvrtc.compile(source, "sm_90a", cache=tmp_path) == nvrtc.Cubin(first.code, "")
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-7])
+    assert nvrtc.compile(source, "sm_90a", cache=tmp_path).code == first.code
+
+
+def test_a_source_that_does_not_compile_says_why():
+    with pytest.raises(nvrtc.CompileError, match="undefined"):
+        nvrtc.compile("__global__ void f() { g(); }", "sm_90a")
