@@ -23,6 +23,8 @@ STORES = ("STORE", "STORE_IF", "STORE_ADD")
 THREADS = 512
 BATCH = 4
 """Points a thread has in flight."""
+CARRY = 8
+"""Most points a thread keeps in registers from a reduction to the vector stage after it."""
 
 
 @dataclass(frozen=True)
@@ -292,14 +294,19 @@ class Emitter:
 
     # ---------------------------------------------------------------------------------------------------------- shapes
 
-    def _points(self, instrs: list[np.void], loops: Sequence[_Loop], rank: str, size: int, most: int) -> None:
+    def _points(self, instrs: list[np.void], loops: Sequence[_Loop], rank: str, size: int, most: int,
+                carried: Mapping[int, str] = {}) -> None:  # fmt: skip
         """All points of `loops`, a thread a point. Instructions up to the first store run for several points first."""
         total = " * ".join(x.count for x in loops) or "1"
+        if carried:
+            instrs, carried = self._needed(instrs, carried)
         first = next((n for n, i in enumerate(instrs) if OPCODES[int(i["op"])] in STORES), len(instrs))
         head, tail = instrs[:first], instrs[first:]
         serial = any(OPCODES[int(i["op"])] == "STORE_ADD" for i in tail)
         only_stores = all(OPCODES[int(i["op"])] in STORES for i in tail)
         batch = 1 if serial or not only_stores else max(1, min(BATCH, -(-most // size)))
+        if carried:
+            batch = -(-most // size)  # one turn: point u of a thread is what it carries in place u
         out = self.out
         out(f"const int total = {total};")
         if serial:  # colliding additions happen in index order
@@ -312,8 +319,9 @@ class Emitter:
         if batch == 1:
             self._declare(loops, "p")
             self._registers(instrs)
-            for i in instrs:
-                out(self._store(i) if OPCODES[int(i["op"])] in STORES else self._pure(i))
+            for n, i in enumerate(instrs):
+                op = OPCODES[int(i["op"])]
+                out(self._store(i) if op in STORES else f"{reg(int(i['dst']))} = {carried[n]}[0];" if n in carried else self._pure(i))
             out("}")
             return
         made = {int(i["dst"]) for i in head}
@@ -326,8 +334,8 @@ class Emitter:
         out("if (p >= total) continue;")
         self._declare(loops, "p")
         self._registers(head)
-        for i in head:
-            out(self._pure(i))
+        for n, i in enumerate(head):
+            out(f"{reg(int(i['dst']))} = {carried[n]}[u];" if n in carried else self._pure(i))
         for r in kept:
             out(f"k_{reg(r)}[u] = {reg(r)};")
         out("}")
@@ -342,6 +350,26 @@ class Emitter:
             out(self._store(i))
         out("}")
         out("}")
+
+    def _needed(self, instrs: list[np.void], carried: Mapping[int, str]) -> tuple[list[np.void], dict[int, str]]:
+        """The instructions that stores still need when those of `carried` need nothing; and `carried` renumbered."""
+        wanted: set[int] = set()
+        keep = []
+        for n in range(len(instrs) - 1, -1, -1):
+            i = instrs[n]
+            op = OPCODES[int(i["op"])]
+            if op in STORES:
+                wanted |= self._uses(i)
+            elif int(i["dst"]) in wanted:
+                wanted.discard(int(i["dst"]))
+                if n not in carried:
+                    inputs = 0 if op in ("CONST", "LOAD", "INDEX") else 3 if op == "SELECT" else 1 if op == "MOVE" or _unary(op) else 2
+                    wanted |= {int(i[k]) for k in "abc"[:inputs]} | self._dynamic(i)
+            else:
+                continue
+            keep.append(n)
+        keep.reverse()
+        return [instrs[n] for n in keep], {at: carried[n] for at, n in enumerate(keep) if n in carried}
 
     def _flat(self, loops: list[_Loop]) -> None:
         instrs = [i for s in self.stages for i in self._instrs(int(s["first"]), int(s["count"]))]
@@ -362,11 +390,15 @@ class Emitter:
         if names:
             out("u32 " + ", ".join(sorted(names, key=lambda n: int(n[1:]))) + ";")
         start = {a: x.base for x in inner for a in x.axes}
-        for s in self.stages:
+        carried = self._carried(inner, size)
+        for n, _, register, _ in carried:
+            out(f"u32 c{n}_{reg(register)}[{-(-inner[0].most // size)}];")
+        for n, s in enumerate(self.stages):
             instrs = self._instrs(int(s["first"]), int(s["count"]))
             if int(s["kind"]) == VECTOR:
                 out("{")
-                self._points(instrs, inner, f"{group}::rank()", size, math.prod(x.most for x in inner))
+                mine = {c[3]: f"c{c[0]}_{reg(c[2])}" for c in carried if c[1] == n}
+                self._points(instrs, inner, f"{group}::rank()", size, math.prod(x.most for x in inner), mine)
                 out("}")
                 continue
             keep = dict(self.static)
@@ -378,15 +410,88 @@ class Emitter:
                     else:
                         out(self._pure(i))
             else:
-                self._reduce(s, instrs, group, size)
+                self._reduce(s, instrs, group, size, {c[2]: f"c{c[0]}_{reg(c[2])}" for c in carried if c[0] == n})
             self.static = keep
         out("}")
+
+    def _carried(self, inner: list[_Loop], size: int) -> list[tuple[int, int, int, int]]:
+        """Values of a reduction that the vector stage would compute again, at the same points by the same threads:
+        (reduction stage, vector stage, register there, position of the instruction here). Kept in registers."""
+        s = self.stages
+        vector = [n for n, x in enumerate(s) if int(x["kind"]) == VECTOR]
+        if len(vector) != 1 or len(inner) != 1 or len(inner[0].axes) != 1 or -(-inner[0].most // size) > CARRY:
+            return []
+        axis, base, count = inner[0].axes[0], inner[0].base, inner[0].count
+        written: dict[int, int] = {}  # scalar register -> stage that wrote it last
+        seen: dict[tuple, tuple[int, int]] = {}
+        for n, x in enumerate(s[: vector[0]]):
+            instrs = self._instrs(int(x["first"]), int(x["count"]))
+            if int(x["kind"]) == SCALAR:
+                written |= {int(i["dst"]): n for i in instrs}
+                continue
+            _, ranges = self._reduction(x)
+            if len(ranges) == 1 and (str(ranges[0][0]), str(ranges[0][1] - ranges[0][0])) == (base, count):
+                final = {int(i["dst"]): at for at, i in enumerate(instrs)}  # a register carries what it holds at the end
+                for at, key in enumerate(self._values(instrs, int(x["axis"]), written)):
+                    if key is not None and final[int(instrs[at]["dst"])] == at:
+                        seen.setdefault(key, (n, int(instrs[at]["dst"])))
+            written[int(x["dst"])] = n
+        instrs = self._instrs(int(s[vector[0]]["first"]), int(s[vector[0]]["count"]))
+        keys = self._values(instrs, axis, written)
+        known = {at for at, key in enumerate(keys) if key in seen}
+        last: dict[int, int] = {}
+        need: set[int] = set()
+        for at, i in enumerate(instrs):
+            if at not in known:
+                used = self._uses(i) if OPCODES[int(i["op"])] in STORES else {int(i[k]) for k in "abc"} | self._dynamic(i)
+                need |= {last[r] for r in used if r in last and last[r] in known}
+            if OPCODES[int(i["op"])] not in STORES:
+                last[int(i["dst"])] = at
+        out = [(*seen[keys[at]], at) for at in sorted(need) if keys[at][0] != "CONST"]
+        registers = [r for _, r, _ in out]
+        if len(out) > 2 or len(set(registers)) != len(registers):
+            return []
+        return [(n, vector[0], r, at) for n, r, at in out]
+
+    def _dynamic(self, i: np.void) -> set[int]:
+        if OPCODES[int(i["op"])] != "LOAD":
+            return set()
+        x = self._access(int(i["aux"]))
+        return {int(x["dyn_reg"][d]) for d in range(int(x["n_dyn"]))}
+
+    def _values(self, instrs: Sequence[np.void], axis: int, written: Mapping[int, int]) -> list[tuple | None]:
+        """What each instruction computes, as a term in which `axis` is the running index; None for stores."""
+        now: dict[int, tuple] = {}
+        def term(r: int) -> tuple:
+            return now.get(r, ("reg", r, written.get(r, -1)))
+        out: list[tuple | None] = []
+        for i in instrs:
+            op = OPCODES[int(i["op"])]
+            if op in STORES:
+                out.append(None)
+                continue
+            if op in ("LOAD", "INDEX"):
+                x = self._access(int(i["aux"]))
+                strides = {("run" if a == axis else a): v for a, v in self._strides(x).items()}
+                if self.vector != axis:
+                    strides.pop(self.vector, None)
+                dyn = tuple((term(int(x["dyn_reg"][d])), int(x["dyn_limit"][d]), int(x["dyn_stride"][d])) for d in range(int(x["n_dyn"])))
+                where = (int(x["slot"]), int(x["dtype"]), int(x["offset"])) if op == "LOAD" else (int(i["imm"]),)
+                key: tuple = (op, *where, tuple(sorted(strides.items(), key=str)), dyn)
+            elif op == "CONST":
+                key = (op, int(i["imm"]))
+            else:
+                n = 3 if op == "SELECT" else 1 if op == "MOVE" or _unary(op) else 2
+                key = (op, *(term(int(i[k])) for k in "abc"[:n]))
+            now[int(i["dst"])] = key
+            out.append(key)
+        return out
 
     def _reduction(self, s: np.void) -> tuple[int, list[tuple[int, int]]]:
         ranges = [(int(s["lo"][j]), int(s["hi"][j])) for j in range(int(s["axes"]))]
         return math.prod(max(0, hi - lo) for lo, hi in ranges), ranges
 
-    def _reduce(self, s: np.void, instrs: list[np.void], group: str, size: int) -> None:
+    def _reduce(self, s: np.void, instrs: list[np.void], group: str, size: int, carried: Mapping[int, str] = {}) -> None:
         out = self.out
         total, ranges = self._reduction(s)
         first = int(s["axis"])
@@ -396,8 +501,14 @@ class Emitter:
         op, dst, src = f"{kind}_{letter}", reg(int(s["dst"])), reg(int(s["src"]))
         out("{")
         out("u32 key = 0, best = ~0u;" if extreme else f"u32 x = {op}::first;")
-        out("#pragma unroll 4")
-        out(f"for (int e = {group}::rank(); e < {total}; e += {size}) {{")
+        if carried:
+            out("#pragma unroll")
+            out(f"for (int u = 0; u < {-(-total // size)}; ++u) {{")
+            out(f"const int e = {group}::rank() + u * {size};")
+            out(f"if (e >= {total}) continue;")
+        else:
+            out("#pragma unroll 4")
+            out(f"for (int e = {group}::rank(); e < {total}; e += {size}) {{")
         rest = "e"
         for j in range(len(ranges) - 1, -1, -1):
             lo, hi = ranges[j]
@@ -407,6 +518,8 @@ class Emitter:
         self._registers([i for i in instrs if int(i["dst"]) & abi.VECTOR_REG])
         for i in instrs:
             out(self._pure(i))
+        for r, name in carried.items():
+            out(f"{name}[u] = {reg(r)};")
         if extreme:
             key = f"extreme_key<{dtype if dtype != 'BOOL' else 'U32'}, {str(kind == 'ARGMAX').lower()}>({src})"
             out(f"better(key, best, {key}, (u32)i{first});")
