@@ -1,0 +1,62 @@
+// The XLA FFI handler of the CPU: buffers in, launch, errors as text. No XLA state (XLA:CPU runs `execute` only), so
+// the program is found by its hash in a process-wide table and loaded from the attribute on the first call.
+#include "handler.h"
+
+#include "launch.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace mpk {
+namespace {
+
+namespace ffi = xla::ffi;
+
+ffi::Error execute(ffi::RemainingArgs args, ffi::RemainingRets rets, ffi::Dictionary attrs) {
+  const auto blob = attrs.get<ffi::Span<const uint8_t>>("program");
+  const auto hash = attrs.get<int64_t>("hash"), deadline = attrs.get<int64_t>("deadline_ms");
+  if (!blob.has_value()) return blob.error();
+  if (!hash.has_value()) return hash.error();
+  if (!deadline.has_value()) return deadline.error();
+  try {
+    auto program = Program::get(static_cast<uint64_t>(*hash), blob->begin(), blob->size());
+    Operands o;
+    for (size_t i = 0; i < args.size(); ++i) {
+      auto x = args.get<ffi::AnyBuffer>(i);
+      if (!x.has_value()) return x.error();
+      o.args.push_back(static_cast<char*>(x->untyped_data()));
+      o.arg_bytes.push_back(x->size_bytes());
+    }
+    for (size_t i = 0; i < rets.size(); ++i) {
+      auto x = rets.get<ffi::AnyBuffer>(i);
+      if (!x.has_value()) return x.error();
+      o.results.push_back(static_cast<char*>((*x)->untyped_data()));
+      o.result_bytes.push_back((*x)->size_bytes());
+    }
+    if (program->header->workspace && !o.results.empty()) {
+      o.workspace = o.results.back(), o.workspace_bytes = o.result_bytes.back();
+      o.results.pop_back(), o.result_bytes.pop_back();
+    }
+    LaunchOptions options;
+    options.deadline_ms = *deadline;
+    const LaunchError e = launch(*program, o, options);
+    if (e.kind == LaunchError::kDeadline) return ffi::Error(ffi::ErrorCode::kDeadlineExceeded, "jax_mpk: " + e.text);
+    if (e.kind == LaunchError::kArguments) return ffi::Error::InvalidArgument("jax_mpk: " + e.text);
+    return ffi::Error::Success();
+  } catch (const ProgramError& e) {
+    return ffi::Error::InvalidArgument(std::string("jax_mpk: ") + e.what());
+  } catch (const std::exception& e) {
+    return ffi::Error::Internal(std::string("jax_mpk: ") + e.what());
+  }
+}
+
+XLA_FFI_DEFINE_HANDLER(kHandler, execute, ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attrs());
+
+}  // namespace
+
+const char* const kCpuTarget = "jax_mpk_cpu";
+void* cpu_handler() { return reinterpret_cast<void*>(kHandler); }
+const int* ffi_version() {
+  static const int version[] = {XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR};
+  return version;
+}
+
+}  // namespace mpk

@@ -1,0 +1,170 @@
+// Task bodies: a task's ranges from its grid index, then the codes and the core of its kind.
+#pragma once
+
+class TaskBody {
+ public:
+  TaskBody(const TaskContext& t, u32 op, u32 index)
+      : t_(t), s_(*t.scratch), op_(t.view->ops[op]), info_(t.view->info[op]), code_(t, op_) {
+    for (int a = op_.n_axes - 1; a >= 0; --a) {
+      const u32 tiles = static_cast<u32>(info_.grid[a]), digit = index % tiles;
+      index /= tiles;
+      const i64 lo = i64{op_.tile[a]} * digit, hi = lo + op_.tile[a];
+      r_.lo[a] = static_cast<i32>(lo), r_.hi[a] = hi < op_.extent[a] ? static_cast<i32>(hi) : op_.extent[a];
+    }
+  }
+
+  void run() {
+    switch (static_cast<abi::Kind>(op_.kind)) {
+      case abi::Kind::NOP: break;
+      case abi::Kind::ROWS: code_.role(abi::Role::MAIN, r_); break;
+      case abi::Kind::CONTRACT: each_point(0, info_.n_batch, &TaskBody::contract); break;
+      case abi::Kind::ATTENTION: attention(); break;
+      case abi::Kind::SORT: each_point(0, op_.n_axes - 1, &TaskBody::sort); break;
+    }
+  }
+
+ private:
+  const TaskContext& t_;
+  Scratch& s_;
+  const abi::Op& op_;
+  const OpInfo& info_;
+  CodeRunner code_;
+  TaskRange r_{};
+
+  // Calls `body` with axes [from, to) narrowed to one point after the other.
+  void each_point(int from, int to, void (TaskBody::*body)()) {
+    const TaskRange all = r_;
+    for (int a = from; a < to; ++a) r_.hi[a] = r_.lo[a] + 1;
+    for (;;) {
+      (this->*body)();
+      int a = to - 1;
+      for (; a >= from; --a) {
+        if (++r_.lo[a] < all.hi[a]) break;
+        r_.lo[a] = all.lo[a];
+      }
+      for (int b = from; b < to; ++b) r_.hi[b] = r_.lo[b] + 1;
+      if (a < from) break;
+    }
+    r_ = all;
+  }
+
+  i64 points(int from, int to) const {
+    i64 n = 1;
+    for (int a = from; a < to; ++a) n *= r_.hi[a] - r_.lo[a];
+    return n;
+  }
+
+  i64 flat(int from, int to) const {
+    i64 at = 0;
+    for (int a = from; a < to; ++a) at = at * op_.extent[a] + r_.lo[a];
+    return at;
+  }
+
+  i64 param(abi::Param p) const { return op_.params[static_cast<int>(p)]; }
+
+  // The address of a core access at the start of the ranges of axes [from, to).
+  char* core(const abi::Access& x, int from, int to) const {
+    i64 off = x.offset;
+    for (int a = from; a < to; ++a) off += x.stride[a] * r_.lo[a];
+    return t_.slots[op_.slot + x.slot] + off * size_of(x.dtype);
+  }
+
+  const abi::Access& access(abi::Param p) const { return t_.view->accesses[op_.access + param(p)]; }
+
+  void contract() {
+    const int m0 = info_.n_batch, n0 = m0 + info_.n_m, k0 = n0 + info_.n_n;
+    const i64 rows = points(m0, n0), columns = points(n0, k0), k = info_.act_row;
+    const i64 batch = flat(0, m0), first = flat(m0, n0);
+    if (!op_.prologue || s_.prologue != op_.prologue || s_.act_batch != batch || s_.act_m0 != first || s_.act_m1 != first + rows) {
+      code_.role(abi::Role::LHS, r_);
+      s_.prologue = op_.prologue, s_.act_batch = batch, s_.act_m0 = first, s_.act_m1 = first + rows;
+    }
+    const bool integer = static_cast<abi::Dtype>(param(abi::Param::REDUCE_DTYPE)) == abi::Dtype::I32;
+    for (int j = 0; j < param(abi::Param::N_RHS); ++j) {
+      const abi::Access& x = access(static_cast<abi::Param>(j));
+      TaskRange keep = r_;
+      for (int a = m0; a < n0; ++a) r_.lo[a] = 0;
+      const char* w = core(x, 0, op_.n_axes);
+      r_ = keep;
+      const Matrix matrix{w, x.dtype, info_.stride_n[j], info_.stride_k[j]};
+      if (integer) gemm_int(rows, columns, k, reinterpret_cast<const i32*>(s_.act), k, matrix, reinterpret_cast<i32*>(s_.acc[j]), info_.acc_row, s_.panel);
+      else gemm(rows, columns, k, reinterpret_cast<const f32*>(s_.act), k, matrix, reinterpret_cast<f32*>(s_.acc[j]), info_.acc_row, s_.panel);
+    }
+    code_.role(abi::Role::EPILOGUE, r_);
+  }
+
+  void attention() {
+    using abi::Role;
+    for (int r = static_cast<int>(Role::APPEND0); r <= static_cast<int>(Role::APPEND3); ++r) code_.role(static_cast<Role>(r), r_);
+    s_.prologue = 0;
+    code_.role(Role::Q, r_);
+    const int column = info_.n_batch + info_.n_m, key = column + 1, head = column + 2;
+    i32 keys = op_.extent[key];
+    if (op_.codes[static_cast<int>(Role::LIMIT)]) {
+      s_.limit[0] = keys;
+      code_.role(Role::LIMIT, r_);
+      const i32 limit = s_.limit[0];
+      keys = limit < 1 ? 1 : limit < keys ? limit : keys;
+    }
+    r_.hi[key] = keys;
+    const i64 rows = points(info_.n_batch, column), depth = op_.extent[head];
+    auto* act = reinterpret_cast<f32*>(s_.act);
+    auto* score = reinterpret_cast<f32*>(s_.acc[0]);
+    const abi::Access &kx = access(abi::Param::KEY), &vx = access(abi::Param::VALUE);
+    gemm(rows, keys, depth, act, info_.act_row, {core(kx, 0, info_.n_batch), kx.dtype, info_.stride_n[0], info_.stride_k[0]}, score, info_.acc_row, s_.panel);
+    code_.role(Role::SCORE, r_);
+    for (i64 m = 0; m < rows; ++m) softmax(score + m * info_.acc_row, keys);
+    code_.role(Role::PROB, r_);
+    const i64 columns = r_.hi[column] - r_.lo[column];
+    const char* v = core(vx, 0, info_.n_batch) + vx.stride[column] * r_.lo[column] * size_of(vx.dtype);
+    // Keys are summed one after the other: the order of contiguous columns, whatever the layout.
+    const Matrix values{v, vx.dtype, info_.stride_n[1], info_.stride_k[1]};
+    if (values.stride_n == 1) gemm(rows, columns, keys, score, info_.acc_row, values, reinterpret_cast<f32*>(s_.acc[1]), info_.acc1_row, s_.panel);
+    else panels(rows, 0, columns, keys, score, info_.acc_row, values, reinterpret_cast<f32*>(s_.acc[1]), info_.acc1_row, s_.panel);
+    code_.role(Role::EPILOGUE, r_);
+  }
+
+  static void softmax(f32* x, i64 n) {
+    auto* bits = reinterpret_cast<u32*>(x);
+    const auto fold = [&](abi::ReduceOp op) {
+      Reducer r;
+      r.start(op, abi::Dtype::F32);
+      for (i64 i = 0; i < n; i += STRIP) r.strip(bits + i, static_cast<int>(n - i < STRIP ? n - i : STRIP), 0);
+      return as_f(r.finish(0));
+    };
+    const f32 top = fold(abi::ReduceOp::MAX);
+    LOOP (i64 i = 0; i < n; ++i) x[i] = exp_(x[i] - top);
+    const f32 sum = fold(abi::ReduceOp::SUM);
+    LOOP (i64 i = 0; i < n; ++i) x[i] = x[i] / sum;
+  }
+
+  // One row: keys become ordered integers (f32: NaN is the greatest, zeros are equal), positions break ties.
+  void sort() {
+    const int last = op_.n_axes - 1;
+    const i64 length = op_.extent[last], keep = param(abi::Param::COUNT);
+    code_.role(abi::Role::MAIN, r_);
+    const auto type = static_cast<abi::Dtype>(param(abi::Param::KEY_DTYPE));
+    const bool down = param(abi::Param::DESCENDING);
+    auto* row = reinterpret_cast<u32*>(s_.acc[0]);
+    for (i64 i = 0; i < length; ++i) {
+      u32 b = row[i];
+      if (type == abi::Dtype::F32) {
+        const f32 x = as_f(b);
+        b = x != x ? ~0u : x == 0.f ? 0x80000000u : b & 0x80000000u ? ~b : b | 0x80000000u;
+      } else if (type == abi::Dtype::I32) {
+        b ^= 0x80000000u;
+      }
+      s_.keys[i] = static_cast<uint64_t>(down ? ~b : b) << 32 | static_cast<u32>(i);
+    }
+    sort_keys(s_.keys, length, keep);
+    const abi::Access& out = access(abi::Param::OUT);
+    char* at = core(out, 0, last);
+    const bool positions = param(abi::Param::PAYLOAD);
+    for (i64 i = 0; i < keep; ++i) {
+      const u32 from = static_cast<u32>(s_.keys[i]), v = positions ? from : row[from];
+      store_any(out.dtype, &v, nullptr, false, at + i * out.stride[last] * size_of(out.dtype), Lanes{1, nullptr}, 1);
+    }
+  }
+};
+
+static void run_task(const TaskContext& t, u32 op, u32 index) { TaskBody(t, op, index).run(); }

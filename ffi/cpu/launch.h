@@ -1,0 +1,46 @@
+// Launching a loaded program: binds operands, runs every task once under the event protocol, reports what went wrong.
+//
+// Called by the XLA handler (handler.cc), by the test entry of the extension module (module.cc), and by the standalone
+// ThreadSanitizer binary. A launch that fails leaves nothing behind: the next one starts with fresh counters.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "program.h"
+
+namespace mpk {
+
+// Event counters. Owned by one launch at a time; `epoch` counts the launches that used them.
+struct LaunchState {
+  explicit LaunchState(const Program& p) : counters(p.events.size, 0) {}
+  std::vector<uint32_t> counters;
+  uint32_t epoch = 0;
+};
+
+struct Operands {
+  std::vector<char*> args, results;
+  std::vector<size_t> arg_bytes, result_bytes;
+  char* workspace = nullptr;
+  size_t workspace_bytes = 0;
+};
+
+struct LaunchOptions {
+  uint32_t threads = 0;         // 0: default_threads()
+  int64_t deadline_ms = 60000;  // without any task finishing
+  int64_t seed = -1;            // >= 0: one thread, in a random order that the events allow
+  const Isa* isa = nullptr;     // null: the best for this processor
+};
+
+struct LaunchError {
+  enum Kind { kNone, kArguments, kDeadline } kind = kNone;
+  std::string text;
+};
+
+LaunchError launch(Program& p, const Operands& operands, const LaunchOptions& options);
+
+// The instruction set named `name` (null when this processor or build has none), the best one for "".
+const Isa* isa_named(const std::string& name);
+
+}  // namespace mpk

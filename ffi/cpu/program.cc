@@ -1,0 +1,205 @@
+// Loading: header, sections, buffers and tasks of a blob; the process-wide table of loaded programs.
+#include "program.h"
+
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <list>
+#include <new>
+#include <unordered_map>
+
+#include "launch.h"
+#include "sha256.h"
+
+namespace mpk {
+
+void program_error(const char* format, ...) {
+  char text[512];
+  va_list args;
+  va_start(args, format);
+  std::vsnprintf(text, sizeof text, format, args);
+  va_end(args);
+  throw ProgramError(std::string("damaged program: ") + text);
+}
+
+void AlignedDelete::operator()(char* p) const { std::free(p); }
+
+AlignedBytes aligned_bytes(size_t n) {
+  void* p = std::aligned_alloc(64, (n + 127) / 64 * 64);  // never empty, and a vector load may end in the last line
+  if (!p) throw std::bad_alloc();
+  return AlignedBytes(static_cast<char*>(p));
+}
+
+namespace {
+
+template <class T>
+Span<T> section(const abi::Header& h, const char* base, abi::Section which) {
+  const auto i = static_cast<size_t>(which);
+  const uint64_t at = h.section_offset[i], n = h.section_count[i];
+  if (!n) return {};
+  if (at % 64 || at < sizeof(abi::Header) || at > h.bytes || n > (h.bytes - at) / sizeof(T))
+    program_error("section %zu (%llu records at %llu) is outside of the %llu bytes", i, (unsigned long long)n,
+                  (unsigned long long)at, (unsigned long long)h.bytes);
+  return {reinterpret_cast<const T*>(base + at), static_cast<size_t>(n)};
+}
+
+uint64_t content_hash(const char* blob, size_t bytes) {
+  abi::Header clean;
+  std::memcpy(&clean, blob, sizeof clean);
+  clean.hash = 0;
+  Sha256 sha;
+  sha.update(&clean, sizeof clean);
+  sha.update(blob + sizeof clean, bytes - sizeof clean);
+  return sha.finish();
+}
+
+}  // namespace
+
+Program::Program(const void* blob, size_t bytes) {
+  if (bytes < sizeof(abi::Header)) program_error("it has %zu bytes, a header has %zu", bytes, sizeof(abi::Header));
+  blob_ = aligned_bytes(bytes);
+  std::memcpy(blob_.get(), blob, bytes);
+  header = reinterpret_cast<const abi::Header*>(blob_.get());
+  const abi::Header& h = *header;
+  if (h.magic != abi::MAGIC) program_error("it does not begin with the magic number");
+  if (h.version != abi::VERSION)
+    throw ProgramError("the program has format version " + std::to_string(h.version) + ", this executor runs version " +
+                       std::to_string(abi::VERSION));
+  if (h.bytes != bytes) program_error("the header says %llu bytes, there are %zu", (unsigned long long)h.bytes, bytes);
+  if (content_hash(blob_.get(), bytes) != h.hash) program_error("the content does not match its hash");
+  if (h.ranks > 1) throw ProgramError("the CPU executor runs programs of one rank, this has " + std::to_string(h.ranks));
+  if (h.iterations > 1) throw ProgramError("the CPU executor runs programs of one iteration");
+  if (h.workspace >> 40 || h.args > 1 << 20 || h.results > 1 << 20) program_error("the header is out of range");
+
+  const char* base = blob_.get();
+  buffers = section<abi::Buffer>(h, base, abi::Section::Buffer);
+  slots = section<abi::Slot>(h, base, abi::Section::Slot);
+  accesses = section<abi::Access>(h, base, abi::Section::Access);
+  instrs = section<abi::Instr>(h, base, abi::Section::Instr);
+  stages = section<abi::Stage>(h, base, abi::Section::Stage);
+  codes = section<abi::Code>(h, base, abi::Section::Code);
+  ops = section<abi::Op>(h, base, abi::Section::Op);
+  tasks = section<abi::Task>(h, base, abi::Section::Task);
+  events = section<abi::Event>(h, base, abi::Section::Event);
+  consts = section<abi::Const>(h, base, abi::Section::Const);
+  names = section<abi::Name>(h, base, abi::Section::Name);
+
+  check_buffers();
+  check_ops(*this);
+  check_tasks();
+  view = View{ops.data, info.data(), codes.data, stages.data, instrs.data, accesses.data};
+}
+
+Program::~Program() = default;
+
+void Program::check_buffers() {
+  for (size_t i = 0; i < buffers.size; ++i) {
+    const abi::Buffer& b = buffers[i];
+    const auto space = static_cast<abi::Space>(b.space);
+    if (b.bytes >> 40 || b.offset >> 40) program_error("buffer %zu is too large", i);
+    uint64_t limit = 0;
+    if (space == abi::Space::ARG) {
+      if (b.index >= header->args) program_error("buffer %zu is operand %u of %u", i, b.index, header->args);
+      continue;
+    }
+    if (space == abi::Space::RESULT) {
+      if (b.index >= header->results) program_error("buffer %zu is result %u of %u", i, b.index, header->results);
+      if (b.alias < -1 || b.alias >= static_cast<int64_t>(header->args))
+        program_error("buffer %zu is an alias of operand %d of %u", i, b.alias, header->args);
+      continue;
+    }
+    if (space == abi::Space::WORKSPACE) limit = header->workspace;
+    else if (space == abi::Space::CONST) limit = consts.size;
+    else program_error("buffer %zu has space %u", i, b.space);
+    if (b.offset > limit || b.bytes > limit - b.offset)
+      program_error("buffer %zu ends at byte %llu of %llu", i, (unsigned long long)(b.offset + b.bytes),
+                    (unsigned long long)limit);
+    if (b.offset % 4) program_error("buffer %zu is not aligned", i);
+  }
+  for (size_t i = 0; i < slots.size; ++i) {
+    const abi::Slot& s = slots[i];
+    if (s.buffer >= buffers.size) program_error("slot %zu names buffer %u of %zu", i, s.buffer, buffers.size);
+    if (s.offset < 0 || static_cast<uint64_t>(s.offset) > buffers[s.buffer].bytes)
+      program_error("slot %zu is outside of its buffer", i);
+  }
+}
+
+void Program::check_tasks() {
+  for (size_t i = 0; i < tasks.size; ++i) {
+    const abi::Task& t = tasks[i];
+    if (t.op >= ops.size || t.index >= info[t.op].tasks) program_error("task %zu names operator %u[%u]", i, t.op, t.index);
+    if (t.n_waits > abi::MAX_WAITS || t.n_triggers > abi::MAX_TRIGGERS) program_error("task %zu has too many events", i);
+    for (int j = 0; j < t.n_waits; ++j)
+      if (t.wait[j] >= events.size) program_error("task %zu waits for event %u of %zu", i, t.wait[j], events.size);
+    for (int j = 0; j < t.n_triggers; ++j)
+      if (t.trigger[j] >= events.size) program_error("task %zu triggers event %u of %zu", i, t.trigger[j], events.size);
+  }
+}
+
+std::string Program::task_name(uint32_t task) const {
+  const abi::Task& t = tasks[task];
+  std::string name = "op " + std::to_string(t.op);
+  const uint32_t at = ops[t.op].name;
+  if (at < names.size) {
+    const char* p = reinterpret_cast<const char*>(names.data) + at;
+    const size_t n = strnlen(p, names.size - at);
+    if (n) name.assign(p, n);
+  }
+  return "task " + std::to_string(task) + " (" + name + "[" + std::to_string(t.index) + "])";
+}
+
+const std::vector<std::vector<uint32_t>>& Program::lists(uint32_t threads) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  auto& out = lists_[threads];
+  if (out.empty()) {
+    out.resize(threads);
+    for (size_t i = 0; i < tasks.size; ++i) out[tasks[i].worker % threads].push_back(static_cast<uint32_t>(i));
+  }
+  return out;
+}
+
+std::unique_ptr<LaunchState> Program::take_state() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (states_.empty()) return std::make_unique<LaunchState>(*this);
+  auto out = std::move(states_.back());
+  states_.pop_back();
+  return out;
+}
+
+void Program::give_state(std::unique_ptr<LaunchState> state) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  states_.push_back(std::move(state));
+}
+
+std::shared_ptr<Program> Program::get(uint64_t hash, const void* blob, size_t bytes) {
+  constexpr size_t kKept = 256;  // running programs stay alive beyond this: launches hold a reference
+  struct Table {
+    std::mutex mutex;
+    std::list<std::shared_ptr<Program>> recent;  // most recently used first
+    std::unordered_map<uint64_t, std::list<std::shared_ptr<Program>>::iterator> by_hash;
+  };
+  static Table* table = new Table;  // outlives static destruction: XLA's threads may still launch
+  {
+    std::lock_guard<std::mutex> lock(table->mutex);
+    auto hit = table->by_hash.find(hash);
+    if (hit != table->by_hash.end() && (*hit->second)->header->bytes == bytes) {
+      table->recent.splice(table->recent.begin(), table->recent, hit->second);
+      return *hit->second;
+    }
+  }
+  auto program = std::make_shared<Program>(blob, bytes);
+  if (program->header->hash != hash) program_error("its hash is not the one that the call names");
+  std::lock_guard<std::mutex> lock(table->mutex);
+  auto hit = table->by_hash.find(hash);
+  if (hit != table->by_hash.end()) return *hit->second;  // another thread was first
+  table->recent.push_front(program);
+  table->by_hash[hash] = table->recent.begin();
+  if (table->recent.size() > kKept) {
+    table->by_hash.erase(table->recent.back()->header->hash);
+    table->recent.pop_back();
+  }
+  return program;
+}
+
+}  // namespace mpk
