@@ -62,6 +62,8 @@ struct Shared {
   u32 flag;                // a broadcast from thread 0
   int limit;               // SLOT_LIMIT
   u32 done;                // the consumers have left
+  u32 frame, phase, pad;   // ring position between two tasks
+  u64 act_key;             // what the activation holds, 0: nothing
 #if MPK_STREAM
   u64 full[MPK_RING], empty[MPK_RING];
 #endif
@@ -77,16 +79,38 @@ constexpr u32 SMEM_BYTES = SHARED_AT + sizeof(Shared);
 static_assert(MPK_ACT_BYTES % 128 == 0 && MPK_ACC_BYTES % 128 == 0);
 static_assert(SMEM_BYTES <= MPK_SMEM_LIMIT, "ring, activation and accumulators exceed shared memory");
 
-// What a consumer thread carries through its tasks.
+// What a consumer thread knows while it runs a task. Every variant is a function of its own, so that the registers of
+// one do not weigh on another; what outlives a task is kept in Shared.
 struct Worker {
   State* state;
   Shared* sh;
   u8 *ring, *act, *acc;
   u8* spill;      // this block's part of the workspace, for scratch that does not fit
   u8* workspace;
-  u64 act_key;    // what the activation holds, 0: nothing
+  u64 act_key;
   u32 epoch;
-  u32 frame, phase;  // ring position
+  u32 frame, phase;
+
+  __device__ Worker(const Launch& launch, u8* smem, u64 spill_bytes) {
+    state = launch.state;
+    sh = (Shared*)(smem + SHARED_AT);
+    ring = smem;
+    act = smem + ACT_AT;
+    acc = smem + ACC_AT;
+    workspace = launch.base[MPK_BASES - 2];
+    spill = workspace + state->spill + blockIdx.x * spill_bytes;
+    epoch = ld_relaxed(&state->epoch);
+    act_key = sh->act_key;
+    frame = sh->frame;
+    phase = sh->phase;
+  }
+  // After the last barrier of a task; the next one starts with a barrier.
+  __device__ void keep() const {
+    if (threadIdx.x) return;
+    sh->act_key = act_key;
+    sh->frame = frame;
+    sh->phase = phase;
+  }
 };
 
 // ---- bounded waits --------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ class Device:
     arch: str = "sm_90a"
     workers: int = 132
     stream: bool = True
-    window: int = 2
+    window: int = 3
     ring: int = 0
 
 

@@ -83,7 +83,7 @@ def generate(program: abi.Program, arch: str, *, stream: bool = True, window: in
     limit = SMEM.get(arch, 101376)
     act, acc = (-(-x // 128) * 128 for x in (b.need.act, b.need.acc))
     slots = max([1, *(int(x) for x in program["Op"]["slots"])])
-    shared = 3 * (56 + 8 * slots) + 144  # struct Shared; a static_assert of the source compares
+    shared = 3 * (56 + 8 * slots) + 160  # struct Shared; a static_assert of the source compares
     depth = min(ring or 12, (limit - act - acc - shared) // (FRAME + 16))
     if stream and depth < window + 1:
         return generate(program, arch, stream=False)
@@ -163,7 +163,7 @@ class _Op:
 
     def range(self) -> str:
         """`range(index)`: the bounds of every axis that is cut."""
-        out = [f"struct Range {{ int lo[{self.n}], hi[{self.n}]; }};",
+        out = [f"struct Range {{ int lo[{max(self.n, 1)}], hi[{max(self.n, 1)}]; }};",
                "static __device__ __forceinline__ Range range(u32 index) {", "  Range r;"]  # fmt: skip
         for a in reversed(range(self.n)):
             e, t = self.extent[a], self.tile[a]
@@ -419,7 +419,16 @@ _EMIT = {KIND("NOP"): _nop, KIND("ROWS"): _rows, KIND("CONTRACT"): _contract, KI
 
 
 def _kernel(calls: list[str], stream: bool, spill: int, smem: int) -> str:
-    cases = "\n".join(f"        case {n}: {call}; break;" for n, call in enumerate(calls))
+    cases = "\n".join(f"      case {n}: run_{n}(launch, d); break;" for n in range(len(calls)))
+    functions = "\n".join(
+        f"""__device__ __noinline__ void run_{n}(const Launch& launch, const Desc& d) {{
+  extern __shared__ __align__(1024) u8 smem[];
+  Worker w(launch, smem, {spill});
+  {call};
+  w.keep();
+}}"""
+        for n, call in enumerate(calls)
+    )
     init = """
   if (threadIdx.x == 0) {
     for (int i = 0; i < MPK_RING; ++i) { mbarrier_init(&sh->full[i], 1); mbarrier_init(&sh->empty[i], WARPS); }
@@ -428,6 +437,7 @@ def _kernel(calls: list[str], stream: bool, spill: int, smem: int) -> str:
     load = "if (warp == LOADER) { loader(s, sh, smem); return; }" if stream else "if (warp == LOADER) return;"
     return f"""
 static_assert(SMEM_BYTES == {smem}, "cuda_source.py and shell.cuh disagree");
+{functions}
 }}  // namespace mpk
 
 extern "C" __global__ void __launch_bounds__(mpk::BLOCK, 1) mpk_program(const __grid_constant__ mpk::Launch launch) {{
@@ -436,14 +446,14 @@ extern "C" __global__ void __launch_bounds__(mpk::BLOCK, 1) mpk_program(const __
   State* s = launch.state;
   Shared* sh = (Shared*)(smem + SHARED_AT);
   const int warp = threadIdx.x >> 5;
-  if (threadIdx.x == 0) sh->done = 0;{init}
+  if (threadIdx.x == 0) {{
+    sh->done = sh->frame = sh->phase = 0;
+    sh->act_key = 0;
+  }}{init}
   __syncthreads();
   {load}
   if (warp == CONTROLLER) {{ controller(launch, sh); return; }}
 
-  u8* workspace = launch.base[MPK_BASES - 2];
-  Worker w{{s, sh, smem, smem + ACT_AT, smem + ACC_AT, workspace + s->spill + (u64)blockIdx.x * {spill}, workspace, 0,
-           ld_relaxed(&s->epoch), 0, 0}};
   for (u32 i = 0;; ++i) {{
     const u32 at = i % DEPTH;
     barrier_sync(2 + at, THREADS + 32);
