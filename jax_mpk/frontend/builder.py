@@ -59,7 +59,7 @@ class Tensor:
 
 
 DEAD = Tensor((), "f32", splat=E.const(0.0, "f32"))
-"""Stands for a result that nobody uses."""
+"""Stands for a result that nobody uses, or that has no elements."""
 
 
 @dataclass(slots=True)
@@ -86,11 +86,12 @@ class Equation:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.outs[0][0]
+        """The shape of the first result that is used."""
+        return self.outs[self.live.index(True)][0]
 
     @property
     def dtype(self) -> str:
-        return self.outs[0][1]
+        return self.outs[self.live.index(True)][1]
 
 
 @dataclass

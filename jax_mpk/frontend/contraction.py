@@ -72,6 +72,9 @@ def _streams(b: Builder, x: Tensor, y: Tensor) -> bool:
     return math.prod(x.shape) > math.prod(y.shape)
 
 
+_CASTS = ("round_bf16", "round_f16", "i2f", "u2f")
+
+
 def _given(b: Builder, t: Tensor) -> bool:
     """Whether `t` is an argument or constant, seen through views, casts and in-place updates (a cache)."""
     value = t.value
@@ -83,7 +86,7 @@ def _given(b: Builder, t: Tensor) -> bool:
             value = op.append.target
             continue
         e = op.expr if isinstance(op, Map) else None
-        while isinstance(e, E.Unary):
+        while isinstance(e, E.Unary) and e.op in _CASTS:
             e = e.a
         if not isinstance(e, E.Load) or any(c.dyn is not None for c in e.coords):
             return False

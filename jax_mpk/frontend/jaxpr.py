@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,15 +32,22 @@ def lower(closed_jaxpr: Any, *, name: str = "fn") -> Graph:
     args = []
     for n, var in enumerate(jaxpr.invars):
         shape, dtype = lowering.type_of(var)
+        if 0 in shape:
+            b.unsupported(f"an argument of shape {shape} has no elements")
         args.append(Tensor(shape, dtype, b.value(shape, dtype, role="arg", index=n, name=f"a{n}")))
     outs = lowering.inline((jaxpr, consts), args, [True] * len(jaxpr.outvars))
     results: list[int] = []
     for t in outs:
+        if 0 in t.shape:
+            b.unsupported(f"a result of shape {t.shape} has no elements")
         if t.splat is not None or b.values[t.value].role != "temp" or t.value in results:
             t = b.copy(t)
         results.append(t.value)
     g = Graph(b.values, tuple(b.ops), tuple(a.value for a in args), tuple(results), name)
     return check(inplace.run(_live(g)))
+
+
+_NO_TYPE: tuple[tuple[int, ...], str] = ((), "f32")
 
 
 class _Lowering:
@@ -65,8 +71,6 @@ class _Lowering:
         shape = tuple(int(n) for n in key[0])
         words = _compat.key_width(key[1])
         shape, dtype = ((*shape, words), "u32") if words else (shape, self.b.dtype(key[1]))
-        if math.prod(shape) == 0:
-            self.b.unsupported(f"empty arrays ({aval}) are not supported")
         self.types[key] = shape, dtype
         return shape, dtype
 
@@ -100,7 +104,11 @@ class _Lowering:
             b.unsupported(f"it has side effects ({', '.join(sorted(str(e) for e in eqn.effects))})")
         if rule is None:
             b.unsupported("there is no rule for this primitive")
-        b.eqn.outs = outs = tuple(self.type_of(v) for v in eqn.outvars)
+        b.eqn.outs = outs = tuple(self.type_of(v) if on else _NO_TYPE for v, on in zip(eqn.outvars, live, strict=True))
+        if all(0 in shape for (shape, _), on in zip(outs, live, strict=True) if on):
+            return [Tensor(shape, dtype, splat=DEAD.splat) for shape, dtype in outs]
+        if name != "concatenate" and any(0 in getattr(v.aval, "shape", ()) for v in eqn.invars):
+            b.unsupported("an operand has no elements")
         result = rule(b, b.eqn, *(self.read(env, v) for v in eqn.invars))
         results = [result] if isinstance(result, Tensor) else list(result)
         for t, out, on in zip(results, outs, live, strict=True):

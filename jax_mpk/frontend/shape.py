@@ -129,6 +129,8 @@ def joined(b: Builder, parts: Sequence[tuple[Expr, int]], axis: int, shape: tupl
 def _concatenate(b: Builder, eqn: Equation, *xs: Tensor) -> Tensor:
     axis, at, parts = eqn.params["dimension"], 0, []
     for x in xs:
+        if 0 in x.shape:
+            continue
         coords = list(identity(eqn.shape))
         coords[axis] = _shifted(coords[axis], at, x.shape[axis])
         parts.append((x.at(coords), x.shape[axis]))
