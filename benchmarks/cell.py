@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import bandwidth, gate, timing
-from benchmarks.subject import Subject, Wrapper, plain, start
+from benchmarks.subject import Subject, Wrapper, plain, start, upcast
 from benchmarks.traffic import step_traffic
 
 STREAM = 256 << 20, 1 << 30
@@ -144,7 +144,8 @@ def _gated(
     """The gate, and the timed loop against its steps."""
     host = _reference_device(made)
     count = min(plan.gate_steps or _affordable_steps(made, host), context)
-    found = gate.check(made, wrap, batch=batch, slots=context, steps=count, device=host, tick=lambda: tick("gate"))
+    reference = upcast(made.model, host)
+    found = gate.check(made, wrap, reference, batch=batch, slots=context, steps=count, tick=lambda: tick("gate"))
     tick("the loop against its steps")
     gate.check_loop(found, made, wrap, slots=context, steps=steps, final=final)
     return found.as_dict() | {"text": str(found)}

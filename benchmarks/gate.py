@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.subject import Subject, Wrapper, plain, start, upcast
+from benchmarks.subject import Subject, Wrapper, plain, start
 
 MEAN_LIMIT = 1.25
 MAX_LIMIT = 2.0
@@ -105,25 +105,26 @@ class Player:
 def check(
     subject: Subject,
     wrap: Wrapper,
+    reference: Subject,
     *,
     batch: int,
     slots: int,
     steps: int,
-    device: jax.Device | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> Gate:
     """Decodes the last ``steps`` positions of a cache of ``slots`` with all three programs and compares them.
 
     Args:
       wrap: makes the candidate of the step.
-      device: where the reference runs; None is where everything else does.
+      reference: ``upcast`` of the model; it runs where its weights are.
       tick: called after every step.
     """
     first = slots - steps
+    (device,) = reference.leaves[0].devices()
     token, cache = start(subject.model, batch, slots)
     exact = jax.tree.map(lambda x: jax.device_put(x, device).astype(np.float32), start(subject.model, batch, slots)[1])
     with jax.default_matmul_precision("highest"):
-        reference = Player(upcast(subject.model, device), plain, jax.device_put(token, device), exact)
+        truth_player = Player(reference, plain, jax.device_put(token, device), exact)
     baseline = Player(subject, plain, token, cache)
     candidate = Player(subject, wrap, token, start(subject.model, batch, slots)[1])
 
@@ -131,7 +132,7 @@ def check(
     size, jit, ours = Error(), Error(), Error()
     margins, expected, jit_tokens, tokens, inconsistent = [], [], [], [], 0
     for pos in range(first, first + steps):
-        following, truth = reference.feed(jax.device_put(fed, device), pos)
+        following, truth = truth_player.feed(jax.device_put(fed, device), pos)
         jit_token, jit_logits = baseline.feed(fed, pos)
         our_token, our_logits = candidate.feed(fed, pos)
         size.add(truth, np.zeros_like(truth))
@@ -156,7 +157,7 @@ def check(
     gate = Gate(
         steps=steps,
         first_position=first,
-        reference="float32, highest precision" + (f", on {device.platform}" if device else ""),
+        reference=f"float32, highest precision, on {device.platform}",
         logits_rms=size.rms,
         jit_rms=jit.rms,
         rms=ours.rms,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -40,10 +40,14 @@ class Subject:
     step: Step
     leaves: list[jax.Array]
     treedef: Any
+    compiled: dict[Any, Callable[..., Any]] = field(default_factory=dict, compare=False, repr=False)
 
     def compile_step(self, wrap: Wrapper, token: jax.Array, cache: Cache) -> Callable[..., Any]:
-        """``run(leaves, token, cache, pos)`` for one step; the cache is donated."""
-        return self._compile(wrap(self.step), token, cache)
+        """``run(leaves, token, cache, pos)`` for one step, compiled once; the cache is donated."""
+        key = wrap, cache[0]["k"].shape
+        if key not in self.compiled:
+            self.compiled[key] = self._compile(wrap(self.step), token, cache)
+        return self.compiled[key]
 
     def compile_loop(self, wrap: Wrapper, steps: int, token: jax.Array, cache: Cache) -> Callable[..., Any]:
         """``run(leaves, token, cache, pos)`` for ``steps`` wrapped steps in a loop inside one jit; as above.
