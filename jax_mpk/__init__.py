@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib as _contextlib
+
 import jax.export as _export
 
+from jax_mpk import backends as _backends
 from jax_mpk.api import Megakernelized, megakernelize
 from jax_mpk.errors import ExecutionError, MegakernelWarning, MpkError, UnsupportedError, VerifyError
 from jax_mpk.options import Options, override
@@ -19,3 +22,7 @@ __all__ = [
     "DISABLE_EXPORT_CHECKS", "ExecutionError", "MegakernelWarning", "Megakernelized", "MpkError", "Options",
     "UnsupportedError", "VerifyError", "megakernelize", "override",
 ]  # fmt: skip
+
+for _name in _backends.NAMES:  # now, because exported functions run without any of our lowering rules
+    with _contextlib.suppress(UnsupportedError):
+        _backends.get(_name).ready()

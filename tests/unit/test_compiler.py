@@ -119,8 +119,9 @@ def test_targets_are_adjusted_and_part_of_the_key(counted):
     assert cpu.target(Options()) == CPU
     assert cpu.target(Options(workers=5, tasks=7, columns=32)).workers == 5
     f = lambda x, w: x @ w
-    few = compiler.compile(trace(f), cpu.target(Options(columns=64)), Options(columns=64))
-    many = compiler.compile(trace(f), cpu.target(Options(columns=16, tasks=64)), Options(columns=16, tasks=64))
+    args = jnp.ones((64, 256)), jnp.ones((256, 512))
+    few = compiler.compile(trace(f, *args), cpu.target(Options(columns=64)), Options(columns=64))
+    many = compiler.compile(trace(f, *args), cpu.target(Options(columns=16, tasks=64)), Options(columns=16, tasks=64))
     assert len(counted) == 2 and few.program != many.program
 
 
@@ -221,7 +222,7 @@ def test_two_processes_share_a_directory(tmp_path):
             disk.put(bytes([n]) * 32, blob(n))
     """
     run = [sys.executable, "-W", "error", "-c", textwrap.dedent(code), str(tmp_path)]
-    procs = [subprocess.Popen(run, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
+    procs = [subprocess.Popen(run, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
              for _ in range(3)]  # fmt: skip
     for p in procs:
         _, err = p.communicate()
@@ -248,7 +249,7 @@ def test_two_processes_compile_the_same_program(tmp_path):
     for seed in ("1", "2"):
         env = {
             **os.environ,
-            "PYTHONPATH": os.getcwd(),
+            "PYTHONPATH": os.pathsep.join(sys.path),
             "PYTHONHASHSEED": seed,
             "JAX_MPK_CACHE_DIR": str(tmp_path / seed),
         }

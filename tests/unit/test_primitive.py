@@ -236,7 +236,7 @@ def test_export():
 def python(code, **env):
     """Runs `code` in a fresh process and returns what it prints."""
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False,
-                          env={**os.environ, "PYTHONPATH": os.getcwd(), **env})  # fmt: skip
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **env})  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
