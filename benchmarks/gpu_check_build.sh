@@ -10,7 +10,7 @@ import nanobind
 root, out = sys.argv[1:]
 jaxlib = list(importlib.util.find_spec("jaxlib").submodule_search_locations)[0]
 with open(f"{out}/module.cc", "w") as f:
-    f.write('#include "cuda/handlers.h"\nNB_MODULE(_ext, m) { mpk::cuda::bind(m); }\n')
+    f.write('#include "cuda/handlers.h"\nNB_MODULE(_ext, m) { mpk::cuda::bind(m); m.def("registrations", [] { return nanobind::dict(); }); }\n')
 base = os.path.dirname(nanobind.__file__)
 sources = [f"{out}/module.cc", f"{base}/src/nb_combined.cpp", *glob.glob(f"{root}/ffi/cuda/*.cc")]
 include = [f"{root}/ffi", f"{jaxlib}/include", f"{base}/include", f"{base}/ext/robin_map/include", sysconfig.get_paths()["include"]]

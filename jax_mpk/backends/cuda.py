@@ -53,6 +53,8 @@ def ready() -> None:
         from jax_mpk import _ext  # type: ignore[attr-defined]
     except ImportError as e:
         raise UnsupportedError("megakernel", f"the extension module jax_mpk._ext does not load ({e})") from e
+    if not hasattr(_ext, "cuda_handlers"):
+        raise UnsupportedError("megakernel", "this build of jax_mpk._ext has no CUDA launcher")
     jax.ffi.register_ffi_type(STATE_NAME, _ext.cuda_state_type(), platform="CUDA")
     jax.ffi.register_ffi_target(TARGET_NAME, _ext.cuda_handlers(), platform="CUDA")
 
