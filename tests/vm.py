@@ -208,8 +208,8 @@ class _Machine:
             return self.scratch[slot].view(dtype)
         assert slot < self.op["slots"]
         s = self.p["Slot"][int(self.op["slot"]) + slot]
-        return self.memory[s["buffer"]][int(s["offset"]) :][: len(self.memory[s["buffer"]]) // dtype.itemsize * dtype.itemsize
-                                                            - int(s["offset"])].view(dtype)  # fmt: skip
+        memory = self.memory[s["buffer"]][int(s["offset"]) :]
+        return memory[: len(memory) // dtype.itemsize * dtype.itemsize].view(dtype)
 
     def address(self, a: np.void, point: Sequence[int]) -> int:
         at = int(a["offset"]) + sum(int(s) * int(i) for s, i in zip(a["stride"], point, strict=False))

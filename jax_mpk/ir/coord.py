@@ -192,16 +192,21 @@ Ranges = tuple[tuple[int, int, int], ...]
 """Restrictions (axis, lo, hi): the axis runs over `lo <= i < hi` only. Axes that are not listed run over their extent."""
 
 
+UNKNOWN = (-1, 0, 1)
+"""Stands in `Ranges` for a restriction that is no range of an axis: bounds cannot be told from the ranges alone."""
+
+
 def restrict(ranges: Ranges, coord: Coord, lo: int, hi: int) -> Ranges:
-    """`ranges` and `lo <= coord < hi`, where the coordinate is one plain axis plus a constant (else unchanged)."""
-    if len(coord.terms) != 1 or coord.dyn is not None:
-        return ranges
+    """`ranges` and `lo <= coord < hi`; exact where the coordinate is one term without modulus, else `UNKNOWN`."""
+    if len(coord.terms) != 1 or coord.dyn is not None or coord.terms[0].mod:
+        return ranges if UNKNOWN in ranges else (UNKNOWN, *ranges)
     t = coord.terms[0]
-    if t.coef != 1 or t.div != 1 or t.mod:
-        return ranges
-    lo, hi = max(lo - coord.const, 0), min(hi - coord.const, t.extent)
+    lo, hi = lo - coord.const, hi - coord.const
+    if t.coef < 0:
+        lo, hi = 1 - hi, 1 - lo
+    lo, hi = max(-(-lo // abs(t.coef)), 0) * t.div, min(-(-hi // abs(t.coef)), t.extent) * t.div
     known = {a: (x, y) for a, x, y in ranges}
-    x, y = known.get(t.axis, (0, t.extent))
+    x, y = known.get(t.axis, (0, t.extent * t.div))
     known[t.axis] = (max(x, lo), min(y, hi))
     return tuple((a, x, y) for a, (x, y) in sorted(known.items()))
 
@@ -211,7 +216,7 @@ def coord_range(c: Coord, ranges: Ranges) -> tuple[int, int]:
     known = {a: (x, y) for a, x, y in ranges}
     lo = hi = c.const
     for t in c.terms:
-        x, y = known.get(t.axis, (0, t.extent)) if t.div == 1 and not t.mod else (0, t.extent)
-        a, b = t.coef * x, t.coef * (y - 1)
+        x, y = known.get(t.axis, (0, t.extent * t.div)) if not t.mod else (0, t.extent * t.div)
+        a, b = t.coef * (x // t.div), t.coef * ((y - 1) // t.div)
         lo, hi = lo + min(a, b), hi + max(a, b)
     return lo, hi
