@@ -127,7 +127,7 @@ template <class V> __device__ __forceinline__ void contract_direct(Worker& w, co
 #pragma unroll 1
           for (int n = warp; n < columns; n += WARPS) {
             T acc[MC] = {};
-#pragma unroll 8
+#pragma unroll (MC > 1 ? 4 : 8)
             for (int k = lane; k < V::K; k += 32) {
               const T x = V::number(V::load_rhs(rhs, base + n * sn + k));
 #pragma unroll
@@ -146,7 +146,7 @@ template <class V> __device__ __forceinline__ void contract_direct(Worker& w, co
           for (int c0 = 0; c0 < columns; c0 += 64) {
             T acc[MC] = {};
             if (c0 + col < columns)
-#pragma unroll 8
+#pragma unroll (MC > 1 ? 4 : 8)
               for (int k = kg; k < V::K; k += 8) {
                 const T x = V::number(V::load_rhs(rhs, base + (c0 + col) * sn + k * sk));
 #pragma unroll
