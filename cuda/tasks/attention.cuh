@@ -172,7 +172,6 @@ template <class V> __device__ __forceinline__ void attention(Worker& w, const De
   const int begin = min(limit, (int)d.part * each), end = min(limit, begin + each);
   const void *keys = V::keys(d), *values = V::values(d);
   const i64 key_at = V::key_offset(r), value_at = V::value_offset(r);
-  float* partial = (float*)(w.workspace + d.partial) + ((u64)d.index * V::PARTS + d.part) * V::R * (V::DV + 2);
 
 #pragma unroll 1
   for (int row0 = 0; row0 < rows; row0 += V::RC) {
@@ -220,6 +219,7 @@ template <class V> __device__ __forceinline__ void attention(Worker& w, const De
       V::epilogue(w, d, r, row0, row1, s.out);
       sync_consumers();
     } else {
+      float* partial = (float*)(w.workspace + d.partial) + ((u64)d.index * V::PARTS + d.part) * V::R * (V::DV + 2);
 #pragma unroll 1
       for (int i = threadIdx.x; i < (row1 - row0) * V::DV; i += THREADS)
         partial[(u64)(row0 + i / V::DV) * (V::DV + 2) + 2 + i % V::DV] = s.out[i];
