@@ -130,9 +130,9 @@ class _Machine:
                 for axes in (n, k):
                     for x, y in itertools.pairwise(axes):
                         assert a["stride"][x] == a["stride"][y] * self.op["extent"][y], "strides do not flatten"
-                w = np.array([[self.element(a, (*point, *(self.ranges[x][0] for x in m), *i, *q)) for i in self.points(n)]
-                              for q in self.points(k)])  # fmt: skip
-                w = w.reshape(len(self.points(k)), len(self.points(n))).astype(dtype)
+                row = [self.ranges[x][0] for x in m]
+                w = [self.element(a, (*point, *row, *i, *q)) for q in self.points(k) for i in self.points(n)]
+                w = np.array(w).reshape(len(self.points(k)), len(self.points(n))).astype(dtype)
                 acc = self.scratch[abi.SLOT_ACC + j] = _poison(full[0] * full[1], dtype)
                 rows = len(self.points(m))
                 acc.view(dtype).reshape(full[0], full[1])[:rows, : w.shape[1]] = act[:rows] @ w
@@ -164,8 +164,9 @@ class _Machine:
                 i[{"column": column, "key": key, "head": head}[name]] = x
             return self.element(access, i)
 
-        k = np.array([[at(k_at, key=s, head=h) for h in range(d)] for s in range(limit)], np.float32)
-        v = np.array([[at(v_at, key=s, column=c) for c in range(*self.ranges[column])] for s in range(limit)], np.float32)
+        live_keys, columns = range(limit), range(*self.ranges[column])
+        k = np.array([[at(k_at, key=s, head=h) for h in range(d)] for s in live_keys], np.float32)
+        v = np.array([[at(v_at, key=s, column=c) for c in columns] for s in live_keys], np.float32)
         acc = self.scratch[abi.SLOT_ACC] = _poison(n * keys, np.float32)
         live = len(self.points(rows))
         view = acc.view(np.float32).reshape(n, keys)
@@ -265,7 +266,8 @@ class _Code:
     def reduce(self, s: np.void, point: tuple[int, ...]) -> None:
         axes = int(s["axes"])
         assert s["axis"] == self.n
-        index = list(itertools.product(*(range(int(lo), int(hi)) for lo, hi in zip(s["lo"][:axes], s["hi"][:axes], strict=True))))
+        ranges = [range(int(lo), int(hi)) for lo, hi in zip(s["lo"][:axes], s["hi"][:axes], strict=True)]
+        index = list(itertools.product(*ranges))
         where = np.array([(*point, *i) for i in index], np.int64).reshape(len(index), self.n + axes)
         regs = np.full((abi.MAX_REGS, len(index)), 0xDEADBEEF, np.uint32)
         self.execute(s, where, regs)
@@ -325,7 +327,7 @@ class _Code:
             assert bool(dst & abi.VECTOR_REG) == is_vector
             regs[dst & ~abi.VECTOR_REG] = out
 
-    def addresses(self, a: np.void, where: np.ndarray, read) -> np.ndarray:  # noqa: ANN001
+    def addresses(self, a: np.void, where: np.ndarray, read) -> np.ndarray:
         point = where.copy()
         if a["slot"] >= abi.SLOT_ACT:
             point[:, : self.n] -= np.array([lo for lo, _ in self.m.ranges], np.int64)[None]
@@ -360,7 +362,7 @@ def _operate(name: str, srcs: list[np.ndarray]) -> np.ndarray:
     return (out.astype(np.uint32) if out.dtype == np.bool_ else np.ascontiguousarray(out).view(np.uint32)).reshape(-1)
 
 
-def _combine(name: str, dtype: np.dtype):  # noqa: ANN202
+def _combine(name: str, dtype: np.dtype):
     real = dtype.kind == "f"
     low, high = (-np.inf, np.inf) if real else (np.iinfo(dtype).min, np.iinfo(dtype).max)
     f = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum, "and": np.bitwise_and,

@@ -15,7 +15,7 @@ _INT_UNARY = range(abi.enum("Opcode", "I_NEG"), abi.enum("Opcode", "I_WRAP_U16")
 def arity(op: int) -> int:
     """How many register operands an instruction reads."""
     name = abi.ENUMS["Opcode"][op]
-    return _SRCS[name] if name in _SRCS else 1 if op <= _UNARY_END or op in _INT_UNARY else 2
+    return _SRCS.get(name, 1 if op <= _UNARY_END or op in _INT_UNARY else 2)
 
 
 def check(program: bytes | Program) -> Program:

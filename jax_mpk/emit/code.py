@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from jax_mpk.emit.opcodes import alias, opcode
-from jax_mpk.emit.pieces import Box, boxes
+from jax_mpk.emit.pieces import Box, NotRefined, boxes
 from jax_mpk.emit.place import Place
 from jax_mpk.emit.registers import Code, Instr, Stage, encode
 from jax_mpk.ir import expr as E
@@ -46,7 +46,7 @@ def compile(frame: Frame, e: Expr, store: Store, extents: Box) -> list[Code]:
         store = Store(store.place, E.const(True, "bool"), "add")
     roots = [e, *(() if store.where is None else (store.where,)), *(d for d, _, _ in store.place.dyn)]
     if any(isinstance(x, E.Piece) for r in roots[1:] for x in E.walk(r)):
-        raise ValueError("a store coordinate with pieces: the graph is not refined")
+        raise NotRefined("a store coordinate has pieces")
     return [_Coder(frame, value, store, box).code() for box, value in boxes(e, extents)]
 
 
@@ -63,9 +63,9 @@ class _Coder:
     _need: dict[Expr, int] = field(default_factory=dict)
 
     def code(self) -> Code:
-        if self.store.mode == "set" and isinstance(self.value, E.Unary) and self.store.place.dtype == "bf16":
-            if self.value.op == "round_bf16":
-                self.value = self.value.a  # the store rounds
+        rounds = f"round_{self.store.place.dtype}" if self.store.mode == "set" else ""
+        if isinstance(self.value, E.Unary) and self.value.op == rounds:
+            self.value = self.value.a  # the store rounds
         roots = [self.value, *(() if self.store.where is None else (self.store.where,))]
         roots = [alias(r) for r in roots] + [alias(e) for e, _, _ in self.store.place.dyn]
         reduces = [x for x in self.walk(roots) if isinstance(x, Reduce)]
@@ -169,9 +169,7 @@ class _Coder:
         fits = [a for a in self.box if size[a] > 1 and a not in fixed]
         if not fits:
             return None
-        nodes: list[Expr] = []
-        for x in self.walk_outside(roots):
-            nodes.append(x)
+        nodes = self.walk_outside(roots)
         rows = sum((5 + math.prod(r.extents) / 4) * (1 + r.body.cost) for r in reduces)
         points = math.prod(size.values())
 
@@ -280,7 +278,7 @@ class _Coder:
         elif isinstance(x, E.Unary | E.Binary):
             ins = Instr(opcode(x), dst, srcs)
         else:
-            raise ValueError(f"no instruction for {x}: the graph is not refined")
+            raise NotRefined(f"there is no instruction for {x}")
         ins.vector = vector
         stage.instrs.append(ins)
         regs[x] = dst

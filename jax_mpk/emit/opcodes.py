@@ -1,4 +1,4 @@
-"""Which instruction computes an expression node. Registers are untyped, so casts that keep the bits are no instruction."""
+"""Which instruction computes an expression node. Registers are untyped: casts that keep the bits are no instruction."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from jax_mpk import abi
 from jax_mpk.emit import code
 from jax_mpk.emit.code import Frame, Store
+from jax_mpk.emit.pieces import NotRefined
 from jax_mpk.emit.place import Binder, Place, token, total
 from jax_mpk.emit.registers import Code, access
 from jax_mpk.errors import MpkError
@@ -116,7 +117,7 @@ def _places(binder: Binder, op: Op) -> Iterable[Place]:
     yield binder.place(op.out, identity(op))
 
 
-# ----------------------------------------------------------------------------------------------------------- compilation
+# ---------------------------------------------------------------------------------------------------------- compilation
 
 
 def compile(b: Bound) -> Compiled:
@@ -159,7 +160,8 @@ class _Compiler:
             step *= max(1, self.length[a])
         return Place(slot, dtype, 0, {a: s for a, s in strides.items() if self.extent[a] > 1})
 
-    def code(self, e: Expr, axes: Iterable[int], store: Place | Store, acc: dict[int, Place] | None = None) -> list[Code]:
+    def code(self, e: Expr, axes: Iterable[int], store: Place | Store,
+             acc: dict[int, Place] | None = None) -> list[Code]:  # fmt: skip
         def accumulator(x: Acc) -> Place:
             assert acc is not None, "an accumulator outside of an epilogue"
             return acc[x.index]
@@ -177,20 +179,20 @@ class _Compiler:
         shape = self.b.graph.values[a.out].shape
         for c, n in zip(a.coords, shape, strict=True):
             if a.oob == "drop" and c.dyn is not None:
-                at = total(c)
-                inside = E.binary("and", E.binary("le", E.const(0, "i32"), at), E.binary("le", at, E.const(n - 1, "i32")))
+                at, low, high = total(c), E.const(0, "i32"), E.const(n - 1, "i32")
+                inside = E.binary("and", E.binary("le", low, at), E.binary("le", at, high))
                 where = inside if where is None else E.binary("and", where, inside)
         return self.code(a.expr, a.axes, Store(place, where, a.mode))
 
     def core(self, out: Compiled, name: str, e: Expr) -> None:
         """A core access (an operand that the core itself reads) as parameter `name`."""
         if not isinstance(e, E.Load):
-            raise ValueError(f"{name} is {e}, not a load: the graph is not refined")
+            raise NotRefined(f"{name} is {e}, not a load")
         self.core_place(out, name, self.b.binder.load(e))
 
     def core_place(self, out: Compiled, name: str, p: Place) -> None:
         if p.dyn:
-            raise ValueError(f"{name} has a dynamic coordinate: the graph is not refined")
+            raise NotRefined(f"{name} has a dynamic coordinate")
         out.params[name] = len(out.accesses)
         out.accesses.append(access(p, self.number))
 
@@ -218,7 +220,8 @@ class _Compiler:
         for j, a in enumerate(op.appends):
             out.codes[f"APPEND{j}"] = self.append(a)
         points, rows = self.roles("batch"), self.roles("rows")
-        out.codes["Q"] = self.code(op.q, [*points, *rows, E.CORE_AXIS], self.scratch(abi.SLOT_ACT, "f32", "rows", "head"))
+        act = self.scratch(abi.SLOT_ACT, "f32", "rows", "head")
+        out.codes["Q"] = self.code(op.q, [*points, *rows, *self.roles("head")], act)
         if op.limit is not None:
             out.codes["LIMIT"] = self.code(op.limit, points, Place(abi.SLOT_LIMIT, "i32", 0, {}))
         acc = self.scratch(abi.SLOT_ACC, "f32", "rows", "key")

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from jax_mpk.errors import MpkError
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Coord, Expr, Piece
+
+
+class NotRefined(MpkError):
+    """The graph did not pass `jax_mpk.passes.refine`: a compiler bug."""
+
 
 Box = dict[int, tuple[int, int]]
 """Range `lo <= i < hi` per axis id."""
@@ -30,7 +36,7 @@ def piece_axis(x: Piece) -> int:
     """The axis of the piece's coordinate, which is one plain axis plus a constant (`refine` sees to that)."""
     t = x.coord.terms[0]
     if len(x.coord.terms) != 1 or t.coef != 1 or t.div != 1 or t.mod or x.coord.dyn is not None:
-        raise ValueError(f"the coordinate of {x} is not an axis: the graph is not refined")
+        raise NotRefined(f"the coordinate of {x} is not an axis")
     return t.axis
 
 

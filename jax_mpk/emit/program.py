@@ -32,8 +32,8 @@ def emit(graph: Graph, tg: TaskGraph, *, name: str = "") -> bytes:
     for section, pool in a.pools.items():
         sections[section] = np.frombuffer(bytes(pool.data), abi.RECORDS[section])
     results = sum(b.space == "result" for b in tg.buffers)
-    return abi.encode(sections, workspace=tg.workspace, workers=max(1, tg.workers), args=len(graph.args), results=results,
-                      ranks=1, iterations=1)  # fmt: skip
+    return abi.encode(sections, workspace=tg.workspace, workers=max(1, tg.workers), args=len(graph.args),
+                      results=results, ranks=1, iterations=1)  # fmt: skip
 
 
 @dataclass
@@ -134,7 +134,7 @@ class _Assembler:
         return record.tobytes()
 
 
-# ----------------------------------------------------------------------------------------------------------------- tasks
+# ---------------------------------------------------------------------------------------------------------------- tasks
 
 
 def _tasks(tg: TaskGraph) -> tuple[np.ndarray, np.ndarray]:

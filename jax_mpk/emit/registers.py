@@ -27,7 +27,7 @@ class Instr:
     srcs: tuple[int, ...] = ()
     place: Place | None = None
     dyn: tuple[int, ...] = ()
-    imm: float | int | bool = 0
+    imm: float | bool = 0
     dtype: str = "i32"
     vector: bool = False
 
@@ -111,7 +111,7 @@ def _instr(i: Instr, physical: Mapping[int, int], axes: Mapping[int, int], acces
     return _INSTR.pack(_OPCODE[i.op], dst, *srcs, aux, _bits(i.imm, i.dtype))
 
 
-def _bits(value: float | int | bool, dtype: str) -> int:
+def _bits(value: float | bool, dtype: str) -> int:
     if dtype == "f32":
         with np.errstate(over="ignore"):
             return int(np.float32(value).view(np.uint32))
@@ -124,9 +124,9 @@ def access(p: Place, axes: Mapping[int, int], dyn: tuple[int, ...] = ()) -> byte
     for axis, stride in p.strides.items():
         strides[axes[axis]] = stride
     pad = [0] * (abi.MAX_DYN - len(dyn))
-    limits = [limit for _, limit, _ in p.dyn]
-    steps = [stride for _, _, stride in p.dyn]
-    return _ACCESS.pack(p.slot, _DTYPE[p.dtype], len(dyn), *dyn, *pad, 0, *limits, *pad, p.offset, *strides, *steps, *pad)
+    limits = [limit for _, limit, _ in p.dyn] + pad
+    steps = [stride for _, _, stride in p.dyn] + pad
+    return _ACCESS.pack(p.slot, _DTYPE[p.dtype], len(dyn), *dyn, *pad, 0, *limits, p.offset, *strides, *steps)
 
 
 def _allocate(stages: list[Stage]) -> tuple[dict[int, int], int, int]:

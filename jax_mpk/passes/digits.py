@@ -57,7 +57,8 @@ def has_digits(values: Mapping[int, Value], e: Expr) -> bool:
     return False
 
 
-def choose(found: Iterable[tuple[int, Coord]], extent: Mapping[int, int], whole: frozenset[int]) -> dict[int, list[int]]:
+def choose(found: Iterable[tuple[int, Coord]], extent: Mapping[int, int],
+           whole: frozenset[int] = frozenset()) -> dict[int, list[int]]:  # fmt: skip
     """The cuts of every axis: those of the most important coordinates first, others while they nest.
 
     Axes in `whole` are not cut.

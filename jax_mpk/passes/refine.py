@@ -50,6 +50,7 @@ class _Refiner:
         self.next = max(graph.values, default=0) + 1
         self.copies: dict[tuple[Expr, tuple[int, ...]], int] = {}
         self.fresh = itertools.count(1 << 24)
+        self.fits: set[tuple] = set()  # structures that are known to fit the registers
 
     def refine(self, op: Op) -> None:
         """Appends `op`, made executable, after the operators that it needs for that."""
@@ -60,7 +61,7 @@ class _Refiner:
         op = self.contiguous(op)
         self.ops.append(self.fit(op))
 
-    # -------------------------------------------------------------------------------------------------------- materialise
+    # ------------------------------------------------------------------------------------------------------ materialise
 
     def materialise(self, e: Expr, extent: Mapping[int, int], source: Source, order: Iterable[int] = ()) -> Load:
         """A load of `e` from a temporary over the axes of `e` (`order` first), which a new map computes before."""
@@ -103,24 +104,27 @@ class _Refiner:
         """Splits off subexpressions until the registers suffice."""
         self.check_axes(op)
         while sum(1 for e in op.exprs().values() for _ in E.walk(e)) > SMALL:
-            axes_ = loops.loop_axes(op)
-            try:
-                operators.compile(operators.bind(self.g, op, tuple(x.extent for x in axes_)))
-            except RegisterPressure as error:
-                extent = {x.axis: x.extent for x in axes_}
-                role, part = _half(op, frozenset(extent), error)
-                op = op.with_exprs({role: replace_nodes(op.exprs()[role], {part: self.materialise(part, extent, op.source)})})
-            else:
+            extent = {x.axis: x.extent for x in loops.loop_axes(op)}
+            bound = operators.bind(self.g, op, tuple(extent.values()))
+            if bound.key in self.fits:
                 break
+            try:
+                operators.compile(bound)
+            except RegisterPressure as error:
+                role, part = _half(op, frozenset(extent), error)
+                rest = replace_nodes(op.exprs()[role], {part: self.materialise(part, extent, op.source)})
+                op = op.with_exprs({role: rest})
+            else:
+                self.fits.add(bound.key)
         return op
 
     def check_axes(self, op: Op) -> None:
         bound = max((len(x.bound) for e in op.exprs().values() if e.height for x in E.walk(e) if isinstance(x, Reduce)),
                     default=0)  # fmt: skip
         if (n := len(loops.loop_axes(op)) + bound) > abi.MAX_AXES:
-            raise UnsupportedError(op.source.primitive, f"{n} loop axes, there may be {abi.MAX_AXES}", where=op.source.where)
+            raise _unsupported(op, f"{n} loop axes, there may be {abi.MAX_AXES}")
 
-    # -------------------------------------------------------------------------------------------------------- bound axes
+    # ------------------------------------------------------------------------------------------------------- bound axes
 
     def bound_axes(self, op: Op) -> Op:
         """Reductions over axes without digits, as few as possible."""
@@ -182,7 +186,7 @@ class _Refiner:
     def _reduce(self, r: Reduce, body: Expr, bound: tuple[int, ...], extents: tuple[int, ...]) -> Reduce:
         return E.reduce(r.op, body, bound, extents)  # type: ignore[return-value]
 
-    # --------------------------------------------------------------------------------------------------------- free axes
+    # -------------------------------------------------------------------------------------------------------- free axes
 
     def ready(self, op: Op) -> bool:
         """Whether nothing but merging of axes is left to do: the common case, decided quickly."""
@@ -245,11 +249,13 @@ class _Refiner:
         cuts = self.cuts(op)
         for _, cs in _stores(op):
             if not all(digits.plain_after(t, cuts, extent) for c in cs for t in c.terms):
-                raise UnsupportedError(op.source.primitive, "a result's index map is not affine", where=op.source.where)
+                raise _unsupported(op, "the index map of a result is not affine")
         cores = core_operands(op)
-        op = op.with_exprs({r: _affine(self.g.values, e, cuts, extent) for r, e in op.exprs().items() if r not in cores})
+        exprs = {r: e for r, e in op.exprs().items() if r not in cores}
+        op = op.with_exprs({r: _affine(self.g.values, e, cuts, extent) for r, e in exprs.items()})
         op = reindex(self.g, op, cut(identity(op), cuts))
-        return op.with_exprs({r: digits.plain_pieces(self.g.values, e) for r, e in op.exprs().items() if r not in cores})
+        exprs = {r: e for r, e in op.exprs().items() if r not in cores}
+        return op.with_exprs({r: digits.plain_pieces(self.g.values, e) for r, e in exprs.items()})
 
     def contiguous(self, op: Op) -> Op:
         """Orders the n and the k axes of a contraction like its operand; copies operands whose strides do not merge."""
@@ -279,6 +285,10 @@ class _Refiner:
             if any(access.stride(a.axis) != access.stride(b.axis) * b.extent for a, b in itertools.pairwise(over)):
                 return False
         return True
+
+
+def _unsupported(op: Op, reason: str) -> UnsupportedError:
+    return UnsupportedError(op.source.primitive, reason, where=op.source.where)
 
 
 def _stores(op: Op) -> list[tuple[int, tuple[Coord, ...]]]:
@@ -323,7 +333,7 @@ def _half(op: Op, axes_: frozenset[int], error: RegisterPressure) -> tuple[str, 
                     if best is None or off < best[0]:
                         best = (off, role, x)
     if best is None:
-        raise UnsupportedError(op.source.primitive, str(error), where=op.source.where)
+        raise _unsupported(op, str(error))
     return best[1], best[2]
 
 
