@@ -277,7 +277,11 @@ def reduce(op: str, body: Expr, bound: tuple[int, ...], extents: tuple[int, ...]
         raise ValueError(f"unknown reduction {op!r}")
     if op in ("argmax", "argmin") and len(bound) != 1:
         raise ValueError(f"{op} takes one axis")
-    canon = reduce_axes(body.height, len(bound))
+    height, free = body.height, body.axes.difference(bound)
+    canon = reduce_axes(height, len(bound))
+    while not free.isdisjoint(canon):  # an axis of an enclosing reduction: do not capture it
+        height += 1
+        canon = reduce_axes(height, len(bound))
     if tuple(bound) != canon:
         body = substitute_axes(body, {a: coord_axis(c, e) for a, c, e in zip(bound, canon, extents, strict=True)})
 
@@ -285,7 +289,7 @@ def reduce(op: str, body: Expr, bound: tuple[int, ...], extents: tuple[int, ...]
         n.op, n.body, n.bound, n.extents = op, body, canon, tuple(extents)
         n.dtype = "i32" if op.startswith("arg") else body.dtype
         n.axes, n.loads = body.axes - frozenset(canon), body.loads
-        n.height, n.cost = body.height + 1, 1 + (1 + body.cost) * math.prod(extents)
+        n.height, n.cost = height + 1, 1 + (1 + body.cost) * math.prod(extents)
 
     return _intern(Reduce, (op, id(body), canon, tuple(extents)), init)
 

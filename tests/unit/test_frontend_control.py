@@ -14,7 +14,6 @@ from jax_mpk.frontend import lower
 from jax_mpk.ir.graph import Update
 
 
-
 def test_calls():
     @jax.custom_vjp
     def cube(x):

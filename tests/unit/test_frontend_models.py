@@ -41,7 +41,8 @@ def test_zoo_prefill_and_sampling():
     graphdef, state = nnx.split(model)
     cache = model.init_cache(2, 16)
     tokens = integers((2, 5), 0, config.vocab_size)
-    same(functools.partial(decode.prefill, graphdef), state, tokens, cache, jnp.int32(3), jnp.int32(4), ulps=64, sums=True)
+    prefill = functools.partial(decode.prefill, graphdef)
+    same(prefill, state, tokens, cache, jnp.int32(3), jnp.int32(4), ulps=64, sums=True)
     step = functools.partial(decode.sample_step, graphdef)
     args = (state, tokens[:, 0], cache, jnp.int32(0), jax.random.key(1), jnp.float32(0.8))
     have = run_graph(graph_of(step, *args), *args)
@@ -96,12 +97,16 @@ def test_own_decode_step():
     same(lambda model, *a: model(*a), model, jnp.array([1, 7, 30]), *caches, jnp.array([2, 3, 4]), ulps=64, sums=True)
 
 
+def _in_f32(x, w):
+    y = x.astype(jnp.float32)
+    return (y * lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-6) * w).astype(x.dtype)
+
+
 RMSNORM = {
     "rsqrt of mean": lambda x, w: x * lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + 1e-6) * w,
     "divided by sqrt": lambda x, w: x / jnp.sqrt((x**2).sum(-1, keepdims=True) / x.shape[-1] + 1e-6) * (1 + w),
-    "in float32": lambda x, w: (lambda y: (y * lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-6) * w).astype(x.dtype))(
-        x.astype(jnp.float32)),
-}  # fmt: skip
+    "in float32": _in_f32,
+}
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["f32", "bf16"])

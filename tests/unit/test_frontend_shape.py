@@ -61,25 +61,42 @@ def test_reshape_that_does_not_split():
     assert common_groups((1,), (1, 1)) == ()
 
 
-@settings(max_examples=25, deadline=None)
+def against(f, want, *args):
+    """Against NumPy: hypothesis makes many shapes, and compiling each would take long."""
+    have = run_graph(graph_of(f, *args), *args)
+    for x, y in zip(have, want(*map(np.asarray, args)), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@settings(max_examples=60, deadline=None)
 @given(st.data(), shapes)
 def test_index_maps(data, shape):
     x = counting(shape)
     order = data.draw(st.permutations(range(len(shape))))
     dims = [d for d in range(len(shape)) if data.draw(st.booleans())]
-    check(lambda x: (x.transpose(order), lax.rev(x, dims), x[None], x.squeeze() * 1 + 1), x)
+    against(lambda x: (x.transpose(order), lax.rev(x, dims), lax.expand_dims(x, [0]), x.squeeze() + 1),
+            lambda x: (x.transpose(order), np.flip(x, dims), x[None], x.squeeze() + 1), x)  # fmt: skip
     starts = [data.draw(st.integers(0, n - 1)) for n in shape]
     stops = [data.draw(st.integers(s + 1, n)) for s, n in zip(starts, shape, strict=True)]
     steps = [data.draw(st.integers(1, 3)) for _ in shape]
-    check(lambda x: lax.slice(x, starts, stops, steps), x)
-    check(lambda x: jnp.broadcast_to(x, (3, *shape)) + jnp.tile(x, [2] * len(shape)).sum(), x)
+    where = tuple(slice(a, b, k) for a, b, k in zip(starts, stops, steps, strict=True))
+    against(lambda x: [lax.slice(x, starts, stops, steps)], lambda x: [x[where]], x)
     reps = [data.draw(st.integers(1, 3)) for _ in shape]
-    check(lambda x: jnp.tile(x, reps), x)
+    against(lambda x: (jnp.tile(x, reps), jnp.broadcast_to(x, (3, *shape))),
+            lambda x: (np.tile(x, reps), np.broadcast_to(x, (3, *shape))), x)  # fmt: skip
     if shape:
         axis = data.draw(st.integers(0, len(shape) - 1))
-        check(lambda x: (jnp.concatenate([x, x * 2, x], axis),
-                         jnp.stack([x, x + 1], axis), jnp.split(x, [starts[axis]], axis)[1],
-                         lax.expand_dims(x, [axis]), jnp.flip(x, axis), jnp.roll(x, 1, axis)), x)  # fmt: skip
+        at = [starts[axis]] if starts[axis] else []
+        against(lambda x: (jnp.concatenate([x, x * 2, x], axis), jnp.stack([x, x + 1], axis),
+                           *jnp.split(x, at, axis), jnp.roll(x, 1, axis)),
+                lambda x: (np.concatenate([x, x * 2, x], axis), np.stack([x, x + 1], axis),
+                           *np.split(x, at, axis), np.roll(x, 1, axis)), x)  # fmt: skip
+
+
+def test_arrays_without_elements():
+    """They may be joined to others, and drop out."""
+    x = counting((2, 3))
+    same(lambda x: (jnp.concatenate([x, x[:0], x]), jnp.split(x, [0], 1)[1]), x)
 
 
 @settings(max_examples=40, deadline=None)
