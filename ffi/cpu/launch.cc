@@ -23,7 +23,7 @@ class ThreadScratch {
  public:
   Scratch& prepare(const ScratchSize& size) {
     const auto round = [](int64_t n) { return (static_cast<size_t>(n) + 127) / 64 * 64; };
-    const size_t panel = round(4 * std::max<int64_t>(PANEL_K * PANEL_N, 2 * size.panel + 64));
+    const size_t panel = round(4 * std::max<int64_t>(PANEL_K * PANEL_N, PANEL_ROWS * (size.panel + abi::LANES)));
     constexpr size_t scalars = abi::MAX_REGS * abi::LANES * 4, vectors = abi::MAX_REGS * STRIP * 4;
     size_t total = panel + scalars + 2 * vectors + round(size.act) + round(size.keys * 8) + 2 * round(size.accesses * 8);
     for (int64_t n : size.acc) total += round(n);

@@ -13,8 +13,9 @@ namespace mpk {
 
 constexpr int STRIP = 256;         // points a vector register
 constexpr int MAX_ACC = 4;         // accumulators of a contraction
-constexpr int PANEL_K = 256;       // rows of a packed panel of weights
+constexpr int PANEL_K = 128;       // rows of a packed panel of weights
 constexpr int PANEL_N = 64;        // columns of the widest panel
+constexpr int PANEL_ROWS = 12;     // rows of an activation that are prepared for dot products
 
 // What the loader works out once per operator.
 struct OpInfo {

@@ -3,13 +3,6 @@
 // inline function of another header (see view.h).
 #include "../view.h"
 
-#ifndef MPK_BLOCK_K
-#define MPK_BLOCK_K 16  // rows of weights that are streamed together
-#endif
-#ifndef MPK_AHEAD_K
-#define MPK_AHEAD_K 16  // rows of weights to prefetch ahead in a single panel
-#endif
-
 namespace mpk {
 namespace MPK_ISA {
 namespace {

@@ -5,8 +5,9 @@
 //   columns contiguous   every element is one chain over k = 0, 1, 2, ...
 //   k contiguous         LANES chains over k % LANES, combined pairwise
 //   anything else        as columns contiguous, through a packed panel
-// A few rows read w in place, so that a decode step streams it from memory with prefetches; many rows share panels of
-// w that were widened to f32 once.
+// A few rows read w in place, so that a decode step streams it from memory; many rows share panels of w that were
+// widened to f32 once. Wide column tiles stream best: a row of a narrow one ends before a prefetcher has started, and
+// with 4 KiB pages it also costs a page walk.
 #pragma once
 
 typedef f32 vf __attribute__((vector_size(MPK_W * 4)));
@@ -43,7 +44,6 @@ struct ColF32 {
   FN void pair(const mem* p, vf& a, vf& b) { a = load_v(p), b = load_v(p + W); }
   FN void begin(const f32* p, vf& a, vf& b) { a = load_v(p), b = load_v(p + W); }
   FN void end(f32* p, vf a, vf b) { store_v(p, a), store_v(p + W, b); }
-  FN vf one(const mem* p) { return load_v(p); }
 };
 struct ColBF16 {  // even and odd columns: a shift and a mask widen two at a time
   typedef uint16_t mem;
@@ -56,7 +56,6 @@ struct ColBF16 {  // even and odd columns: a shift and a mask widen two at a tim
     a = EVEN(x, y), b = ODD(x, y);
   }
   FN void end(f32* p, vf a, vf b) { store_v(p, LOW(a, b)), store_v(p + W, HIGH(a, b)); }
-  FN vf one(const mem* p) { return reinterpret_cast<vf>(__builtin_convertvector(*reinterpret_cast<const vhu*>(p), vu) << 16); }
 };
 
 struct Matrix {  // w: element (n, k) at w + n * stride_n + k * stride_k
@@ -65,136 +64,216 @@ struct Matrix {  // w: element (n, k) at w + n * stride_n + k * stride_k
   i64 stride_n, stride_k;
 };
 
-// MR rows by NP pairs of columns, k in [0, kc): acc goes on from what it has unless `first`.
-template <class T, int MR, int NP>
-static void columns_block(i64 kc, const f32* act, i64 lda, const typename T::mem* w, i64 step, f32* acc, i64 ldc, bool first, i64 ahead) {
-  vf c[MR][2 * NP];
+// MR rows by one pair of columns of a packed panel [kc][PAIR]: acc goes on from what it has unless `first`.
+template <int MR>
+static void panel_block(i64 kc, const f32* act, i64 lda, const f32* w, f32* acc, i64 ldc, bool first) {
+  vf s[MR][2];
   for (int m = 0; m < MR; ++m)
-    for (int p = 0; p < NP; ++p) {
-      if (first) c[m][2 * p] = c[m][2 * p + 1] = vf{};
-      else T::begin(acc + m * ldc + p * PAIR, c[m][2 * p], c[m][2 * p + 1]);
+    for (int j = 0; j < 2; ++j) s[m][j] = first ? vf{} : load_v(acc + m * ldc + j * W);
+  for (i64 k = 0; k < kc; ++k, w += PAIR) {
+    const vf a = load_v(w), b = load_v(w + W);
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+      const f32 x = act[m * lda + k];
+      s[m][0] += a * x;
+      s[m][1] += b * x;
     }
-  constexpr int bytes = NP * PAIR * static_cast<int>(sizeof(typename T::mem));
+  }
+  for (int m = 0; m < MR; ++m)
+    for (int j = 0; j < 2; ++j) store_v(acc + m * ldc + j * W, s[m][j]);
+}
+
+static void panel_rows(int rows, i64 kc, const f32* act, i64 lda, const f32* w, f32* acc, i64 ldc, bool first) {
+  switch (rows) {
+    case 1: panel_block<1>(kc, act, lda, w, acc, ldc, first); break;
+    case 2: panel_block<2>(kc, act, lda, w, acc, ldc, first); break;
+    case 3: panel_block<3>(kc, act, lda, w, acc, ldc, first); break;
+    case 4: panel_block<4>(kc, act, lda, w, acc, ldc, first); break;
+    case 5: panel_block<5>(kc, act, lda, w, acc, ldc, first); break;
+    default: panel_block<6>(kc, act, lda, w, acc, ldc, first);
+  }
+}
+
+// Rows k0.. of `n` columns, widened into sub-panels of one pair of vectors each, [pair][kc][PAIR]; zeros beyond n.
+template <class T>
+static void pack_contiguous(const typename T::mem* w, i64 step, i64 kc, int pairs, f32* panel) {
   for (i64 k = 0; k < kc; ++k, w += step) {
-    if (ahead) {
-      const char* next = reinterpret_cast<const char*>(w + ahead);
-#pragma GCC unroll 8
-      for (int b = 0; b < bytes; b += 64) __builtin_prefetch(next + b);
-    }
-#pragma GCC unroll 8
-    for (int p = 0; p < NP; ++p) {
+    __builtin_prefetch(w + 16 * step);
+    for (int p = 0; p < pairs; ++p) {
       vf a, b;
       T::pair(w + p * PAIR, a, b);
-#pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m) {
-        const f32 x = act[m * lda + k];
-        c[m][2 * p] += a * x;
-        c[m][2 * p + 1] += b * x;
-      }
+      T::end(panel + (p * kc + k) * PAIR, a, b);
     }
   }
-  for (int m = 0; m < MR; ++m)
-    for (int p = 0; p < NP; ++p) T::end(acc + m * ldc + p * PAIR, c[m][2 * p], c[m][2 * p + 1]);
 }
 
-template <class T, int NP>
-static void columns_rows(int rows, i64 kc, const f32* act, i64 lda, const typename T::mem* w, i64 step, f32* acc, i64 ldc, bool first, i64 ahead) {
-  switch (rows) {
-    case 1: columns_block<T, 1, NP>(kc, act, lda, w, step, acc, ldc, first, ahead); break;
-    case 2: columns_block<T, 2, NP>(kc, act, lda, w, step, acc, ldc, first, ahead); break;
-    case 3: columns_block<T, 3, NP>(kc, act, lda, w, step, acc, ldc, first, ahead); break;
-    case 4: columns_block<T, 4, NP>(kc, act, lda, w, step, acc, ldc, first, ahead); break;
-    case 5: columns_block<T, 5, NP>(kc, act, lda, w, step, acc, ldc, first, ahead); break;
-    default: columns_block<T, 6, NP>(kc, act, lda, w, step, acc, ldc, first, ahead);
+static void pack(const Matrix& x, const char* w, i64 kc, int n, f32* panel) {
+  const int size = size_of(x.dtype), pairs = (n + PAIR - 1) / PAIR;
+  const auto dt = static_cast<abi::Dtype>(x.dtype);
+  if (x.stride_n == 1 && n % PAIR == 0 && dt == abi::Dtype::F32) return pack_contiguous<ColF32>(reinterpret_cast<const f32*>(w), x.stride_k, kc, pairs, panel);
+  if (x.stride_n == 1 && n % PAIR == 0 && dt == abi::Dtype::BF16) return pack_contiguous<ColBF16>(reinterpret_cast<const uint16_t*>(w), x.stride_k, kc, pairs, panel);
+  for (int p = 0; p < pairs; ++p) {
+    const int m = n - p * PAIR < PAIR ? n - p * PAIR : PAIR;
+    u32* at = reinterpret_cast<u32*>(panel + p * kc * PAIR);
+    if (m < PAIR) __builtin_memset(at, 0, sizeof(f32) * PAIR * static_cast<size_t>(kc));
+    for (i64 k = 0; k < kc; ++k) load_any(x.dtype, at + k * PAIR, w + (k * x.stride_k + p * PAIR * x.stride_n) * size, Lanes{x.stride_n, nullptr}, m);
   }
 }
 
-// Columns [c0, c1) through panels of one pair, k in blocks of PANEL_K. Any layout, any number of rows.
+// Columns [c0, c1) through packed panels, k in blocks of PANEL_K. Any layout, any number of rows.
 static void panels(i64 rows, i64 c0, i64 c1, i64 k_all, const f32* act, i64 lda, const Matrix& x, f32* acc, i64 ldc, f32* panel) {
   f32 edge[ROWS * PAIR];
-  u32* lanes = reinterpret_cast<u32*>(panel);
-  const int size = size_of(x.dtype);
   for (i64 k0 = 0; k0 < k_all; k0 += PANEL_K) {
     const i64 kc = k_all - k0 < PANEL_K ? k_all - k0 : PANEL_K;
-    for (i64 c = c0; c < c1; c += PAIR) {
-      const int n = c1 - c < PAIR ? static_cast<int>(c1 - c) : PAIR;
-      const char* w = x.w + (c * x.stride_n + k0 * x.stride_k) * size;
-      if (n < PAIR) __builtin_memset(panel, 0, sizeof(f32) * PAIR * static_cast<size_t>(kc));
-      for (i64 k = 0; k < kc; ++k) load_any(x.dtype, lanes + k * PAIR, w + k * x.stride_k * size, Lanes{x.stride_n, nullptr}, n);
-      for (i64 m = 0; m < rows; m += ROWS) {
-        const int r = rows - m < ROWS ? static_cast<int>(rows - m) : ROWS;
-        const f32* a = act + m * lda + k0;
-        f32* out = acc + m * ldc + c;
-        if (n == PAIR) {
-          columns_rows<ColF32, 1>(r, kc, a, lda, panel, PAIR, out, ldc, k0 == 0, 0);
-          continue;
+    for (i64 c = c0; c < c1; c += 2 * PAIR) {
+      const int wide = c1 - c < 2 * PAIR ? static_cast<int>(c1 - c) : 2 * PAIR;
+      pack(x, x.w + (c * x.stride_n + k0 * x.stride_k) * size_of(x.dtype), kc, wide, panel);
+      for (int p = 0; p * PAIR < wide; ++p) {
+        const int n = wide - p * PAIR < PAIR ? wide - p * PAIR : PAIR;
+        const f32* w = panel + p * kc * PAIR;
+        for (i64 m = 0; m < rows; m += ROWS) {
+          const int r = rows - m < ROWS ? static_cast<int>(rows - m) : ROWS;
+          const f32* a = act + m * lda + k0;
+          f32* out = acc + m * ldc + c + p * PAIR;
+          if (n == PAIR) {
+            panel_rows(r, kc, a, lda, w, out, ldc, k0 == 0);
+            continue;
+          }
+          for (int i = 0; i < r; ++i)
+            for (int j = 0; j < PAIR; ++j) edge[i * PAIR + j] = k0 && j < n ? out[i * ldc + j] : 0.f;
+          panel_rows(r, kc, a, lda, w, edge, PAIR, k0 == 0);
+          for (int i = 0; i < r; ++i)
+            for (int j = 0; j < n; ++j) out[i * ldc + j] = edge[i * PAIR + j];
         }
-        for (int i = 0; i < r; ++i)
-          for (int j = 0; j < n; ++j) edge[i * PAIR + j] = k0 ? out[i * ldc + j] : 0.f;
-        columns_rows<ColF32, 1>(r, kc, a, lda, panel, PAIR, edge, PAIR, k0 == 0, 0);
-        for (int i = 0; i < r; ++i)
-          for (int j = 0; j < n; ++j) out[i * ldc + j] = edge[i * PAIR + j];
       }
     }
   }
 }
 
-// A few rows, columns contiguous: streams w in place. Rows of w come in blocks, so that every page is visited once.
+// R rows of w onto MR rows of acc: R sequential streams, which hardware prefetchers like. Software prefetches the same
+// columns of later rows, for tiles that are too narrow for a stream to get going. acc keeps the order of T::pair.
+template <class T, int MR, int R>
+static void stream_rows(i64 n, const f32* act, i64 lda, const typename T::mem* w, i64 step, f32* acc, i64 ldc, bool first, i64 ahead) {
+  constexpr i64 line = 64 / static_cast<i64>(sizeof(typename T::mem));
+  for (i64 c = 0; c < n; c += PAIR) {
+    vf s[MR][2];
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+      s[m][0] = first ? vf{} : load_v(acc + m * ldc + c);
+      s[m][1] = first ? vf{} : load_v(acc + m * ldc + c + W);
+    }
+    if (ahead && c % line == 0) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) __builtin_prefetch(w + r * step + c + ahead);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      vf a, b;
+      T::pair(w + r * step + c, a, b);
+#pragma GCC unroll 8
+      for (int m = 0; m < MR; ++m) {
+        const f32 x = act[m * lda + r];
+        s[m][0] += a * x;
+        s[m][1] += b * x;
+      }
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) store_v(acc + m * ldc + c, s[m][0]), store_v(acc + m * ldc + c + W, s[m][1]);
+  }
+}
+
+template <class T, int MR>
+static void stream_block(i64 n, i64 k_all, const f32* act, i64 lda, const typename T::mem* w, i64 step, f32* acc, i64 ldc) {
+  constexpr int R = 8;
+  const i64 width = n * static_cast<i64>(sizeof(typename T::mem));
+  const i64 ahead = width <= 256 ? 2 * R * step : width <= 1024 ? R * step : 0;
+  i64 k = 0;
+  for (; k + R <= k_all; k += R) stream_rows<T, MR, R>(n, act + k, lda, w + k * step, step, acc, ldc, k == 0, ahead);
+  for (; k < k_all; ++k) stream_rows<T, MR, 1>(n, act + k, lda, w + k * step, step, acc, ldc, k == 0, 0);
+  for (int m = 0; m < MR; ++m)
+    for (i64 c = 0; c < n; c += PAIR) {
+      f32* p = acc + m * ldc + c;
+      T::end(p, load_v(p), load_v(p + W));
+    }
+}
+
+// A few rows, columns contiguous: w is read once, in place.
 template <class T>
 static void stream_columns(int rows, i64 n, i64 k_all, const f32* act, i64 lda, const Matrix& x, f32* acc, i64 ldc, f32* panel) {
   const auto* w = reinterpret_cast<const typename T::mem*>(x.w);
-  const int wide = rows == 1 ? 4 : rows <= 3 ? 2 : 1;
-  const i64 whole = n / PAIR * PAIR, block = whole <= wide * PAIR ? k_all : MPK_BLOCK_K;
-  for (i64 k = 0; k < k_all; k += block) {
-    const i64 kc = k_all - k < block ? k_all - k : block;
-    const i64 ahead = (block < k_all ? block : MPK_AHEAD_K) * x.stride_k;
-    for (i64 c = 0; c < whole;) {
-      const auto* at = w + k * x.stride_k + c;
-      const f32* a = act + k;
-      if (wide == 4 && whole - c >= 4 * PAIR) columns_block<T, 1, 4>(kc, a, lda, at, x.stride_k, acc + c, ldc, k == 0, ahead), c += 4 * PAIR;
-      else if (wide >= 2 && whole - c >= 2 * PAIR) columns_rows<T, 2>(rows, kc, a, lda, at, x.stride_k, acc + c, ldc, k == 0, ahead), c += 2 * PAIR;
-      else columns_rows<T, 1>(rows, kc, a, lda, at, x.stride_k, acc + c, ldc, k == 0, ahead), c += PAIR;
-    }
+  const i64 whole = n / PAIR * PAIR;
+  switch (whole ? rows : 0) {
+    case 0: break;
+    case 1: stream_block<T, 1>(whole, k_all, act, lda, w, x.stride_k, acc, ldc); break;
+    case 2: stream_block<T, 2>(whole, k_all, act, lda, w, x.stride_k, acc, ldc); break;
+    case 3: stream_block<T, 3>(whole, k_all, act, lda, w, x.stride_k, acc, ldc); break;
+    case 4: stream_block<T, 4>(whole, k_all, act, lda, w, x.stride_k, acc, ldc); break;
+    case 5: stream_block<T, 5>(whole, k_all, act, lda, w, x.stride_k, acc, ldc); break;
+    default: stream_block<T, 6>(whole, k_all, act, lda, w, x.stride_k, acc, ldc);
   }
   if (whole < n) panels(rows, whole, n, k_all, act, lda, x, acc, ldc, panel);
 }
 
-constexpr int PARTS = static_cast<int>(abi::LANES) / W;  // vectors of one dot product
+constexpr int LANES = static_cast<int>(abi::LANES), PARTS = LANES / W;  // vectors of one dot product
 
-// MR rows by NR columns, k contiguous.
+// k contiguous: LANES elements of a row of w, in the order in which `act` was prepared for this type.
+struct DotF32 {
+  typedef f32 mem;
+  FN void load(const mem* p, vf* v) { for (int i = 0; i < PARTS; ++i) v[i] = load_v(p + i * W); }
+  FN void lanes(f32* p, const vf* v) { for (int i = 0; i < PARTS; ++i) store_v(p + i * W, v[i]); }
+};
+#if MPK_W == 16
+struct DotBF16 {
+  typedef uint16_t mem;
+  FN void load(const mem* p, vf* v) { v[0] = reinterpret_cast<vf>(__builtin_convertvector(*reinterpret_cast<const vhu*>(p), vu) << 16); }
+  FN void lanes(f32* p, const vf* v) { store_v(p, v[0]); }
+};
+#else
+struct DotBF16 {  // even, odd elements of each pair of vectors: act is de-interleaved once, w is widened in place
+  typedef uint16_t mem;
+  FN void load(const mem* p, vf* v) {
+    for (int i = 0; i < PARTS; i += 2) ColBF16::pair(p + i * W, v[i], v[i + 1]);
+  }
+  FN void lanes(f32* p, const vf* v) {
+    for (int i = 0; i < PARTS; i += 2) ColBF16::end(p + i * W, v[i], v[i + 1]);
+  }
+};
+#endif
+
+// MR rows by NR columns of dot products over k in whole groups of LANES (act is padded with zeros; so is the last
+// group of w, which is copied out).
 template <class T, int MR, int NR>
 static void dot_block(i64 k_all, const f32* act, i64 lda, const typename T::mem* w, i64 step, f32* acc, i64 ldc) {
-  constexpr int L = static_cast<int>(abi::LANES);
   vf c[MR][NR][PARTS] = {};
-  i64 k = 0;
-  for (; k + L <= k_all; k += L) {
+  const auto group = [&](i64 k, const typename T::mem* at, i64 stride) __attribute__((always_inline)) {
+    vf a[MR][PARTS];
 #pragma GCC unroll 4
-    for (int part = 0; part < PARTS; ++part) {
-      vf a[MR];
+    for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
-      for (int m = 0; m < MR; ++m) a[m] = load_v(act + m * lda + k + part * W);
+      for (int i = 0; i < PARTS; ++i) a[m][i] = load_v(act + m * lda + k + i * W);
 #pragma GCC unroll 4
-      for (int j = 0; j < NR; ++j) {
-        const vf b = T::one(w + j * step + k + part * W);
+    for (int j = 0; j < NR; ++j) {
+      vf b[PARTS];
+      T::load(at + j * stride, b);
 #pragma GCC unroll 4
-        for (int m = 0; m < MR; ++m) c[m][j][part] += a[m] * b;
-      }
+      for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+        for (int i = 0; i < PARTS; ++i) c[m][j][i] += a[m][i] * b[i];
     }
-  }
-  if (k < k_all) {  // the rest, padded with zeros
-    typename T::mem tail_w[L];
-    f32 tail_a[L];
+  };
+  i64 k = 0;
+  for (; k + LANES <= k_all; k += LANES) group(k, w + k, step);
+  if (k < k_all) {
+    typename T::mem tail[NR * LANES] = {};
     for (int j = 0; j < NR; ++j)
-      for (int m = 0; m < MR; ++m) {
-        for (int i = 0; i < L; ++i) tail_w[i] = k + i < k_all ? w[j * step + k + i] : 0, tail_a[i] = k + i < k_all ? act[m * lda + k + i] : 0.f;
-        for (int part = 0; part < PARTS; ++part) c[m][j][part] += load_v(tail_a + part * W) * T::one(tail_w + part * W);
-      }
+      for (i64 i = 0; k + i < k_all; ++i) tail[j * LANES + i] = w[j * step + k + i];
+    group(k, tail, LANES);
   }
   for (int m = 0; m < MR; ++m)
     for (int j = 0; j < NR; ++j) {
-      f32 p[L];
-      for (int part = 0; part < PARTS; ++part) store_v(p + part * W, c[m][j][part]);
-      for (int half = L / 2; half; half /= 2)
+      f32 p[LANES];
+      T::lanes(p, c[m][j]);
+      for (int half = LANES / 2; half; half /= 2)
         for (int i = 0; i < half; ++i) p[i] += p[i + half];
       acc[m * ldc + j] = p[0];
     }
@@ -207,41 +286,43 @@ static void dot_rows(i64 rows, i64 k, const f32* act, i64 lda, const typename T:
   if (rows == 1) dot_block<T, 1, NR>(k, act, lda, w, step, acc, ldc);
 }
 
+constexpr i64 DOT_ROWS = PANEL_ROWS;  // rows of act that stay in the cache while w passes by
+
 template <class T>
 static void dots(i64 rows, i64 n, i64 k, const f32* act, i64 lda, const Matrix& x, f32* acc, i64 ldc, f32* panel) {
   const auto* w = reinterpret_cast<const typename T::mem*>(x.w);
-  if (rows == 1) {
-    i64 c = 0;
-    for (; c + 4 <= n; c += 4) dot_block<T, 1, 4>(k, act, lda, w + c * x.stride_n, x.stride_n, acc + c, ldc);
-    for (; c < n; ++c) dot_block<T, 1, 1>(k, act, lda, w + c * x.stride_n, x.stride_n, acc + c, ldc);
-    return;
-  }
-  constexpr i64 kBlock = 24;  // rows of act that stay in the cache while w passes by
-  for (i64 m = 0; m < rows; m += kBlock) {
-    const i64 r = rows - m < kBlock ? rows - m : kBlock;
-    const f32* a = act + m * lda;
-    f32* out = acc + m * ldc;
-    for (i64 c = 0; c < n; c += 2) {
-      const int pair = n - c < 2 ? 1 : 2;
-      const auto* at = w + c * x.stride_n;
-      if (r > 3 && sizeof(typename T::mem) < 4) {
-        for (int j = 0; j < pair; ++j) load_any(x.dtype, reinterpret_cast<u32*>(panel + j * k), reinterpret_cast<const char*>(at + j * x.stride_n), Lanes{1, nullptr}, static_cast<int>(k));
-        if (pair == 2) dot_rows<ColF32, 2>(r, k, a, lda, panel, k, out + c, ldc);
-        else dot_rows<ColF32, 1>(r, k, a, lda, panel, k, out + c, ldc);
-      } else if (pair == 2) {
-        dot_rows<T, 2>(r, k, a, lda, at, x.stride_n, out + c, ldc);
-      } else {
-        dot_rows<T, 1>(r, k, a, lda, at, x.stride_n, out + c, ldc);
+  const i64 padded = (k + LANES - 1) / LANES * LANES;
+  constexpr bool swap = sizeof(typename T::mem) == 2 && W < 16;
+  for (i64 m0 = 0; m0 < rows; m0 += DOT_ROWS, act += DOT_ROWS * lda, acc += DOT_ROWS * ldc) {
+    const i64 r = rows - m0 < DOT_ROWS ? rows - m0 : DOT_ROWS;
+    const f32* a = act;
+    i64 la = lda;
+    if (swap || padded != k) {  // prepare act: zeros up to a whole group, and the order of DotBF16
+      for (i64 m = 0; m < r; ++m) {
+        f32* d = panel + m * padded;
+        for (i64 i = 0; i < k; ++i) d[i] = act[m * lda + i];
+        for (i64 i = k; i < padded; ++i) d[i] = 0.f;
+        for (i64 i = 0; swap && i < padded; i += PAIR) {
+          vf even, odd;
+          ColBF16::begin(d + i, even, odd);
+          store_v(d + i, even), store_v(d + i + W, odd);
+        }
       }
+      a = panel, la = padded;
     }
+    i64 c = 0;
+    if (r == 1)
+      for (; c + 4 <= n; c += 4) dot_block<T, 1, 4>(k, a, la, w + c * x.stride_n, x.stride_n, acc + c, ldc);
+    for (; c + 2 <= n; c += 2) dot_rows<T, 2>(r, k, a, la, w + c * x.stride_n, x.stride_n, acc + c, ldc);
+    if (c < n) dot_rows<T, 1>(r, k, a, la, w + c * x.stride_n, x.stride_n, acc + c, ldc);
   }
 }
 
 static void gemm(i64 rows, i64 n, i64 k, const f32* act, i64 lda, const Matrix& x, f32* acc, i64 ldc, f32* panel) {
   const auto dt = static_cast<abi::Dtype>(x.dtype);
   if (x.stride_k == 1 && x.stride_n != 1) {
-    if (dt == abi::Dtype::F32) return dots<ColF32>(rows, n, k, act, lda, x, acc, ldc, panel);
-    if (dt == abi::Dtype::BF16) return dots<ColBF16>(rows, n, k, act, lda, x, acc, ldc, panel);
+    if (dt == abi::Dtype::F32) return dots<DotF32>(rows, n, k, act, lda, x, acc, ldc, panel);
+    if (dt == abi::Dtype::BF16) return dots<DotBF16>(rows, n, k, act, lda, x, acc, ldc, panel);
   }
   if (x.stride_n == 1 && rows <= ROWS) {
     if (dt == abi::Dtype::F32) return stream_columns<ColF32>(static_cast<int>(rows), n, k, act, lda, x, acc, ldc, panel);
