@@ -38,4 +38,6 @@ def lower(ctx: Any, operands: Sequence[Any], jaxpr: Any, options: Options, name:
     """The lowering rule of the primitive on CPUs: one custom call."""
     ready()
     blob = compiler.program(jaxpr, target(options), options, name=name)
-    return backends.ffi_call(ctx, operands, TARGET_NAME, blob, {"deadline_ms": np.int64(options.deadline_ms)})
+    attributes = {"deadline_ms": np.int64(options.deadline_ms)}
+    attributes |= {k: np.int64(v) for k, v in (("threads", options.threads), ("seed", options.seed)) if v}
+    return backends.ffi_call(ctx, operands, TARGET_NAME, blob, attributes)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from jax_mpk.ir.graph import Attention, Contract, Graph, Op, Sort
+from jax_mpk.ir.graph import Graph
 from jax_mpk.ir.tasks import READ, WRITE, TaskGraph
+from jax_mpk.tasks import kind_of
 
 
 @dataclass(frozen=True)
@@ -94,26 +94,8 @@ def cost(graph: Graph, tg: TaskGraph) -> Cost:
         if g.op < 0:
             continue
         own = grid_of == n
-        flops, scalar = _work(graph.ops[g.op])
+        flops, scalar = kind_of(graph.ops[g.op]).work(graph.ops[g.op])
         ops.append(OpCost(g.name, g.kind, g.count, flops, scalar, distinct(own & reads), distinct(own & writes),
                           distinct(own & streams[tg.boxes.buffer])))  # fmt: skip
     return Cost(tuple(ops), sum(o.flops for o in ops), sum(o.scalar for o in ops), sum(o.read for o in ops),
                 sum(o.written for o in ops), distinct(streams[tg.boxes.buffer]))  # fmt: skip
-
-
-def _work(op: Op) -> tuple[int, int]:
-    points = math.prod(op.domain)
-    exprs = op.exprs()
-    if isinstance(op, Contract):
-        k = math.prod(n for _, n in op.k)
-        left = math.prod(op.domain[a] for a in (*op.axes("batch"), *op.axes("m"))) * k
-        return 2 * points * k * len(op.rhs), int(exprs["lhs"].cost * left + exprs["epilogue"].cost * points)
-    if isinstance(op, Attention):
-        rows = math.prod(op.domain[a] for a in (*op.batch, *op.rows))
-        scalar = rows * (exprs["q"].cost * op.head + (exprs["score"].cost + exprs["prob"].cost + 8) * op.keys)
-        scalar += points * exprs["epilogue"].cost
-        scalar += sum(math.prod(a.window) * a.expr.cost for a in op.appends)
-        return 2 * rows * op.keys * (op.head + op.domain[op.column]), int(scalar)
-    if isinstance(op, Sort):
-        return 0, int(points * (exprs["key"].cost + math.log2(max(2, op.domain[-1]))))
-    return 0, int(points * sum(e.cost for e in exprs.values()))

@@ -222,8 +222,8 @@ def test_two_processes_share_a_directory(tmp_path):
             disk.put(bytes([n]) * 32, blob(n))
     """
     run = [sys.executable, "-W", "error", "-c", textwrap.dedent(code), str(tmp_path)]
-    procs = [subprocess.Popen(run, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
-             for _ in range(3)]  # fmt: skip
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    procs = [subprocess.Popen(run, stderr=subprocess.PIPE, text=True, env=env) for _ in range(3)]
     for p in procs:
         _, err = p.communicate()
         assert p.returncode == 0, err

@@ -6,18 +6,21 @@ import re
 import subprocess
 import sys
 import textwrap
+import time
 import warnings
 
 import jax
+import jax.extend.core as jc
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.interpreters import mlir
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jax_mpk
-from jax_mpk import megakernelize
+from jax_mpk import abi, backends, megakernelize
 
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(4, 32)), jnp.float32)
@@ -321,3 +324,36 @@ def test_keys_and_other_extended_types():
     key = jax.random.key(3)
     assert f(key)[0] is key
     np.testing.assert_array_equal(f(key)[1], jax.random.uniform(key, (8,)))
+
+
+def test_threads_and_seeded_orders_give_the_same_bits():
+    want = np.asarray(megakernelize(block, implementation="cpu")(X, W, V))
+    for knobs in ({"threads": 1}, {"threads": 3}, {"seed": 1}, {"seed": 2}):
+        f = jax.jit(megakernelize(block, implementation="cpu", options=knobs))
+        ((name, value),) = knobs.items()
+        assert f"{name} = {value} : i64" in f.lower(X, W, V).as_text()
+        np.testing.assert_array_equal(f(X, W, V), want)
+
+
+@pytest.mark.parametrize("knobs", [{"deadline_ms": 200}, {"threads": 1}, {"seed": 1}])
+def test_a_stuck_launch_ends_with_an_error(knobs):
+    """An event that never fires: the launch ends and says who waits; alone, a thread knows at once that nobody comes."""
+    f = megakernelize(block, implementation="cpu")
+    program = abi.decode(f.lower(X, W, V).program)
+    sections = {name: program[name].copy() for name in abi.SECTIONS}
+    last = sections["Task"][-1]
+    assert last["n_waits"], "the second contraction waits for the first"
+    sections["Task"][-1]["want"][0] += 1
+    sections["Event"]["threshold"][last["wait"][0]] += 1
+    blob = abi.encode(sections, **{k: program.header[k] for k in ("workspace", "workers", "args", "results")})
+    attributes = {k: np.int64(v) for k, v in ({"deadline_ms": 60_000} | knobs).items()}
+    p = jc.Primitive("stuck")
+    p.def_abstract_eval(lambda x, w, v: x)
+    mlir.register_lowering(
+        p, lambda ctx, *a: backends.ffi_call(ctx, a, "jax_mpk_cpu", blob, attributes), platform="cpu"
+    )
+    start = time.monotonic()
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"(?s)DEADLINE_EXCEEDED.*event"):
+        jax.jit(p.bind)(X, W, V).block_until_ready()
+    assert time.monotonic() - start < 40
+    close(f(X, W, V), block(X, W, V))
