@@ -17,8 +17,9 @@ from jax_mpk.emit.registers import Code, access
 from jax_mpk.errors import MpkError
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Acc, Expr
-from jax_mpk.ir.graph import Append, Attention, Contract, Graph, Map, Op, Sort, Update
+from jax_mpk.ir.graph import Append, Attention, Graph, Op, Sort, Update
 from jax_mpk.ir.loops import LoopAxis, identity, loop_axes
+from jax_mpk.tasks import kind_of
 
 
 @dataclass
@@ -122,31 +123,21 @@ def _places(binder: Binder, op: Op) -> Iterable[Place]:
 
 def compile(b: Bound) -> Compiled:
     """The codes and parameters of an operator; raises `RegisterPressure`."""
-    return _Compiler(b).run()
+    return kind_of(b.op).emit(Compiler(b), b.op)
 
 
-class _Compiler:
+class Compiler:
+    """What a task kind compiles its operators with: places, codes, core accesses, scratch layouts."""
+
     def __init__(self, b: Bound):
         self.b = b
         self.number = {x.axis: n for n, x in enumerate(b.axes)}
         self.extent = {x.axis: x.extent for x in b.axes}
         self.length = {x.axis: min(x.extent, t) for x, t in zip(b.axes, b.tile, strict=True)}
 
-    def run(self) -> Compiled:
-        op = self.b.op
-        if isinstance(op, Contract):
-            return self.contract(op)
-        if isinstance(op, Attention):
-            return self.attention(op)
-        if isinstance(op, Sort):
-            return self.sort(op)
-        out = Compiled("ROWS")
-        assert isinstance(op, Map | Update)
-        if isinstance(op, Update):
-            out.codes["MAIN"] = self.append(op.append)
-        else:
-            out.codes["MAIN"] = self.code(op.expr, range(len(op.domain)), self.result())
-        return out
+    def new(self, kind: str) -> Compiled:
+        """An empty operator of an ABI kind."""
+        return Compiled(kind)
 
     def roles(self, *roles: str) -> list[int]:
         """The axis ids of these roles, in the order of the roles."""
@@ -159,6 +150,10 @@ class _Compiler:
             strides[a] = step
             step *= max(1, self.length[a])
         return Place(slot, dtype, 0, {a: s for a, s in strides.items() if self.extent[a] > 1})
+
+    def row_scratch(self, slot: int, dtype: str, axis: int) -> Place:
+        """Scratch memory of one row along `axis`."""
+        return Place(slot, dtype, 0, {axis: 1})
 
     def code(self, e: Expr, axes: Iterable[int], store: Place | Store,
              acc: dict[int, Place] | None = None) -> list[Code]:  # fmt: skip
@@ -198,47 +193,3 @@ class _Compiler:
 
     def counts(self, out: Compiled, **roles: str) -> None:
         out.params |= {name: len(self.roles(role)) for name, role in roles.items()}
-
-    def contract(self, op: Contract) -> Compiled:
-        out = Compiled("CONTRACT")
-        dtype = "f32" if op.lhs.dtype == "f32" else "i32"
-        for j, rhs in enumerate(op.rhs):
-            self.core(out, f"RHS{j}", rhs)
-        out.params |= {"N_RHS": len(op.rhs), "REDUCE_DTYPE": abi.enum("Dtype", dtype.upper())}
-        self.counts(out, N_BATCH="batch", N_M="m", N_N="n", N_K="k")
-        act = self.scratch(abi.SLOT_ACT, dtype, "m", "k")
-        out.codes["LHS"] = self.code(op.lhs, self.roles("batch", "m", "k"), act)
-        acc = {j: self.scratch(abi.SLOT_ACC + j, dtype, "m", "n") for j in range(len(op.rhs))}
-        out.codes["EPILOGUE"] = self.code(op.epilogue, range(len(op.domain)), self.result(), acc)
-        return out
-
-    def attention(self, op: Attention) -> Compiled:
-        out = Compiled("ATTENTION")
-        self.core(out, "KEY", op.k)
-        self.core(out, "VALUE", op.v)
-        self.counts(out, N_BATCH="batch", N_ROWS="rows")
-        for j, a in enumerate(op.appends):
-            out.codes[f"APPEND{j}"] = self.append(a)
-        points, rows = self.roles("batch"), self.roles("rows")
-        act = self.scratch(abi.SLOT_ACT, "f32", "rows", "head")
-        out.codes["Q"] = self.code(op.q, [*points, *rows, *self.roles("head")], act)
-        if op.limit is not None:
-            out.codes["LIMIT"] = self.code(op.limit, points, Place(abi.SLOT_LIMIT, "i32", 0, {}))
-        acc = self.scratch(abi.SLOT_ACC, "f32", "rows", "key")
-        for role, e in (("SCORE", op.score), ("PROB", op.prob)):
-            if not isinstance(e, Acc):
-                out.codes[role] = self.code(e, [*points, *rows, *self.roles("key")], acc, {0: acc})
-        acc = self.scratch(abi.SLOT_ACC + 1, "f32", "rows", "column")
-        out.codes["EPILOGUE"] = self.code(op.epilogue, [*points, *rows, op.column], self.result(), {0: acc})
-        return out
-
-    def sort(self, op: Sort) -> Compiled:
-        out = Compiled("SORT")
-        row = len(op.domain) - 1
-        dtype = "i32" if op.key.dtype == "bool" else op.key.dtype
-        acc = Place(abi.SLOT_ACC, dtype, 0, {row: 1})
-        out.codes["MAIN"] = self.code(op.key, range(len(op.domain)), acc)
-        self.core_place(out, "OUT", self.result())
-        out.params |= {"KEY_DTYPE": abi.enum("Dtype", dtype.upper()), "COUNT": op.count,
-                       "DESCENDING": int(op.descending), "PAYLOAD": int(op.payload == "indices")}  # fmt: skip
-        return out

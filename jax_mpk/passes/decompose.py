@@ -7,25 +7,17 @@ program gives the same bits anywhere. Boxes follow from the accesses of `jax_mpk
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
 from jax_mpk.ir import expr as E
 from jax_mpk.ir import loops
-from jax_mpk.ir.graph import Attention, Contract, Graph, GraphError, Map, Op, Sort, Update, itemsize
+from jax_mpk.ir.graph import Graph, GraphError, Op, Sort, itemsize
 from jax_mpk.ir.tasks import READ, UPDATE, WRITE, Buffer, Grid, TaskGraph
 from jax_mpk.passes.boxes import Touch, expand, from_rows, rows_of
 from jax_mpk.targets import Target
-
-MIN_COST = 4096
-"""Scalar work of the smallest task worth its synchronisation."""
-MIN_MACS = 1 << 14
-"""Multiply-adds of the smallest contraction task."""
-ROWS = (16, 64)
-"""Rows of a block when the rows of a contraction or of attention are cut: at least, at most."""
-ACCUMULATORS = 1 << 18
-"""Accumulators (f32 scratch) that a contraction task may need."""
+from jax_mpk.tasks import kind_of
 
 
 def run(graph: Graph, target: Target) -> TaskGraph:
@@ -58,7 +50,7 @@ def run(graph: Graph, target: Target) -> TaskGraph:
     return TaskGraph(tuple(grids), buffers, grid_of, index, from_rows(np.concatenate(rows)))
 
 
-# --------------------------------------------------------------------------------------------------------------- buffers
+# -------------------------------------------------------------------------------------------------------------- buffers
 
 
 def buffer_of(graph: Graph) -> dict[int, int]:
@@ -76,7 +68,9 @@ def _buffers(graph: Graph) -> tuple[tuple[Buffer, ...], dict[int, int]]:
     result: dict[int, int] = {}  # root -> result number
     for n, r in enumerate(graph.results):
         if root[r] in result:
-            raise GraphError(f"results {result[root[r]]} and {n} are one buffer ({graph.value_name(r)}): copy one of them")
+            raise GraphError(
+                f"results {result[root[r]]} and {n} are one buffer ({graph.value_name(r)}): copy one of them"
+            )
         if graph.values[root[r]].role == "const":
             raise GraphError(f"result {n} is the constant {graph.value_name(r)}: copy it")
         result[root[r]] = n
@@ -101,7 +95,7 @@ def _buffers(graph: Graph) -> tuple[tuple[Buffer, ...], dict[int, int]]:
     return tuple(buffers), {i: at[root[i]] for i in graph.values}
 
 
-# ----------------------------------------------------------------------------------------------------------------- boxes
+# ---------------------------------------------------------------------------------------------------------------- boxes
 
 
 def _touches(graph: Graph, op: Op, axes: tuple[loops.LoopAxis, ...], buffer: dict[int, int],
@@ -134,108 +128,10 @@ def _touches(graph: Graph, op: Op, axes: tuple[loops.LoopAxis, ...], buffer: dic
         yield touch(access, UPDATE if access.dyn else WRITE, ranges, True)
 
 
-# ----------------------------------------------------------------------------------------------------------------- tiles
+# ---------------------------------------------------------------------------------------------------------------- tiles
 
 
 def tiles(graph: Graph, op: Op, target: Target) -> tuple[int, ...]:
-    """The tile of every loop axis."""
-    axes = loops.loop_axes(op)
-    if isinstance(op, Contract):
-        tile = _contract(op, axes, target)
-    elif isinstance(op, Attention):
-        tile = _attention(op, axes)
-    else:
-        fixed = _fixed(graph, op)
-        cost = max(1.0, sum(e.cost for e in op.exprs().values()))
-        if isinstance(op, Sort):
-            cost *= max(1, math.ceil(math.log2(max(2, op.domain[-1]))))
-        wanted = min(target.tasks, int(cost * math.prod(op.domain)) // MIN_COST)
-        tile = _cut(axes, wanted, fixed)
-    return tuple(tile.get(x.axis, max(1, x.extent)) for x in axes)
-
-
-def _cut(axes: Iterable[loops.LoopAxis], wanted: int, fixed: frozenset[int] = frozenset(), inner: int = 1) -> dict[int, int]:
-    """Tiles that give about `wanted` tasks, outer axes first; the innermost axis is cut in multiples of `inner`."""
-    tile: dict[int, int] = {}
-    axes = list(axes)
-    for n, x in enumerate(axes):
-        if wanted <= 1 or x.axis in fixed or x.extent <= 1:
-            continue
-        t = math.ceil(x.extent / min(x.extent, wanted))
-        if n == len(axes) - 1:
-            t = min(x.extent, math.ceil(t / inner) * inner)
-        tile[x.axis] = t
-        wanted = math.ceil(wanted / math.ceil(x.extent / t))
-    return tile
-
-
-def _fixed(graph: Graph, op: Op) -> frozenset[int]:
-    """The domain axes along which an operator is not cut."""
-    every = frozenset(range(len(op.domain)))
-    if isinstance(op, Sort):
-        return frozenset((len(op.domain) - 1,))
-    if isinstance(op, Update):
-        return every - _separate(graph, op)
-    assert isinstance(op, Map)
-    outer = every
-    for x in E.walk(op.expr):
-        if isinstance(x, E.Reduce):
-            outer &= x.axes  # a row reduction would be repeated by every task along any other axis
-    return every - outer
-
-
-def _separate(graph: Graph, op: Update) -> frozenset[int]:
-    """The window axes along which different indices write different elements, in boxes that do not overlap.
-
-    Those are the axes of the static coordinates. Indices known at run time may collide (and colliding stores happen in
-    index order, inside one task), and their boxes cover the whole dimension anyway.
-    """
-    a = op.append
-    access = loops.flatten(graph.values[a.out], a.coords)
-    span = 1
-    for _axis, stride, n in sorted(access.strides, key=lambda x: abs(x[1])):
-        if abs(stride) < span:
-            return frozenset()  # not injective
-        span += abs(stride) * (n - 1)
-    return frozenset(axis for axis, _, _ in access.strides)
-
-
-def _contract(op: Contract, axes: tuple[loops.LoopAxis, ...], target: Target) -> dict[int, int]:
-    role = {r: [x for x in axes if x.role == r] for r in ("batch", "m", "n", "k")}
-    batch, m, n, k = (math.prod(x.extent for x in role[r]) for r in ("batch", "m", "n", "k"))
-    wanted = min(target.tasks, max(1, batch * m * n * k * len(op.rhs) // MIN_MACS))
-    tile: dict[int, int] = {}
-    if role["m"]:
-        across = batch * max(1, n // target.columns)
-        rows = m
-        if m > ROWS[1] or (m > ROWS[0] and across < wanted):
-            rows = min(ROWS[1], max(ROWS[0], math.ceil(m * across / wanted)))
-        x = role["m"][0]
-        tile[x.axis] = min(x.extent, max(1, rows // max(1, m // max(1, x.extent))))
-        m = tile[x.axis] * (m // max(1, x.extent))
-        wanted = math.ceil(wanted / max(1, math.ceil(x.extent / tile[x.axis])))
-    for axis, t in _cut(role["batch"], wanted).items():
-        tile[axis] = t
-        wanted = math.ceil(wanted / math.ceil(op.domain[axis] / t))
-    if role["n"]:
-        x = role["n"][0]
-        inner = max(1, n // max(1, x.extent))
-        most = max(target.columns, ACCUMULATORS // max(1, m * len(op.rhs)) // target.columns * target.columns)
-        columns = min(most, max(target.columns, math.ceil(n / wanted)))
-        step = target.columns // math.gcd(inner, target.columns)
-        step = step if step * inner <= max(columns, 2 * target.columns) else 1
-        tile[x.axis] = max(1, min(x.extent, math.ceil(max(1, columns // inner) / step) * step))
-    return tile
-
-
-def _attention(op: Attention, axes: tuple[loops.LoopAxis, ...]) -> dict[int, int]:
-    """One task a batch point; its rows are cut into ranges of the flattened row index when nothing is appended."""
-    tile = {x.axis: 1 for x in axes if x.role == "batch"}
-    rows = [x for x in axes if x.role == "rows"]
-    inner = math.prod(x.extent for x in rows)
-    for x in rows if not op.appends else ():
-        if inner <= ROWS[1]:
-            break
-        inner //= max(1, x.extent)
-        tile[x.axis] = max(1, min(x.extent, ROWS[1] // max(1, inner)))
-    return tile
+    """The tile of every loop axis, as the operator's task kind cuts it."""
+    tile = kind_of(op).tile(graph, op, target)
+    return tuple(tile.get(x.axis, max(1, x.extent)) for x in loops.loop_axes(op))
