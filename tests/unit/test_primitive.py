@@ -337,7 +337,7 @@ def test_threads_and_seeded_orders_give_the_same_bits():
 
 @pytest.mark.parametrize("knobs", [{"deadline_ms": 200}, {"threads": 1}, {"seed": 1}])
 def test_a_stuck_launch_ends_with_an_error(knobs):
-    """An event that never fires: the launch ends and says who waits; alone, a thread knows at once that nobody comes."""
+    """An event that never fires: the launch ends and says who waits; a lone thread knows at once."""
     f = megakernelize(block, implementation="cpu")
     program = abi.decode(f.lower(X, W, V).program)
     sections = {name: program[name].copy() for name in abi.SECTIONS}
