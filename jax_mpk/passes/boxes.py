@@ -63,7 +63,7 @@ def _split(run: int, dims: list[tuple[int, int]], n: int, offset: int) -> list[S
 
 @dataclass(frozen=True)
 class Touch:
-    """One access of an operator. `dims`: (loop axis or -1, stride in bytes, lo, hi), the index running over lo..hi-1."""
+    """One access of an operator. `dims`: (loop axis or -1, stride in bytes, lo, hi); the index runs over lo..hi-1."""
 
     slot: int
     mode: int
@@ -88,10 +88,11 @@ def expand(extent: tuple[int, ...], tile: tuple[int, ...], touches: tuple[Touch,
                 last = np.minimum(hi, (digits[axis] + 1) * tile[axis])
             offset += first * stride
             counts[:, d] = last - first
-        kinds, kind = (np.unique(counts, axis=0, return_inverse=True) if x.dims else (counts[:1], np.zeros(tasks, int)))
+        kinds, kind = np.unique(counts, axis=0, return_inverse=True) if x.dims else (counts[:1], np.zeros(tasks, int))
         for n, count in enumerate(kinds.tolist()):
             task = np.flatnonzero(kind.reshape(-1) == n)
-            for at, run, dims in canonical(x.item, [(c, d[1]) for c, d in zip(count, x.dims, strict=True)], x.mode == WRITE):
+            shape = [(c, d[1]) for c, d in zip(count, x.dims, strict=True)]
+            for at, run, dims in canonical(x.item, shape, x.mode == WRITE):
                 pad = [(1, 0)] * (BOX_RANK - len(dims))
                 tail = [run, *(c for c, _ in (*dims, *pad)), *(s for _, s in (*dims, *pad))]
                 head = np.column_stack([task, np.full((len(task), 2), (x.slot, x.mode)), offset[task] + at])
@@ -125,7 +126,7 @@ def ends(b: Boxes) -> np.ndarray:
     return b.offset + b.run + ((b.count - 1) * b.stride).sum(axis=1)
 
 
-# --------------------------------------------------------------------------------------------------------------- overlap
+# ------------------------------------------------------------------------------------------------------------- overlap
 
 
 def conflicts(a: Boxes, b: Boxes) -> tuple[np.ndarray, np.ndarray]:

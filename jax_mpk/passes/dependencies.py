@@ -25,7 +25,7 @@ def run(tg: TaskGraph) -> TaskGraph:
     return replace(tg, deps=_csr(tg, _reduce(direct, rel), rel))
 
 
-# -------------------------------------------------------------------------------------------------------------- conflicts
+# ------------------------------------------------------------------------------------------------------------ conflicts
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _access(key: int, tasks: int, b: Boxes) -> Access:
     return Access(key, tasks, b, lo, hi, len(w) > 0, covers)
 
 
-# --------------------------------------------------------------------------------------------------- transitive reduction
+# ------------------------------------------------------------------------------------------------- transitive reduction
 
 
 def _reduce(direct: list[dict[int, int]], rel: Relations) -> list[dict[int, int]]:

@@ -129,7 +129,7 @@ def _merge(tg: TaskGraph, waits: Csr, sets: Csr) -> Events:
     return tg, waits, Csr.from_pairs(root[sets.row_of()], sets.data, sets.rows)
 
 
-# ------------------------------------------------------------------------------------------------------------ dummy tasks
+# ---------------------------------------------------------------------------------------------------------- dummy tasks
 
 
 def _forward(tg: TaskGraph, waits: Csr, sets: Csr) -> Events:

@@ -37,7 +37,7 @@ def run(tg: TaskGraph, graph: Graph, target: Target, workers: int | None = None)
     return replace(tg, workers=workers, worker=_workers(tg, workers), maps=maps, streams=streams)
 
 
-# --------------------------------------------------------------------------------------------------------------- workers
+# ------------------------------------------------------------------------------------------------------------- workers
 
 
 def _workers(tg: TaskGraph, workers: int) -> np.ndarray:
@@ -69,7 +69,7 @@ def _workers(tg: TaskGraph, workers: int) -> np.ndarray:
 
 
 def _cost(tg: TaskGraph) -> np.ndarray:
-    """Bytes that a task moves. What the cores read, and writes: the read box of a gather says nothing about its size."""
+    """Bytes that a task moves: what cores read, and writes. The read box of a gather says nothing about its size."""
     core = np.array([g.kind in ("contract", "attention", "sort") for g in tg.grids], bool)
     count = (tg.boxes.mode == WRITE) | ((tg.boxes.mode == READ) & core[tg.grid_of[tg.boxes.task]])
     return np.maximum(np.bincount(tg.boxes.task, np.where(count, bytes_of(tg.boxes), 0), tg.tasks), 1.0)
@@ -83,7 +83,7 @@ def _quota(load: np.ndarray, total: float) -> np.ndarray:
     return np.maximum((total + low[:n].sum()) / n - load, 0)
 
 
-# --------------------------------------------------------------------------------------------------------------- streams
+# ------------------------------------------------------------------------------------------------------------- streams
 
 
 def _streams(tg: TaskGraph, graph: Graph, target: Target) -> tuple[tuple[TensorMap, ...], Streams | None]:
@@ -139,7 +139,9 @@ def _plan(graph: Graph, op: Contract, rhs: Load, buffer: int, target: Target) ->
     if len(dims) > RANK or any(s <= 0 or s * size % 16 for s in strides[1:]) or access.offset * size % 16:
         return None
     box += [1] * len(batch)
-    fit = TensorMap(buffer, access.offset * size, value.dtype, tuple(dims), tuple(s * size for s in strides), tuple(box))
+    fit = TensorMap(
+        buffer, access.offset * size, value.dtype, tuple(dims), tuple(s * size for s in strides), tuple(box)
+    )
     return fit, (*shape, where)
 
 

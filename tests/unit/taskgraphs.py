@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,15 @@ from jax_mpk.ir.graph import (
 from jax_mpk.ir.tasks import READ, Boxes, Csr, TaskGraph
 from jax_mpk.passes import decompose, dependencies, events, linearise, memory, normalise, placement
 from jax_mpk.targets import CPU, Target
+from jax_mpk.tasks import contract, rows, sort
+
+
+def cut_small(monkeypatch: Any, cost: int = 1, macs: int = 1) -> None:
+    """Cuts operators into tasks however small they are."""
+    for module in (rows, sort):
+        monkeypatch.setattr(module, "MIN_COST", cost)
+    monkeypatch.setattr(contract, "MIN_MACS", macs)
+
 
 TINY = Target("cpu", workers=2, columns=4, tasks=4)
 
@@ -100,8 +110,8 @@ def dynamic(b: Builder, v: int, limit: int, *terms: Coord) -> Coord:
     return Coord(0, tuple(t for c in terms for t in c.terms), b.load(v, 0), limit)
 
 
-def decoder(layers: int = 2, batch: int = 1, hidden: int = 32, heads: int = 4, kv: int = 2, head: int = 8, ffn: int = 64,
-            keys: int = 16, vocab: int = 96, dtype: str = "f32") -> Graph:  # fmt: skip
+def decoder(layers: int = 2, batch: int = 1, hidden: int = 32, heads: int = 4, kv: int = 2, head: int = 8,
+            ffn: int = 64, keys: int = 16, vocab: int = 96, dtype: str = "f32") -> Graph:  # fmt: skip
     """A decode step with the five operators a layer that fusion aims at, caches updated in place."""
     b = Builder()
     token, pos = b.arg(batch, dtype="i32"), b.arg(1, dtype="i32")
@@ -110,8 +120,8 @@ def decoder(layers: int = 2, batch: int = 1, hidden: int = 32, heads: int = 4, k
     group, width = heads // kv, (heads + 2 * kv) * head
     for n in range(layers):
         caches.append([b.arg(batch, keys, kv, head, dtype=dtype, name=f"{c}{n}") for c in "kv"])
-        weights.append([b.arg(*s, dtype=dtype) for s in
-                        ((hidden, width), (heads * head, hidden), (hidden, ffn), (hidden, ffn), (ffn, hidden))])  # fmt: skip
+        shapes = ((hidden, width), (heads * head, hidden), (hidden, ffn), (hidden, ffn), (ffn, hidden))
+        weights.append([b.arg(*s, dtype=dtype) for s in shapes])
     row = Coord(0, (), b.load(token, coord_axis(0, batch)), vocab - 1)
     x = b.map((batch, hidden), b.load(table, row, coord_axis(1, hidden)), dtype, name="embed")
     out_caches = []
@@ -136,16 +146,31 @@ def decoder(layers: int = 2, batch: int = 1, hidden: int = 32, heads: int = 4, k
             o = b.value(b.values[c].shape, dtype)
             new.append(o)
             col = E.coord_add(E.coord_add(E.coord_scale(ax[1], head), coord_axis(APPEND_AXIS, head)), coord_const(at))
-            appends.append(Append(c, o, (batch, kv, head), (0, 1, APPEND_AXIS), b.load(qkv, ax[0], col),
-                                  (ax[0], dynamic(b, pos, keys - 1), ax[1], coord_axis(APPEND_AXIS, head))))  # fmt: skip
+            where = (ax[0], dynamic(b, pos, keys - 1), ax[1], coord_axis(APPEND_AXIS, head))
+            appends.append(Append(c, o, (batch, kv, head), (0, 1, APPEND_AXIS), b.load(qkv, ax[0], col), where))
         q = E.coord_add(E.coord_add(E.coord_scale(ax[1], group * head), E.coord_scale(ax[2], head)), d)
         out = b.value((batch, heads * head), dtype, name=f"attention{n}")
         column = E.coord_add(E.coord_add(E.coord_scale(ax[1], group * head), E.coord_scale(ax[2], head)), ax[3])
-        b.ops.append(Attention(
-            out, (batch, kv, group, head), store=(ax[0], column), batch=(0, 1), rows=(2,), column=3, keys=keys, head=head,
-            q=b.load(qkv, ax[0], q), k=b.load(new[0], ax[0], s, ax[1], d), v=b.load(new[1], ax[0], s, ax[1], ax[3]),
-            score=E.acc(0, (0, 1, 2, KEY_AXIS)), prob=E.acc(0, (0, 1, 2, KEY_AXIS)), epilogue=E.acc(0, (0, 1, 2, 3)),
-            limit=E.binary("add", b.load(pos, 0), E.const(1, "i32")), appends=tuple(appends)))  # fmt: skip
+        b.ops.append(
+            Attention(
+                out,
+                (batch, kv, group, head),
+                store=(ax[0], column),
+                batch=(0, 1),
+                rows=(2,),
+                column=3,
+                keys=keys,
+                head=head,
+                q=b.load(qkv, ax[0], q),
+                k=b.load(new[0], ax[0], s, ax[1], d),
+                v=b.load(new[1], ax[0], s, ax[1], ax[3]),
+                score=E.acc(0, (0, 1, 2, KEY_AXIS)),
+                prob=E.acc(0, (0, 1, 2, KEY_AXIS)),
+                epilogue=E.acc(0, (0, 1, 2, 3)),
+                limit=E.binary("add", b.load(pos, 0), E.const(1, "i32")),
+                appends=tuple(appends),
+            )
+        )
         out_caches += new
         x = b.matmul(out, wo, name=f"o{n}", epilogue=add(x))
         h = b.matmul(x, wg, weights=2, lhs=norm(x), name=f"gate_up{n}",
@@ -165,7 +190,10 @@ def random_program(seed: int, ops: int = 16) -> Graph:
         x, y = (int(v) for v in rng.choice(recent[-3:], 2))
         kind = rng.integers(5)
         if kind == 0:
-            x = b.map((4, 8), E.binary("add", b.load(x, i, j), b.load(y, i, E.coord_add(coord_const(7), E.coord_scale(j, -1)))))
+            x = b.map(
+                (4, 8),
+                E.binary("add", b.load(x, i, j), b.load(y, i, E.coord_add(coord_const(7), E.coord_scale(j, -1)))),
+            )
         elif kind == 1:
             row = E.reduce("sum", b.load(x, i, coord_axis(E.REDUCE_AXIS, 8)), (E.REDUCE_AXIS,), (8,))
             x = b.map((4, 8), E.binary("mul", row, b.load(y, i, j)))
@@ -179,7 +207,7 @@ def random_program(seed: int, ops: int = 16) -> Graph:
     return b.graph(recent[-1], state)
 
 
-# --------------------------------------------------------------------------------------------------------------- oracles
+# -------------------------------------------------------------------------------------------------------------- oracles
 
 
 def box_bytes(b: Boxes, r: int) -> set[int]:

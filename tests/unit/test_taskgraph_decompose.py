@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from taskgraphs import TINY, Builder, decoder, dynamic, task_bytes
+from taskgraphs import TINY, Builder, cut_small, decoder, dynamic, task_bytes
 
 from jax_mpk.ir import expr as E
 from jax_mpk.ir import loops
@@ -18,6 +18,7 @@ from jax_mpk.passes import decompose
 from jax_mpk.passes.boxes import take
 from jax_mpk.passes.decompose import buffer_of, tiles
 from jax_mpk.targets import CPU, SM90, Target
+from jax_mpk.tasks.contract import ACCUMULATORS
 
 
 def points(op, tg: TaskGraph, t: int, skip: frozenset = frozenset()):
@@ -26,7 +27,9 @@ def points(op, tg: TaskGraph, t: int, skip: frozenset = frozenset()):
     axes = loops.loop_axes(op)
     parts = [math.ceil(e / n) for e, n in zip(grid.extent, grid.tile, strict=True)]
     digits = np.unravel_index(int(tg.index[t]), parts) if parts else ()
-    ranges = [range(int(d) * n, min(e, (int(d) + 1) * n)) for d, n, e in zip(digits, grid.tile, grid.extent, strict=True)]
+    ranges = [
+        range(int(d) * n, min(e, (int(d) + 1) * n)) for d, n, e in zip(digits, grid.tile, grid.extent, strict=True)
+    ]
     for p in itertools.product(*ranges):
         yield {x.axis: i for x, i in zip(axes, p, strict=True)}
 
@@ -54,7 +57,9 @@ def oracle(graph: Graph, tg: TaskGraph) -> None:
     """Writes are exact; reads and updates cover what a task touches and stay inside the buffer."""
     buffer = buffer_of(graph)
     touched, _ = task_bytes(tg)
-    written = task_bytes(TaskGraph(tg.grids, tg.buffers, tg.grid_of, tg.index, take(tg.boxes, tg.boxes.mode == WRITE)))[0]
+    written = task_bytes(TaskGraph(tg.grids, tg.buffers, tg.grid_of, tg.index, take(tg.boxes, tg.boxes.mode == WRITE)))[
+        0
+    ]
     for t in range(tg.tasks):
         op = graph.ops[tg.grids[tg.grid_of[t]].op]
         stored, loaded, updated = set(), set(), set()
@@ -93,7 +98,9 @@ def everything() -> Graph:
     slot = b.update(big, (2, 10), (dynamic(b, i, 5, coord_axis(0, 2)), c), b.load(rev, coord_axis(0, 2), c))
     slot = b.update(slot, (6, 3), (coord_axis(0, 6), coord_add(coord_scale(coord_axis(1, 3), 3), coord_const(1))),
                     b.load(t, coord_axis(0, 6), coord_axis(1, 3)))  # fmt: skip
-    slot = b.update(slot, (4, 10), (Coord(0, (), b.load(i, coord_axis(0, 4)), 5), c), b.load(gather, coord_axis(0, 4), c), "add")
+    slot = b.update(
+        slot, (4, 10), (Coord(0, (), b.load(i, coord_axis(0, 4)), 5), c), b.load(gather, coord_axis(0, 4), c), "add"
+    )
     top = b.value((3, 2), "f32")
     b.ops.append(Sort(top, (3, 9), key=b.load(mm, r, coord_axis(1, 9)), count=2, descending=True))
     assert w == y + 1
@@ -103,8 +110,7 @@ def everything() -> Graph:
 @pytest.mark.parametrize("tasks", [1, 3, 5, 64])
 @pytest.mark.parametrize("limit", [1, 40])
 def test_boxes_of_every_kind(tasks, limit, monkeypatch):
-    monkeypatch.setattr(decompose, "MIN_COST", limit)
-    monkeypatch.setattr(decompose, "MIN_MACS", limit)
+    cut_small(monkeypatch, limit, limit)
     graph = everything()
     tg = decompose.run(graph, Target("cpu", 2, 4, tasks))
     oracle(graph, tg)
@@ -114,19 +120,20 @@ def test_boxes_of_every_kind(tasks, limit, monkeypatch):
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_boxes_of_a_decoder(batch, monkeypatch):
-    monkeypatch.setattr(decompose, "MIN_MACS", 1)
+    cut_small(monkeypatch)
     graph = decoder(layers=1, batch=batch, hidden=8, heads=4, kv=2, head=4, ffn=10, keys=5, vocab=11)
     tg = decompose.run(graph, TINY)
     oracle(graph, tg)
     attention = next(g for g in tg.grids if g.kind == "attention")
     assert attention.count == batch * 2
     rows = (tg.grid_of[tg.boxes.task] == tg.grids.index(attention)) & (tg.boxes.mode == UPDATE)
-    assert (tg.boxes.run[rows] * tg.boxes.count[rows].prod(1) == 5 * 4 * 4).all(), "an append covers one head's cache only"
+    assert (tg.boxes.run[rows] * tg.boxes.count[rows].prod(1) == 5 * 4 * 4).all(), (
+        "an append covers one head's cache only"
+    )
 
 
 def test_every_element_is_stored_once(monkeypatch):
-    monkeypatch.setattr(decompose, "MIN_COST", 1)
-    monkeypatch.setattr(decompose, "MIN_MACS", 1)
+    cut_small(monkeypatch)
     graph = everything()
     tg = decompose.run(graph, TINY)
     buffer = buffer_of(graph)
@@ -189,7 +196,7 @@ def test_contraction_tiles():
     assert tile_of(contraction(1000, 512, 512), CPU)[0] == 64, "prefill: blocks of rows"
     assert tile_of(contraction(4096, 4096, 1), CPU)[0] == 64, "a matrix by a vector: its rows are cut"
     m, n, _ = tile_of(contraction(512, 512, 100000), CPU)
-    assert m * n <= decompose.ACCUMULATORS and n % CPU.columns == 0
+    assert m * n <= ACCUMULATORS and n % CPU.columns == 0
 
 
 def test_map_tiles():
@@ -204,13 +211,15 @@ def test_map_tiles():
 
     def norm(b, x):
         row = b.load(x, coord_axis(0, 64), coord_axis(E.REDUCE_AXIS, 4096))
-        return E.binary("mul", b.load(x, coord_axis(0, 64), coord_axis(1, 4096)), E.reduce("max", row, (E.REDUCE_AXIS,), (4096,)))
+        return E.binary(
+            "mul", b.load(x, coord_axis(0, 64), coord_axis(1, 4096)), E.reduce("max", row, (E.REDUCE_AXIS,), (4096,))
+        )
 
     assert tile_of(one((64, 4096), norm), CPU) == (4, 4096), "a row reduction keeps rows whole"
 
 
 def test_update_tiles(monkeypatch):
-    monkeypatch.setattr(decompose, "MIN_COST", 1)
+    cut_small(monkeypatch)
     b = Builder()
     x, i, y = b.arg(64, 64), b.arg(32, dtype="i32"), b.arg(32, 64)
     where = Coord(0, (), b.load(i, coord_axis(0, 32)), 63)

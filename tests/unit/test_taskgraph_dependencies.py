@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from taskgraphs import TINY, Builder, brute_conflicts, closure, decoder, dense, dynamic, random_program
+from taskgraphs import TINY, Builder, brute_conflicts, closure, cut_small, decoder, dense, dynamic, random_program
 from test_taskgraph_boxes import random_boxes
 from test_taskgraph_decompose import everything
 
@@ -32,7 +32,10 @@ def random_graph(seed: int, grids: int, buffers: int, reads: float, most: int = 
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, most + 1, grids)
     first = np.cumsum(sizes) - sizes
-    kinds = [Grid(n, "map", f"g{n}", (int(s),), (1,), int(f), int(s)) for n, (s, f) in enumerate(zip(sizes, first, strict=True))]
+    kinds = [
+        Grid(n, "map", f"g{n}", (int(s),), (1,), int(f), int(s))
+        for n, (s, f) in enumerate(zip(sizes, first, strict=True))
+    ]
     tasks = int(sizes.sum())
     rows = rows_of(random_boxes(rng, 3 * tasks, [(64, 16, 8), (32, 8), (40,), ()]))
     rows[:, 0] = np.sort(rng.integers(0, tasks, len(rows)))
@@ -60,15 +63,14 @@ def test_random_boxes_do_collide_inside_a_grid():
 
 @pytest.mark.parametrize("tasks", [1, 3, 64])
 def test_every_kind_of_operator(tasks, monkeypatch):
-    monkeypatch.setattr(decompose, "MIN_COST", 1)
-    monkeypatch.setattr(decompose, "MIN_MACS", 1)
+    cut_small(monkeypatch)
     target = type(TINY)("cpu", 2, 4, tasks)
     exact(dependencies.run(decompose.run(everything(), target)))
 
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_decoder(batch, monkeypatch):
-    monkeypatch.setattr(decompose, "MIN_MACS", 1)
+    cut_small(monkeypatch)
     graph = decoder(layers=3, batch=batch, hidden=8, heads=4, kv=2, head=4, ffn=10, keys=5, vocab=11)
     tg = dependencies.run(decompose.run(graph, TINY))
     exact(tg)
@@ -100,6 +102,14 @@ def test_a_partial_overwrite_keeps_the_older_writer():
     assert edges(tg) == [[], [0], [0], [1]]
 
 
+def test_overlapping_writes_of_one_grid_hide_nothing():
+    """As many bytes as the hull has, but with a hole in which the older writer shows."""
+    tg = chain(
+        (0, 0, WRITE, 0, 100), (1, 0, WRITE, 0, 50), (1, 0, WRITE, 30, 20), (1, 0, WRITE, 70, 30), (2, 0, READ, 55, 5)
+    )
+    assert edges(tg) == [[], [0], [0]]
+
+
 def test_write_after_read():
     tg = chain((0, 0, WRITE, 0, 100), (1, 0, READ, 0, 50), (2, 0, READ, 50, 50), (3, 0, WRITE, 0, 100))
     assert edges(tg) == [[], [0], [0], [1, 2]]
@@ -113,9 +123,20 @@ def test_a_longer_path_between_operators_is_no_proof():
     """g2 depends on g1 and g1 on g0, but not through the tasks that matter: the edge g0 -> g2 must stay."""
     grids = tuple(Grid(n, "map", f"g{n}", (2,), (1,), 2 * n, 2) for n in range(3))
     some = tuple(Buffer(n, "workspace", n, 100, "u8", f"b{n}") for n in range(2))
-    rows = [(0, 0, WRITE, 0, 50), (1, 0, WRITE, 50, 50), (2, 0, READ, 0, 50), (2, 1, WRITE, 0, 50), (3, 1, WRITE, 50, 50),
-            (4, 1, READ, 0, 50), (4, 0, READ, 0, 50), (5, 1, READ, 50, 50), (5, 0, READ, 50, 50)]  # fmt: skip
-    tg = TaskGraph(grids, some, np.repeat(np.arange(3, dtype=np.int32), 2), np.tile(np.arange(2, dtype=np.int32), 3), boxes(*rows))
+    rows = [
+        (0, 0, WRITE, 0, 50),
+        (1, 0, WRITE, 50, 50),
+        (2, 0, READ, 0, 50),
+        (2, 1, WRITE, 0, 50),
+        (3, 1, WRITE, 50, 50),
+        (4, 1, READ, 0, 50),
+        (4, 0, READ, 0, 50),
+        (5, 1, READ, 50, 50),
+        (5, 0, READ, 50, 50),
+    ]
+    tg = TaskGraph(
+        grids, some, np.repeat(np.arange(3, dtype=np.int32), 2), np.tile(np.arange(2, dtype=np.int32), 3), boxes(*rows)
+    )
     tg = dependencies.run(tg)
     exact(tg)
     assert edges(tg)[4:] == [[2], [1, 3]]
@@ -123,8 +144,7 @@ def test_a_longer_path_between_operators_is_no_proof():
 
 @pytest.mark.parametrize("seed", range(6))
 def test_random_programs(seed, monkeypatch):
-    monkeypatch.setattr(decompose, "MIN_COST", 1)
-    monkeypatch.setattr(decompose, "MIN_MACS", 1)
+    cut_small(monkeypatch)
     exact(dependencies.run(decompose.run(random_program(seed), TINY)))
 
 

@@ -12,6 +12,7 @@ from taskgraphs import (
     brute_conflicts,
     closure,
     compile_,
+    cut_small,
     decoder,
     dense,
     event_order,
@@ -19,13 +20,14 @@ from taskgraphs import (
     task_bytes,
 )
 from test_taskgraph_decompose import everything
+from test_taskgraph_dependencies import boxes as contiguous
 from test_taskgraph_dependencies import chain, random_graph
 
 from jax_mpk.abi import MAX_TRIGGERS, MAX_WAITS
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import coord_axis
 from jax_mpk.ir.graph import Graph, itemsize
-from jax_mpk.ir.tasks import READ, WRITE, Csr, Grid, TaskGraph
+from jax_mpk.ir.tasks import READ, WRITE, Buffer, Csr, Grid, TaskGraph
 from jax_mpk.passes import decompose, dependencies, events, hops, linearise, memory, normalise
 from jax_mpk.passes.boxes import bytes_of, from_rows
 from jax_mpk.targets import CPU, Target
@@ -100,7 +102,9 @@ def test_normalised_graphs_keep_the_order(seed, density, limits, monkeypatch):
 def by_hand(sizes: list[int], needs: dict[int, list[int]]) -> TaskGraph:
     """Grids of these sizes, without boxes, and these dependencies."""
     first = np.cumsum([0, *sizes])
-    grids = tuple(Grid(n, "map", f"g{n}", (c,), (1,), int(f), c) for n, (c, f) in enumerate(zip(sizes, first, strict=False)))
+    grids = tuple(
+        Grid(n, "map", f"g{n}", (c,), (1,), int(f), c) for n, (c, f) in enumerate(zip(sizes, first, strict=False))
+    )
     row, col = (np.array(x) for x in zip(*((t, s) for t, row in needs.items() for s in row), strict=True))
     grid_of = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
     index = (np.arange(len(grid_of)) - first[grid_of]).astype(np.int32)
@@ -128,6 +132,27 @@ def test_a_small_fork_needs_no_dummy():
     tg = normalise.run(tg)
     assert tg.tasks == 17 and np.diff(tg.waits.start).max() == 2 and np.diff(tg.triggers.start).max() == 1
     assert (event_order(tg) == closure(dense(tg.deps, 17))).all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_tasks_of_one_grid_that_collide_stay_in_order(seed, monkeypatch):
+    """Producers and consumers of an event in one grid: events may only be merged where that makes no cycle."""
+    monkeypatch.setattr(normalise, "MAX_TRIGGERS", 1)
+    before = events.run(dependencies.run(random_graph(seed, 6, 6, 0.6, 9)))
+    assert (before.grid_of[before.deps.row_of()] == before.grid_of[before.deps.data]).any()
+    tg = normalise.run(before)
+    consistent(tg)
+    real = np.flatnonzero([tg.grids[g].kind != "nop" for g in tg.grid_of])
+    assert (event_order(tg)[np.ix_(real, real)] >= closure(dense(before.deps, before.tasks))).all()
+
+
+def test_subsets():
+    rng = np.random.default_rng(0)
+    rows = sorted({tuple(sorted(set(rng.integers(0, 6, rng.integers(1, 6)).tolist()))) for _ in range(60)})
+    sets = Csr(np.cumsum([0, *map(len, rows)]), np.concatenate(rows).astype(np.int32))
+    a, b = (x.ravel() for x in np.indices((len(rows), len(rows))))
+    want = [set(rows[i]) < set(rows[j]) for i, j in zip(a, b, strict=True)]
+    assert normalise._inside(sets, a, b).tolist() == want
 
 
 def test_boxes_follow_their_tasks_when_dummies_come_in(monkeypatch):
@@ -158,13 +183,14 @@ def test_order(seed):
 
 def test_a_cycle_is_found():
     tg = events.run(chain((0, 0, WRITE, 0, 9), (1, 0, READ, 0, 9)))
-    loop = replace(tg, waits=Csr.from_pairs(np.array([0, 1]), np.array([1, 0]), 2), threshold=np.array([1, 1], np.int32),
+    loop = replace(tg, threshold=np.array([1, 1], np.int32),
+                   waits=Csr.from_pairs(np.array([0, 1]), np.array([1, 0]), 2),
                    triggers=Csr.from_pairs(np.array([0, 1]), np.array([0, 1]), 2))  # fmt: skip
     with pytest.raises(ValueError, match="cycle"):
         linearise.run(loop)
 
 
-# ------------------------------------------------------------------------------------------------------------- placement
+# ------------------------------------------------------------------------------------------------------------ placement
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 7])
@@ -256,7 +282,7 @@ def test_only_read_only_weights_stream():
     assert compile_(decoder(), CPU).streams is None, "a target without a ring does not stream"
 
 
-# ---------------------------------------------------------------------------------------------------------------- memory
+# --------------------------------------------------------------------------------------------------------------- memory
 
 
 def plan_is_sound(tg: TaskGraph) -> int:
@@ -288,8 +314,7 @@ def test_memory_of_random_boxes(seed, most):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_random_programs(seed, monkeypatch):
-    monkeypatch.setattr(decompose, "MIN_COST", 1)
-    monkeypatch.setattr(decompose, "MIN_MACS", 1)
+    cut_small(monkeypatch)
     tg = compile_(random_program(seed), TINY, 3)
     consistent(tg)
     assert (event_order(tg) >= closure(brute_conflicts(tg))).all()
@@ -322,7 +347,7 @@ def test_no_reuse_without_an_order():
 
 def test_rows_that_never_meet_share_row_by_row(monkeypatch):
     """Four independent rows: no operator is ordered as a whole after another, yet the workspace stays small."""
-    monkeypatch.setattr(decompose, "MIN_COST", 1)
+    cut_small(monkeypatch)
     b = Builder()
     x = [b.arg(4, 64), b.arg(4, 64)]
     for _ in range(12):
@@ -336,6 +361,23 @@ def test_rows_that_never_meet_share_row_by_row(monkeypatch):
     verify(tg, target=TINY)
     monkeypatch.setattr(memory, "SLACK", 1000)
     assert compile_(graph, TINY).workspace == 11 * 1024
+
+
+def test_a_buffer_written_in_part_hides_nothing(monkeypatch):
+    """b lies where a was, but only over its first row: c, which follows b, must not lie over a's second row."""
+    monkeypatch.setattr(memory, "SLACK", 0)
+    rows = [(0, 0, WRITE, 0, 64), (1, 0, WRITE, 64, 64), (2, 0, READ, 0, 64), (2, 3, WRITE, 0, 64), (3, 3, READ, 0, 64),
+            (3, 1, WRITE, 0, 64), (4, 1, READ, 0, 64), (4, 2, WRITE, 0, 128), (5, 0, READ, 64, 64)]  # fmt: skip
+    grids = tuple(
+        Grid(n, "map", f"g{n}", (c,), (1,), f, c) for n, (f, c) in enumerate([(0, 2), *((n, 1) for n in range(2, 6))])
+    )
+    some = tuple(Buffer(n, "workspace", n, 64 if n == 3 else 128, "u8", "abcd"[n]) for n in range(4))
+    tg = TaskGraph(
+        grids, some, np.array([0, 0, 1, 2, 3, 4], np.int32), np.array([0, 1, 0, 0, 0, 0], np.int32), contiguous(*rows)
+    )
+    tg = memory.run(dependencies.run(tg))
+    plan_is_sound(tg)
+    assert tg.buffers[0].offset == tg.buffers[1].offset != tg.buffers[2].offset
 
 
 def test_constants_have_offsets():
@@ -356,14 +398,16 @@ def test_precedence_is_what_the_dependencies_prove():
                     assert before[np.ix_(tg.grid_of == y, tg.grid_of == x)].all()
 
 
-# ------------------------------------------------------------------------------------------------------------ all passes
+# ----------------------------------------------------------------------------------------------------------- all passes
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
-@pytest.mark.parametrize("graph", [decoder(layers=2), decoder(layers=2, batch=3), everything()], ids=["one", "batch", "kinds"])
+@pytest.mark.parametrize(
+    "graph", [decoder(layers=2), decoder(layers=2, batch=3), everything()], ids=["one", "batch", "kinds"]
+)
 @pytest.mark.parametrize("target", [TINY, CPU, STREAMING], ids=["tiny", "cpu", "ring"])
 def test_programs_verify(graph: Graph, target: Target, workers: int, monkeypatch):
-    monkeypatch.setattr(decompose, "MIN_COST", 1)
+    cut_small(monkeypatch)
     tg = compile_(graph, target, workers)
     consistent(tg)
     assert verify(tg, target=target).tasks == tg.tasks
