@@ -50,6 +50,15 @@ def test_eager_and_jit(mk):
     close(jax.jit(f)(X, W, V), block(X, W, V))
 
 
+def test_without_a_name_the_platform_decides():
+    f = jax.jit(megakernelize(block))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert f.lower(X, W, V).as_text().count("jax_mpk_cpu") == 1
+        close(f(X, W, V), block(X, W, V))
+    assert "jax_mpk_cpu" not in jax.jit(megakernelize(block, implementation="xla")).lower(X, W, V).as_text()
+
+
 def test_one_custom_call_per_call():
     f = megakernelize(block, implementation="cpu")
     text = jax.jit(lambda x, w, v: f(f(x, w, v), w, v)).lower(X, W, V).compile().as_text()
