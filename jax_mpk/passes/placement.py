@@ -139,6 +139,8 @@ def _plan(graph: Graph, op: Contract, rhs: Load, buffer: int, target: Target) ->
     if len(dims) > RANK or any(s <= 0 or s * size % 16 for s in strides[1:]) or access.offset * size % 16:
         return None
     box += [1] * len(batch)
+    if any(b > d for b, d in zip(box, dims, strict=True)):
+        return None  # smaller than a frame: not worth a stream
     fit = TensorMap(
         buffer, access.offset * size, value.dtype, tuple(dims), tuple(s * size for s in strides), tuple(box)
     )
