@@ -1,0 +1,41 @@
+"""The extension module: XLA FFI handlers, and entries for tests and benchmarks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+class ProgramError(ValueError):
+    """A blob that is not a program of this version, or that is damaged."""
+
+def run(
+    blob: bytes,
+    args: Sequence[Any],
+    results: Sequence[Any],
+    *,
+    threads: int = 0,
+    seed: int = -1,
+    poison: bool = False,
+    deadline_ms: int = 60000,
+    isa: str = "",
+) -> None:
+    """Runs a program on contiguous buffers (their byte sizes count, not their types); results are written in place.
+
+    threads: 0 = one per core. seed >= 0: one thread, a random order that the events allow. poison: fills the workspace
+    and the results that are no alias with 0xff bytes first. Raises `ProgramError`, `ValueError` for buffers that do not
+    fit, and `TimeoutError` when no task finished for `deadline_ms`.
+    """
+
+def check(blob: bytes) -> None:
+    """Loads a program and drops it; raises `ProgramError`."""
+
+def info() -> dict[str, Any]:
+    """isa (chosen), isas (usable here), threads, abi_version, ffi_version (of the headers), cuda (built in)."""
+
+def read_bandwidth(bytes: int, threads: int = 0, rounds: int = 5) -> float:
+    """Bytes per second of the best pass of a read-only stream over fresh memory."""
+
+def registrations() -> dict[str, Any]:
+    """XLA FFI targets of the CPU by name, for `jax.ffi.register_ffi_target`."""
+
+def cuda_handlers() -> dict[str, Any]: ...
+def cuda_state_type() -> dict[str, Any]: ...
+def cuda_check() -> str: ...
