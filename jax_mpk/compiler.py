@@ -6,9 +6,11 @@ is what a lowering needs: the blob, from memory, from disk, or compiled.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -115,6 +117,19 @@ def clear_cache() -> None:
     _memory.clear()
 
 
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """The passes make millions of small objects that live to the end: the cycle collector would only walk them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_uncollected()
 def compile(closed: jc.ClosedJaxpr, target: Target, options: Options, *, name: str = "fn") -> Compiled:
     """Runs the passes, or finds the result in memory. The returned stages are complete up to `options.stop_after`.
 

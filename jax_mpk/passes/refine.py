@@ -18,7 +18,7 @@ from jax_mpk.errors import UnsupportedError
 from jax_mpk.ir import expr as E
 from jax_mpk.ir import loops
 from jax_mpk.ir.expr import Coord, Expr, Load, Piece, Reduce, Term
-from jax_mpk.ir.graph import Attention, Contract, Graph, Map, Op, Source, Update, Value, check
+from jax_mpk.ir.graph import Attention, Contract, Graph, Map, Op, Source, Update, Value
 from jax_mpk.passes import axes, digits
 from jax_mpk.passes.reindex import cut, fixed, identity, merge_bound, merged, reindex, replace_nodes
 
@@ -33,7 +33,7 @@ def run(graph: Graph) -> Graph:
     r = _Refiner(graph)
     for op in graph.ops:
         r.refine(op)
-    return check(graph.with_ops(r.ops, r.g.values))
+    return graph.with_ops(r.ops, r.g.values)
 
 
 def core_operands(op: Op) -> dict[str, Load]:
