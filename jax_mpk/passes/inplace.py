@@ -42,20 +42,19 @@ class _Plan:
         self.constrained = False
 
     def decide(self) -> set[tuple[int, int]]:
-        """The (position, value) pairs whose operator must overwrite a copy; everything else is made legal by order."""
+        """The (position, value) pairs whose operator must overwrite a copy; everything else is made legal by order.
+
+        Backwards: the last of several operators that overwrite one value does it in place, the others read before.
+        """
         g, copies = self.g, set()
-        writers: dict[int, list[int]] = defaultdict(list)
         last: dict[int, int] = {}  # value -> the version at the end of its chain of in-place writes
-        for n, op in enumerate(g.ops):
-            for old, _ in op.inplace():
-                writers[old].append(n)
         results = set(g.results)
         for n in reversed(range(len(g.ops))):
             for old, new in g.ops[n].inplace():
                 role = g.values[old].role
                 final = last.get(new, new)
                 owned = role == "temp" or (role == "arg" and final in results)
-                legal = owned and old not in results and n == writers[old][-1] and self._alone(n, old)
+                legal = owned and old not in results and self._alone(n, old)
                 if legal and self._order_readers(n, old):
                     last[old] = final
                 else:

@@ -9,6 +9,8 @@ import pytest
 from jax import lax
 from lowering import close, graph_of, integers, normal, run_graph, same
 
+from jax_mpk.passes import fuse, simplify
+
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, 2.5, -2.5, 1e-30, 3e4, -3e4, np.inf, -np.inf, np.nan, 1.5, 0.49999997]
 X = jnp.concatenate([normal((50,), scale=2.0), jnp.array(SPECIAL, jnp.float32)])
 Y = jnp.concatenate([normal((50,), seed=1), jnp.array(SPECIAL[::-1], jnp.float32)])
@@ -128,9 +130,14 @@ def test_roundings_are_those_of_the_jaxpr():
             x = x + one
         return x
 
-    (out,) = run_graph(graph_of(f, 256 * one), 256 * one)
-    assert out == 256
-    same(lambda x: (x * 1.01 + 1.02) * 3.0 - x, normal((1000,), jnp.bfloat16), ulps=0, eager=True)
+    g = graph_of(f, 256 * one)
+    assert run_graph(g, 256 * one) == [256] == run_graph(fuse.run(simplify.run(g)), 256 * one)
+    for dtype in (jnp.bfloat16, jnp.float16, jnp.int8):
+        x = normal((1000,), scale=50).astype(dtype)
+        g = same(lambda x: (x * 3 + 5) * 7 - x, x, ulps=0, eager=True)
+        fused = fuse.run(simplify.run(g))
+        assert len(fused.ops) == 1
+        np.testing.assert_array_equal(run_graph(fused, x)[0], run_graph(g, x)[0])
 
 
 def test_scalars_and_weak_types():

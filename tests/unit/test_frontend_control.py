@@ -70,6 +70,7 @@ def test_scan_over_layers_with_cache():
 def test_constants_and_results():
     """Closed-over arrays are constants; every result is written by an operator, once."""
     table = normal((6, 3))
+    same(lambda x: (y := x + 1, y, y), table)
     g = same(lambda i: (table[i], table, i, i, jnp.float32(2.5), table[i]), jnp.array([1, 4]))
     consts = [v for v in g.values.values() if v.role == "const"]
     assert [v.shape for v in consts] == [(6, 3)]

@@ -59,6 +59,8 @@ def test_the_streamed_operand_is_rhs():
     assert rhs(lambda x, w: w.T @ jnp.sin(x).T, x, w)[0].shape == (4, 8)
     assert rhs(lambda x, w: x @ jnp.sin(w), x, w)[0].index == 0
     assert rhs(lambda x, w: x @ w, x, w)[0].index == 1
+    assert rhs(lambda x, w: jnp.sin(x) @ jnp.sin(w), x, w)[0].shape == (8, 4)
+    assert rhs(lambda x, w: jnp.sin(w.T) @ jnp.sin(x.T), x, w)[0].shape == (4, 8)
     assert rhs(lambda x, w: jnp.einsum("dn,td->nt", w.astype(jnp.float32), jnp.sin(x)), x, w.astype(jnp.bfloat16))[
         0
     ].shape == (8, 4)

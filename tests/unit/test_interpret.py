@@ -176,11 +176,12 @@ def test_it_notices_mistakes():
 
 def test_shared_reductions_of_different_extents():
     """Two reductions bind the same id with different extents over equal sub-expressions."""
-    first = E.reduce("sum", E.load(0, (axis(90, 4),), "f32"), (90,), (4,))
-    both = E.reduce("sum", E.load(0, (Coord(0, (E.Term(1, 90, 2, 0, 4),)),), "f32"), (90,), (8,))
-    g = graph([(4,), ()], [Map(1, (), expr=E.binary("add", first, both))], [1])
+    body = E.load(0, (Coord(0, (E.Term(1, E.REDUCE_AXIS, 1, 4, 4),)),), "f32")
+    twice, thrice = (E.reduce("sum", body, (E.REDUCE_AXIS,), (n,)) for n in (8, 12))
+    assert twice.body is thrice.body
+    g = graph([(4,), ()], [Map(1, (), expr=E.binary("add", twice, thrice))], [1])
     x = f32(4)
-    np.testing.assert_allclose(interpret.run(g, [x])[0], 3 * x.sum(), rtol=1e-5)
+    np.testing.assert_allclose(interpret.run(g, [x])[0], 5 * x.sum(), rtol=1e-5)
 
 
 def test_scalar_operations_have_the_types_of_the_ir():
