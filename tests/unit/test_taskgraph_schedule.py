@@ -173,6 +173,7 @@ def test_order(seed):
     place[tg.order] = np.arange(tg.tasks)
     later, earlier = np.nonzero(event_order(tg))
     assert (place[later] > place[earlier]).all()
+    assert (np.diff(hops.levels(tg)[tg.order]) >= 0).all(), "breadth first"
     once = events.run(layered(seed, 9, 5, 1.2))
     tg = linearise.run(once)
     place[tg.order] = np.arange(tg.tasks)
@@ -366,18 +367,19 @@ def test_rows_that_never_meet_share_row_by_row(monkeypatch):
 def test_a_buffer_written_in_part_hides_nothing(monkeypatch):
     """b lies where a was, but only over its first row: c, which follows b, must not lie over a's second row."""
     monkeypatch.setattr(memory, "SLACK", 0)
-    rows = [(0, 0, WRITE, 0, 64), (1, 0, WRITE, 64, 64), (2, 0, READ, 0, 64), (2, 3, WRITE, 0, 64), (3, 3, READ, 0, 64),
-            (3, 1, WRITE, 0, 64), (4, 1, READ, 0, 64), (4, 2, WRITE, 0, 128), (5, 0, READ, 64, 64)]  # fmt: skip
-    grids = tuple(
-        Grid(n, "map", f"g{n}", (c,), (1,), f, c) for n, (f, c) in enumerate([(0, 2), *((n, 1) for n in range(2, 6))])
-    )
-    some = tuple(Buffer(n, "workspace", n, 64 if n == 3 else 128, "u8", "abcd"[n]) for n in range(4))
-    tg = TaskGraph(
-        grids, some, np.array([0, 0, 1, 2, 3, 4], np.int32), np.array([0, 1, 0, 0, 0, 0], np.int32), contiguous(*rows)
-    )
+    row, both = (0, 64), (0, 128)
+    boxes = [(0, 0, WRITE, *row), (1, 0, WRITE, 64, 64), (2, 0, READ, *row), (2, 3, WRITE, *row), (3, 3, READ, *row),
+             (3, 1, WRITE, *row), (4, 1, READ, *row), (4, 4, WRITE, *row), (5, 4, READ, *row), (5, 2, WRITE, *both),
+             (6, 0, READ, 64, 64)]  # fmt: skip
+    first = [(0, 2), *((n, 1) for n in range(2, 7))]
+    grids = tuple(Grid(n, "map", f"g{n}", (c,), (1,), f, c) for n, (f, c) in enumerate(first))
+    some = tuple(Buffer(n, "workspace", n, 64 if n > 2 else 128, "u8", "abcde"[n]) for n in range(5))
+    grid_of = np.array([0, 0, 1, 2, 3, 4, 5], np.int32)
+    tg = TaskGraph(grids, some, grid_of, np.array([0, 1, 0, 0, 0, 0, 0], np.int32), contiguous(*boxes))
     tg = memory.run(dependencies.run(tg))
     plan_is_sound(tg)
-    assert tg.buffers[0].offset == tg.buffers[1].offset != tg.buffers[2].offset
+    assert memory._Rows(tg).ordered(tg.buffers[0], tg.buffers[1]) and tg.workspace == 2 * 128
+    assert not memory._Rows(tg).ordered(tg.buffers[1], tg.buffers[2])
 
 
 def test_constants_have_offsets():
