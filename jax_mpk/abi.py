@@ -67,7 +67,7 @@ ATTENTION codes: APPEND+j run first (they store rows of the cache); Q stores scr
           of k (axes batch, key, head) and v (axes batch, key, column). A batch axis has tile 1. `params[N_BATCH]`,
           `params[N_ROWS]` count axes. Without LIMIT all keys count; a limit is clamped to [1, keys]. SCORE and PROB
           run over the keys [0, limit) only.
-SORT      code KEY stores scratch ACC, the row (f32 or i32 as `params[KEY_DTYPE]`); rows sort stably (NaN last);
+SORT      code KEY stores scratch ACC, the row (f32 or i32 as `params[KEY_DTYPE]`); rows sort stably (NaN is the greatest);
           `params[COUNT]` values or i32 positions are stored through access `params[OUT]` (axes: the domain; the last
           one indexes the sorted row). PAYLOAD 0: values, 1: positions. ACC is one row: f32 or i32 [last axis].
 

@@ -6,11 +6,28 @@ static void select(u32* d, const u32* a, const u32* b, const u32* c, int n) {
   LOOP (int i = 0; i < n; ++i) d[i] = a[i] ? b[i] : c[i];
 }
 
+constexpr f32 TRIG_LIMIT = 1e6f;
+
+static bool beyond(const u32* a, int n) {
+  u32 any = 0;
+  LOOP (int j = 0; j < n; ++j) any |= (a[j] & 0x7fffffffu) > 0x49742400u && (a[j] & 0x7fffffffu) < 0x7f800000u;  // 1e6
+  return any;
+}
+
 static void arithmetic(abi::Opcode op, u32* d, const u32* a, const u32* b, int n) {
   n &= -16;  // tells the compiler that there is no remainder
 #define EACH(name, value)                                                        \
   case abi::Opcode::name:                                                        \
     LOOP (int j = 0; j < n; ++j) d[j] = value;                                   \
+    break;
+// Arguments beyond TRIG_LIMIT need more digits of pi than the vector code has: lane by lane, from the C library.
+#define TRIG(name, value, library)                                               \
+  case abi::Opcode::name:                                                        \
+    if (beyond(a, n)) {                                                          \
+      for (int j = 0; j < n; ++j) d[j] = as_u(fabs_(X) > TRIG_LIMIT && fabs_(X) < INF ? library : value); \
+    } else {                                                                     \
+      LOOP (int j = 0; j < n; ++j) d[j] = as_u(value);                           \
+    }                                                                            \
     break;
 #define X as_f(a[j])
 #define Y as_f(b[j])
@@ -31,9 +48,9 @@ static void arithmetic(abi::Opcode op, u32* d, const u32* a, const u32* b, int n
     F_OP(F_RSQRT, 1.f / __builtin_sqrtf(X))
     F_OP(F_CBRT, __builtin_cbrtf(X))
     F_OP(F_TANH, tanh_(X))
-    F_OP(F_SIN, sin_(X))
-    F_OP(F_COS, cos_(X))
-    F_OP(F_TAN, tan_(X))
+    TRIG(F_SIN, sin_(X), __builtin_sinf(X))
+    TRIG(F_COS, cos_(X), __builtin_cosf(X))
+    TRIG(F_TAN, tan_(X), __builtin_tanf(X))
     F_OP(F_LOGISTIC, logistic_(X))
     F_OP(F_ERF, erf_(X))
     F_OP(F_SIGN, X > 0.f ? 1.f : X < 0.f ? -1.f : X)
@@ -102,6 +119,7 @@ static void arithmetic(abi::Opcode op, u32* d, const u32* a, const u32* b, int n
     default: break;  // memory and control: the interpreter
   }
 #undef EACH
+#undef TRIG
 #undef X
 #undef Y
 #undef SX

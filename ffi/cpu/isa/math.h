@@ -81,7 +81,7 @@ FN f32 tanh_(f32 x) {
   const f32 p = (((-6.104948007e-3f * z + 2.100364122e-2f) * z - 5.385249747e-2f) * z + 1.333278226e-1f) * z - 3.333332910e-1f;
   const f32 small = x + x * z * p;
   const f32 large = 1.f - 2.f / (exp_(2.f * (a > 20.f ? 20.f : a)) + 1.f);
-  return a < 0.625f ? small : copysign_(x != x ? x : large, x);
+  return copysign_(a < 0.625f ? small : x != x ? x : large, x);
 }
 FN f32 logistic_(f32 x) { return 1.f / (1.f + exp_(-x)); }
 FN f32 erf_(f32 x) {
@@ -96,7 +96,7 @@ FN f32 erf_(f32 x) {
   return x != x ? x : out;
 }
 
-// The quadrant and the remainder of x modulo pi/2: exact enough below 1e9.
+// The quadrant and the remainder of x modulo pi/2, for |x| up to TRIG_LIMIT.
 struct Quadrant { f32 r; u32 q; };
 FN Quadrant quadrant_(f32 x) {
   const f64 d = x, big = 6755399441055744.0;  // 1.5 * 2**52
