@@ -10,7 +10,7 @@ import math
 
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Expr
-from jax_mpk.ir.graph import Contract, Graph, Map, Op
+from jax_mpk.ir.graph import Contract, Graph, Map, Op, compute_dtype
 from jax_mpk.passes import algebra
 from jax_mpk.passes.substitute import inline, settle
 
@@ -27,13 +27,14 @@ def run(g: Graph) -> Graph:
         op = _degenerate(inline(op, views, gone))
         ops.append(op)
         gone.update(old for old, _ in op.inplace())
-        if isinstance(op, Map) and op.store is None:
+        if isinstance(op, Map | Contract) and op.store is None:
             v = g.values[op.out]
-            twin = seen.setdefault((op.domain, op.expr, v.dtype), op.out)
+            what = op.expr if isinstance(op, Map) else (op.lhs, op.rhs, op.k, op.epilogue)
+            twin = seen.setdefault((op.domain, what, v.dtype), op.out)
             if twin != op.out:
                 coords = tuple(E.coord_axis(a, n) for a, n in enumerate(v.shape))
-                views[op.out] = E.load(twin, coords, op.expr.dtype)
-            elif algebra.is_view(op.expr):
+                views[op.out] = E.load(twin, coords, compute_dtype(v.dtype))
+            elif isinstance(op, Map) and algebra.is_view(op.expr):
                 views[op.out] = op.expr
     return dead(g.with_ops(ops))
 

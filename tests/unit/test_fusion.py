@@ -151,3 +151,14 @@ def test_bf16_rounds_where_the_function_rounds():
     got = interpret.run(all_stages["layout"], args)[0]
     assert len(all_stages["layout"].ops) == 1
     np.testing.assert_array_equal(got.view(np.uint16), want.view(np.uint16))
+
+
+def test_logits_are_written_once_and_equal_contractions_are_one():
+    shape = S.Shape(layers=1)
+    g = stages(S.decoder(shape), *_arguments(shape, 2, jnp.bfloat16))["layout"]
+    assert g.ops[-1].reads() == {g.results[1]}, "the argmax reads the logits that are returned"
+    f = lambda x, w: jnp.tanh(x @ w) * (x @ w)  # noqa: E731
+    args = _random((4, 20), (20, 12))
+    g = stages(f, *args)["layout"]
+    assert len(g.ops) == 1 and len(g.ops[0].rhs) == 1
+    np.testing.assert_allclose(interpret.run(g, args)[0], jax.jit(f)(*args), rtol=2e-5, atol=2e-5)
