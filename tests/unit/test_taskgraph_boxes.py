@@ -7,9 +7,9 @@ import math
 
 import numpy as np
 import pytest
+from graphs_by_hand import box_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from taskgraphs import box_bytes
 
 from jax_mpk.ir.tasks import BOX_RANK, READ, UPDATE, WRITE
 from jax_mpk.passes import boxes

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from taskgraphs import TINY, Builder, cut_small, decoder, dynamic, task_bytes
+from graphs_by_hand import TINY, Builder, cut_small, decoder, dynamic, task_bytes
 
 from jax_mpk.ir import expr as E
 from jax_mpk.ir import loops

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from taskgraphs import TINY, Builder, brute_conflicts, closure, cut_small, decoder, dense, dynamic, random_program
+from graphs_by_hand import TINY, Builder, brute_conflicts, closure, cut_small, decoder, dense, dynamic, random_program
 from test_taskgraph_boxes import random_boxes
 from test_taskgraph_decompose import everything
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from taskgraphs import (
+from graphs_by_hand import (
     TINY,
     Builder,
     brute_conflicts,
