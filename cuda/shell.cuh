@@ -5,7 +5,7 @@
 // for an event.
 //
 // Abort. Any wait that outlasts the limit claims `abort`, describes itself in the host's status record, and from then
-// on every wait of every block falls through: tasks already running finish on garbage but trigger nothing, no new task
+// on every wait of every block falls through: tasks already running finish on garbage, no new task
 // starts, and the last block to leave clears the counters. So the kernel ends and the next launch starts clean.
 #pragma once
 
@@ -87,6 +87,9 @@ struct Worker {
   u8 *ring, *act, *acc;
   u8* spill;      // this block's part of the workspace, for scratch that does not fit
   u8* workspace;
+#if MPK_PROFILE
+  u64* stamps;    // four times for every task, after the scratch of the blocks
+#endif
   u64 act_key;
   u32 epoch;
   u32 frame, phase;
@@ -99,6 +102,9 @@ struct Worker {
     acc = smem + ACC_AT;
     workspace = launch.base[MPK_BASES - 2];
     spill = workspace + state->spill + blockIdx.x * spill_bytes;
+#if MPK_PROFILE
+    stamps = (u64*)(workspace + state->spill + gridDim.x * spill_bytes);
+#endif
     epoch = ld_relaxed(&state->epoch);
     act_key = sh->act_key;
     frame = sh->frame;
@@ -112,6 +118,13 @@ struct Worker {
     sh->phase = phase;
   }
 };
+
+// Profiling: when a task got to a stage. 0: it began, 1: its activation is in place, 2: its sums are, 3: it has ended.
+__device__ __forceinline__ void stamp(Worker& w, const Desc& d, u32 stage) {
+#if MPK_PROFILE
+  if (threadIdx.x == 0) w.stamps[4ull * d.task + stage] = now_ns();
+#endif
+}
 
 // ---- bounded waits --------------------------------------------------------------------------------------------------
 
@@ -218,11 +231,13 @@ __device__ __forceinline__ void controller(const Launch& launch, Shared* sh) {
 
 // ---- consumers ------------------------------------------------------------------------------------------------------
 
-// The end of a task: every consumer's writes, then its triggers.
+// The end of a task: every consumer's writes, then its triggers. After an abort they do no harm: no new task starts, and
+// to look for one would put a read of memory into every hop.
 __device__ __forceinline__ void finish(Worker& w, const Desc& d, bool publish) {
   sync_consumers();
-  if (threadIdx.x == 0 && publish && !ld_relaxed(&w.state->abort))
+  if (threadIdx.x == 0 && publish)
     for (u32 j = 0; j < d.n_triggers; ++j) red_release(w.state->counters + (u64)d.trigger[j] * EVENT_WORDS, 1);
+  stamp(w, d, 3);
 }
 
 // A task that is one part of `parts`: true in the block that arrives last; it sees what the others wrote before.

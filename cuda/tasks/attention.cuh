@@ -9,9 +9,8 @@
 
 namespace mpk {
 
-// Eight consecutive bf16 as floats; p is 16-byte aligned.
-__device__ __forceinline__ void load8(float (&x)[8], const void* p) {
-  const uint4 u = *(const uint4*)p;
+// Eight bf16 as floats.
+__device__ __forceinline__ void unpack8(float (&x)[8], const uint4& u) {
   const u32 w[4] = {u.x, u.y, u.z, u.w};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -19,6 +18,9 @@ __device__ __forceinline__ void load8(float (&x)[8], const void* p) {
     x[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
   }
 }
+
+// Rows of keys or values that a lane has in flight: what a block reads at once decides how fast a long cache is read.
+constexpr int AHEAD = 4;
 
 // Shared memory of a running attention task.
 template <class V> struct AttentionScratch {
@@ -48,19 +50,27 @@ template <class V> __device__ __forceinline__ void scores(const AttentionScratch
     for (int r = 0; r < V::RC; ++r)
 #pragma unroll
       for (int i = 0; i < 8; ++i) q[r][i] = s.q[r * V::HEAD + part * 8 + i];
-#pragma unroll (V::RC > 2 ? 1 : 2)
-    for (int k0 = key0 + warp * EACH; k0 < key1; k0 += WARPS * EACH) {
-      const int key = k0 + sub;
-      float x[8];
-      load8(x, (const u16*)keys + base + (i64)min(key, key1 - 1) * V::KEY_STRIDE + part * 8);
+#pragma unroll 1
+    for (int k0 = key0 + warp * EACH; k0 < key1; k0 += AHEAD * WARPS * EACH) {
+      uint4 raw[AHEAD];
 #pragma unroll
-      for (int r = 0; r < V::RC; ++r) {
-        float dot = 0;
+      for (int u = 0; u < AHEAD; ++u)
+        raw[u] = *(const uint4*)((const u16*)keys + base + (i64)min(k0 + u * WARPS * EACH + sub, key1 - 1) * V::KEY_STRIDE + part * 8);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) dot = fmaf(q[r][i], x[i], dot);
+      for (int u = 0; u < AHEAD; ++u) {
+        const int key = k0 + u * WARPS * EACH + sub;
+        if (key - sub >= key1) break;
+        float x[8];
+        unpack8(x, raw[u]);
 #pragma unroll
-        for (int o = LANES / 2; o; o >>= 1) dot += __shfl_xor_sync(~0u, dot, o);
-        if (part == 0 && key < key1) s.score[r * V::KC + key - key0] = dot;
+        for (int r = 0; r < V::RC; ++r) {
+          float dot = 0;
+#pragma unroll
+          for (int i = 0; i < 8; ++i) dot = fmaf(q[r][i], x[i], dot);
+#pragma unroll
+          for (int o = LANES / 2; o; o >>= 1) dot += __shfl_xor_sync(~0u, dot, o);
+          if (part == 0 && key < key1) s.score[r * V::KC + key - key0] = dot;
+        }
       }
     }
   } else {
@@ -83,15 +93,24 @@ template <class V> __device__ __forceinline__ void weighted(const AttentionScrat
     constexpr int LANES = V::DV / 8, EACH = 32 / LANES;
     const int sub = lane / LANES, part = lane % LANES;
     float acc[V::RC][8] = {};
-#pragma unroll (V::RC > 2 ? 1 : 2)
-    for (int key = key0 + warp * EACH + sub; key < key1; key += WARPS * EACH) {
-      float x[8];
-      load8(x, (const u16*)values + base + (i64)key * V::VALUE_STRIDE + part * 8);
+#pragma unroll 1
+    for (int k0 = key0 + warp * EACH + sub; k0 < key1; k0 += AHEAD * WARPS * EACH) {
+      uint4 raw[AHEAD];
 #pragma unroll
-      for (int r = 0; r < V::RC; ++r) {
-        const float e = s.score[r * V::KC + key - key0];
+      for (int u = 0; u < AHEAD; ++u)
+        raw[u] = *(const uint4*)((const u16*)values + base + (i64)min(k0 + u * WARPS * EACH, key1 - 1) * V::VALUE_STRIDE + part * 8);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) acc[r][i] = fmaf(e, x[i], acc[r][i]);
+      for (int u = 0; u < AHEAD; ++u) {
+        const int key = k0 + u * WARPS * EACH;
+        if (key >= key1) break;
+        float x[8];
+        unpack8(x, raw[u]);
+#pragma unroll
+        for (int r = 0; r < V::RC; ++r) {
+          const float e = s.score[r * V::KC + key - key0];
+#pragma unroll
+          for (int i = 0; i < 8; ++i) acc[r][i] = fmaf(e, x[i], acc[r][i]);
+        }
       }
     }
     __syncwarp();
@@ -163,8 +182,6 @@ template <class V> __device__ __forceinline__ void attention(Worker& w, const De
   const auto r = V::range(d.index);
   const AttentionScratch<V> s(V::scratch(w));
   const int rows = V::rows(r);
-  // Every part appends: the values are equal, and so no part waits for another.
-  V::append(w, d, r);
   V::limit(w, d, r);
   sync_consumers();
   const int limit = V::HAS_LIMIT ? min(max(w.sh->limit, 1), V::KEYS) : V::KEYS;
@@ -172,6 +189,16 @@ template <class V> __device__ __forceinline__ void attention(Worker& w, const De
   const int begin = min(limit, (int)d.part * each), end = min(limit, begin + each);
   const void *keys = V::keys(d), *values = V::values(d);
   const i64 key_at = V::key_offset(r), value_at = V::value_offset(r);
+  if constexpr (V::FAST_K && V::FAST_V) {  // the cache is on its way while the queries are computed
+    constexpr int LINE = 64, K_LINES = (V::HEAD + LINE - 1) / LINE, V_LINES = (V::DV + LINE - 1) / LINE;
+    for (int i = begin * K_LINES + threadIdx.x; i < end * K_LINES; i += THREADS)
+      prefetch_l2((const u16*)keys + key_at + (i64)(i / K_LINES) * V::KEY_STRIDE + i % K_LINES * LINE);
+    for (int i = begin * V_LINES + threadIdx.x; i < end * V_LINES; i += THREADS)
+      prefetch_l2((const u16*)values + value_at + (i64)(i / V_LINES) * V::VALUE_STRIDE + i % V_LINES * LINE);
+  }
+  // Every part appends: the values are equal, and so no part waits for another.
+  V::append(w, d, r);
+  sync_consumers();
 
 #pragma unroll 1
   for (int row0 = 0; row0 < rows; row0 += V::RC) {
@@ -185,6 +212,7 @@ template <class V> __device__ __forceinline__ void attention(Worker& w, const De
 #pragma unroll 1
       for (int i = threadIdx.x + (row1 - row0) * V::HEAD; i < V::RC * V::HEAD; i += THREADS) s.q[i] = 0;
     sync_consumers();
+    stamp(w, d, 1);
 #pragma unroll 1
     for (int pass = 0; pass <= V::EXACT; ++pass)
 #pragma unroll 1
@@ -233,6 +261,7 @@ template <class V> __device__ __forceinline__ void attention(Worker& w, const De
   }
 
   bool publish = true;
+  stamp(w, d, 2);
   if constexpr (V::PARTS > 1) {
     publish = last_part(w, d, V::PARTS);
     if (publish) {
@@ -246,9 +275,9 @@ template <class V> __device__ __forceinline__ void attention(Worker& w, const De
           const float* p = all + (u64)(row0 + i / V::DV) * (V::DV + 2);
           const int c = 2 + i % V::DV;
           float top = LOWEST, sum = 0, out = 0;
-#pragma unroll 8
+#pragma unroll 16
           for (int q = 0; q < V::PARTS; ++q) top = f(F_MAX(b(top), b(p[q * STEP])));
-#pragma unroll 8
+#pragma unroll 16
           for (int q = 0; q < V::PARTS; ++q) {
             const float scale = p[q * STEP] == LOWEST ? 0.0f : expf(p[q * STEP] - top);
             sum = fmaf(p[q * STEP + 1], scale, sum);

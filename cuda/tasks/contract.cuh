@@ -46,6 +46,7 @@ template <class V> __device__ __forceinline__ void contract_stream(Worker& w, co
     const auto r = V::at_batch(all, point);
     const int rows = V::rows(r), columns = V::columns(r);
     activate<V>(w, d, r);
+    stamp(w, d, 1);
     const u16* act = (const u16*)V::act(w) + kg * 32 + t * 2;
 #pragma unroll 1
     for (int c0 = 0; c0 < columns; c0 += 64) {
@@ -96,6 +97,7 @@ template <class V> __device__ __forceinline__ void contract_stream(Worker& w, co
         sync_consumers();
       }
     }
+    stamp(w, d, 2);
     V::epilogue(w, d, r);
     if (point + 1 < V::batches(all)) sync_consumers();
   }
@@ -117,6 +119,7 @@ template <class V> __device__ __forceinline__ void contract_direct(Worker& w, co
     const auto r = V::at_batch(all, point);
     const int rows = V::rows(r), columns = V::columns(r);
     activate<V>(w, d, r);
+    stamp(w, d, 1);
 #pragma unroll 1
     for (int j = 0; j < V::N_RHS; ++j) {
       const void* rhs = V::rhs(d, j);
@@ -169,6 +172,7 @@ template <class V> __device__ __forceinline__ void contract_direct(Worker& w, co
       }
     }
     sync_consumers();
+    stamp(w, d, 2);
     V::epilogue(w, d, r);
     if (point + 1 < V::batches(all)) sync_consumers();
   }

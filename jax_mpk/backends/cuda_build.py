@@ -15,13 +15,14 @@ from jax_mpk.backends import cuda_plan, cuda_source, nvrtc
 @dataclass(frozen=True)
 class Device:
     """What code is generated for: the architecture, its multiprocessors, whether tensor copies may be used,
-    how many of them are in flight at once, and the frames of the ring (0: what fits)."""
+    how many of them are in flight at once, the frames of the ring (0: what fits), and whether tasks leave times."""
 
     arch: str = "sm_90a"
     workers: int = 132
     stream: bool = True
     window: int = 3
     ring: int = 0
+    profile: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Executable:
 def build(blob: bytes, on: Device, cache: Path | None = None) -> Executable:
     """Source, machine code and plan of a program; raises `nvrtc.CompileError` (a bug of this package)."""
     program = abi.decode(blob)
-    source = cuda_source.generate(program, on.arch, stream=on.stream, window=on.window, ring=on.ring)
+    source = cuda_source.generate(program, on.arch, stream=on.stream, window=on.window, ring=on.ring,
+                                 profile=on.profile)  # fmt: skip
     cubin = nvrtc.compile(source.text, on.arch, cache=cache)
-    return Executable(cuda_plan.plan(program, source, on.workers), source, cubin, on)
+    return Executable(cuda_plan.plan(program, source, on.workers, on.profile), source, cubin, on)

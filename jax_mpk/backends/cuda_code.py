@@ -23,6 +23,11 @@ STORES = ("STORE", "STORE_IF", "STORE_ADD")
 THREADS = 512
 BATCH = 4
 """Points a thread has in flight."""
+LIGHT = 3
+"""Instructions of a point of which a thread has `DEEP` in flight, and `LONG` of a reduction."""
+DEEP, LONG = 8, 16
+WIDE = 8
+"""bf16 elements of a 16-byte copy."""
 CARRY = 8
 """Most points a thread keeps in registers from a reduction to the vector stage after it."""
 
@@ -103,10 +108,11 @@ class _Loop:
 
 
 class Emitter:
-    """Emits the codes of one operator. `scratch` maps slots, `spans` replaces ranges of axes."""
+    """Emits the codes of one operator. `scratch` maps slots, `spans` replaces ranges of axes, `aligned` are the slots
+    that start at multiples of 16 bytes."""
 
-    def __init__(self, program: abi.Program, space: Space, n_axes: int):
-        self.p, self.space, self.n_axes = program, space, n_axes
+    def __init__(self, program: abi.Program, space: Space, n_axes: int, aligned: frozenset[int] = frozenset()):
+        self.p, self.space, self.n_axes, self.aligned = program, space, n_axes, aligned
         self.out = Lines()
 
     def code(self, number: int, scratch: Mapping[int, Scratch], spans: Sequence[Span] = ()) -> None:
@@ -304,7 +310,8 @@ class Emitter:
         head, tail = instrs[:first], instrs[first:]
         serial = any(OPCODES[int(i["op"])] == "STORE_ADD" for i in tail)
         only_stores = all(OPCODES[int(i["op"])] in STORES for i in tail)
-        batch = 1 if serial or not only_stores else max(1, min(BATCH, -(-most // size)))
+        deep = DEEP if len(instrs) <= LIGHT else BATCH
+        batch = 1 if serial or not only_stores else max(1, min(deep, -(-most // size)))
         if carried:
             batch = -(-most // size)  # one turn: point u of a thread is what it carries in place u
         out = self.out
@@ -373,7 +380,50 @@ class Emitter:
 
     def _flat(self, loops: list[_Loop]) -> None:
         instrs = [i for s in self.stages for i in self._instrs(int(s["first"]), int(s["count"]))]
-        self._points(instrs, loops, "(int)threadIdx.x", THREADS, math.prod(x.most for x in loops))
+        most = math.prod(x.most for x in loops)
+        if self._copies(instrs, loops):
+            self._copy(instrs, loops, most)
+        else:
+            self._points(instrs, loops, "(int)threadIdx.x", THREADS, most)
+
+    def _copies(self, instrs: list[np.void], loops: Sequence[_Loop]) -> bool:
+        """Whether the code only moves bf16, and 16 bytes at a time are contiguous and aligned on both sides."""
+        if [OPCODES[int(i["op"])] for i in instrs] != ["LOAD", "STORE"] or int(instrs[0]["dst"]) != int(instrs[1]["a"]):
+            return False
+        if not loops or self.guards or len(loops[-1].axes) != 1 or loops[-1].most % WIDE or not loops[-1].count.isdigit():
+            return False
+        inner = loops[-1].axes[0]
+        for i in instrs:
+            x = self._access(int(i["aux"]))
+            slot, strides = int(x["slot"]), self._strides(x)
+            m = self.scratch.get(slot)
+            if ((m.dtype if m else "") or DTYPES[int(x["dtype"])]) != "BF16" or int(x["n_dyn"]) or int(x["offset"]) % WIDE:
+                return False
+            if strides.pop(inner, 0) != 1 or any(v % WIDE for v in strides.values()):
+                return False
+            if m and (m.row0 != "0" or m.col0 != "0" or m.ld % WIDE or m.length % WIDE):
+                return False
+            if not m and slot not in self.aligned:
+                return False
+        return all(self.space.most(a) % WIDE == 0 or self.space.most(a) == self.space.extent[a] for a in (inner,))
+
+    def _copy(self, instrs: list[np.void], loops: Sequence[_Loop], most: int) -> None:
+        """Points in groups of `WIDE`, all loads of a thread before its stores."""
+        out, each = self.out, max(1, min(DEEP, -(-most // (WIDE * THREADS))))
+        out(f"const int total = {' * '.join(x.count for x in loops)};")
+        out(f"for (int p0 = (int)threadIdx.x * {WIDE}; p0 < total; p0 += {each * WIDE * THREADS}) {{")
+        out(f"uint4 wide[{each}];")
+        for n, i in enumerate(instrs):
+            pointer, at, _ = self._place(int(i["aux"]))
+            out("#pragma unroll")
+            out(f"for (int u = 0; u < {each}; ++u) {{")
+            out(f"const int p = p0 + u * {WIDE * THREADS};")
+            out("if (p >= total) continue;")
+            self._declare(loops, "p")
+            place = f"*({'' if n else 'const '}uint4*)((u16*)({pointer}) + {at})"
+            out(f"{place} = wide[u];" if n else f"wide[u] = {place};")
+            out("}")
+        out("}")
 
     def _grouped(self, outer: list[_Loop], inner: list[_Loop]) -> None:
         out, points = self.out, math.prod(x.most for x in outer)
@@ -507,7 +557,7 @@ class Emitter:
             out(f"const int e = {group}::rank() + u * {size};")
             out(f"if (e >= {total}) continue;")
         else:
-            out("#pragma unroll 4")
+            out(f"#pragma unroll {LONG if len(instrs) <= LIGHT and total >= LONG * size else BATCH}")
             out(f"for (int e = {group}::rank(); e < {total}; e += {size}) {{")
         rest = "e"
         for j in range(len(ranges) - 1, -1, -1):

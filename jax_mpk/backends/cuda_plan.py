@@ -26,7 +26,11 @@ class Plan:
     tickets: int
 
 
-def plan(program: abi.Program, source: cuda_source.Source, workers: int) -> Plan:
+STAMPS = 32
+"""Bytes of the times that a task leaves when profiled."""
+
+
+def plan(program: abi.Program, source: cuda_source.Source, workers: int, profile: bool = False) -> Plan:
     """The plan for `workers` blocks; needs the decisions of `source` about every operator."""
     ops, tasks, units = program["Op"], program["Task"], source.units
     parts = np.array([u.parts for u in units], np.int64)[tasks["op"]] if len(tasks) else np.zeros(0, np.int64)
@@ -61,7 +65,7 @@ def plan(program: abi.Program, source: cuda_source.Source, workers: int) -> Plan
     sections = {name: program[name] for name in ("Buffer", "Slot", "Event", "TensorMap", "Const", "Name")}
     sections |= {"Task": out, "Stream": streams, "Unit": records}
     head = {k: int(program.header[k]) for k in ("args", "results", "ranks", "rank", "iterations")}
-    head |= {"workspace": max(spill + source.spill * workers, ALIGN), "workers": workers}
+    head |= {"workspace": max(spill + source.spill * workers + profile * STAMPS * len(out), ALIGN), "workers": workers}
     return Plan(abi.encode(sections, **head), spill, tickets)
 
 

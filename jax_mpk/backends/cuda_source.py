@@ -73,8 +73,10 @@ def root() -> Path:
     return next((p for p in (package / "cuda", package.parent / "cuda") if (p / "shell.cuh").is_file()), package / "cuda")
 
 
-def generate(program: abi.Program, arch: str, *, stream: bool = True, window: int = 2, ring: int = 0) -> Source:
-    """The source for `arch` ("sm_90a"). `stream` False keeps to instructions that sm_80 has; `ring` 0 = what fits."""
+def generate(program: abi.Program, arch: str, *, stream: bool = True, window: int = 2, ring: int = 0,
+             profile: bool = False) -> Source:  # fmt: skip
+    """The source for `arch` ("sm_90a"). `stream` False keeps to instructions that sm_80 has; `ring` 0 = what fits;
+    `profile`: every task leaves four times (`stamp` of shell.cuh) at the end of the workspace."""
     stream = stream and arch[:5] not in ("sm_80", "sm_86", "sm_87", "sm_89") and len(program["Stream"]) > 0
     tasks, streams = program["Task"], program["Stream"]
     streamed = set(np.unique(tasks["op"][streams["task"]]).tolist()) if stream else set()
@@ -86,10 +88,10 @@ def generate(program: abi.Program, arch: str, *, stream: bool = True, window: in
     shared = 3 * (56 + 8 * slots) + 160  # struct Shared; a static_assert of the source compares
     depth = min(ring or 12, (limit - act - acc - shared) // (FRAME + 16))
     if stream and depth < window + 1:
-        return generate(program, arch, stream=False)
+        return generate(program, arch, stream=False, profile=profile)
     smem = act + acc + shared + (depth * (FRAME + 16) if stream else 0)
     bases = int(program.header["args"]) + int(program.header["results"]) + 2
-    defines = {"MPK_STREAM": int(stream), "MPK_RING": max(depth, 1), "MPK_WINDOW": window, "MPK_BASES": bases,
+    defines = {"MPK_PROFILE": int(profile), "MPK_STREAM": int(stream), "MPK_RING": max(depth, 1), "MPK_WINDOW": window, "MPK_BASES": bases,
                "MPK_SLOTS": slots, "MPK_ACT_BYTES": act, "MPK_ACC_BYTES": acc, "MPK_SMEM_LIMIT": limit}  # fmt: skip
     text = "\n".join(
         [*(f"#define {k} {v}" for k, v in defines.items()), _shell(), "namespace mpk {", ""]
@@ -191,7 +193,8 @@ class _Op:
 
     def function(self, name: str, arguments: str, codes: range, scratch: dict[int, Scratch], space: Space | None = None,
                  spans: tuple[Span, ...] = ()) -> str:  # fmt: skip
-        e = Emitter(self.p, space or self.space, self.n)
+        even = frozenset(n for n, x in enumerate(_aligned(self.p, self.op)) if x)
+        e = Emitter(self.p, space or self.space, self.n, even)
         for n in codes:
             e.code(n, scratch, spans)
         head = f"static __device__ __forceinline__ void {name}(Worker& w, const Desc& d, const Range& r{arguments}) {{"
@@ -424,6 +427,7 @@ def _kernel(calls: list[str], stream: bool, spill: int, smem: int) -> str:
         f"""__device__ __noinline__ void run_{n}(const Launch& launch, const Desc& d) {{
   extern __shared__ __align__(1024) u8 smem[];
   Worker w(launch, smem, {spill});
+  stamp(w, d, 0);
   {call};
   w.keep();
 }}"""

@@ -5,7 +5,7 @@ latency, not arithmetic, is what a small decode step spends its time on. So fusi
 
 1. epilogues: a map that is element by element aligned with the only contraction output that it consumes becomes that
    contraction's epilogue (residual adds, activations, casts); contractions with equal left operands that meet in one
-   epilogue become one contraction (gate and up);
+   epilogue become one contraction (gate and up); a result that is a view of a core's output is written by the core;
 2. appends: a cache update whose only reader is an attention moves into the attention;
 3. prologues: every other map is written into its consumers, unless computing it once is free in hops (its inputs are
    known early: a RoPE table) and repeating it would cost more than reading it back.
@@ -19,9 +19,9 @@ from dataclasses import replace
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Coord, Expr, Load
 from jax_mpk.ir.graph import (
-    APPEND_AXIS, HEAD_AXIS, Append, Attention, Contract, Graph, Map, Op, Sort, Update, check,
+    APPEND_AXIS, HEAD_AXIS, Append, Attention, Contract, Graph, Map, Op, Sort, Update, itemsize,
 )  # fmt: skip
-from jax_mpk.passes import algebra
+from jax_mpk.passes import algebra, results
 from jax_mpk.passes.axes import inverse, plain_axis
 from jax_mpk.passes.inplace import run as make_inplace_legal
 from jax_mpk.passes.simplify import dead, replace_acc
@@ -37,6 +37,9 @@ WORTH_KEEPING = 1 << 14
 """Total repeated work (cost units) from which a map is kept when that costs no hop."""
 LOADS = 8
 """Values that an inlined map may read; one that reads more is kept, or a chain of residual adds would grow for ever."""
+PROLOGUE_BYTES = 192 << 10
+"""A target that streams weights keeps a row that its every task would have to read more bytes than this to compute:
+beyond it, that takes longer than a hop (an SM reads about 40 kB/us from a cache that all others read too)."""
 BLOWUP = 4
 """How much more often than necessary a row reduction may be evaluated inside a consumer."""
 APPEND_ROWS = 64
@@ -45,11 +48,11 @@ APPEND_ROWS = 64
 
 def run(g: Graph, target: Target = CPU) -> Graph:
     """The fused graph; `target` decides whether contractions are split over k on the way."""
-    g = _epilogues(g)
+    g = results.run(_epilogues(g))
     g = _appends(g)
     g = split(g, target)
-    g = _prologues(g)
-    return check(make_inplace_legal(dead(g)))
+    g = _prologues(g, target)
+    return make_inplace_legal(dead(g))
 
 
 # ------------------------------------------------------------------------------------------------------------ epilogues
@@ -225,7 +228,7 @@ def _linked(op: Attention, a: Append, x: Load, number: int) -> Append | None:
 # ------------------------------------------------------------------------------------------------------------ prologues
 
 
-def _prologues(g: Graph) -> Graph:
+def _prologues(g: Graph, target: Target) -> Graph:
     """Decides for every load of a map's value whether to write the map there or to read what it has stored.
 
     One map may be written into one consumer, which would otherwise wait a hop longer, and be read by another, for
@@ -237,7 +240,7 @@ def _prologues(g: Graph) -> Graph:
     ops: list[Op] = []
     users = {v: len(c) for v, c in g.consumers().items()}
     for op in g.ops:
-        op = inline(op, {v: maps[v].expr for v in op.reads() if v in maps and _inlines(maps[v], op, ready, users)}, gone)
+        op = inline(op, {v: maps[v].expr for v in op.reads() if v in maps and _inlines(g, maps[v], op, ready, users, target)}, gone)
         gone.update(old for old, _ in op.inplace())
         here = max((ready.get(v, 0) + (v in maps) for v in op.reads()), default=0)
         for v in op.writes():
@@ -248,7 +251,7 @@ def _prologues(g: Graph) -> Graph:
     return dead(g.with_ops(ops))
 
 
-def _inlines(m: Map, user: Op, ready: dict[int, int], users: dict[int, int]) -> bool:
+def _inlines(g: Graph, m: Map, user: Op, ready: dict[int, int], users: dict[int, int], target: Target) -> bool:
     """True if `user` should compute the map itself."""
     e = m.expr
     if algebra.is_view(e):
@@ -257,10 +260,17 @@ def _inlines(m: Map, user: Op, ready: dict[int, int], users: dict[int, int]) -> 
         return False
     if e.cost <= CHEAP and not e.height:
         return True
+    if target.ring and isinstance(user, Contract) and e.height and _bytes(g, m) > PROLOGUE_BYTES:
+        return False
     # Reading it costs no hop if the user waits for something that is at least as late anyway.
     if max((ready.get(v, 0) for v in user.reads() if v != m.out), default=0) < ready[m.out] + 1:
         return True
     return REPEATS * users[m.out] * math.prod(m.domain) * e.cost < WORTH_KEEPING
+
+
+def _bytes(g: Graph, m: Map) -> int:
+    """Bytes that a task reads to compute all of `m`: every load of it, inside and outside its reductions."""
+    return math.prod(m.domain) * sum(itemsize(g.values[x.value].dtype) for x in E.walk(m.expr) if isinstance(x, Load))
 
 
 def _reduces_badly(e: Expr, op: Map, user: Op) -> bool:

@@ -1,0 +1,126 @@
+"""Where the time of one step goes on a GPU: ``python -m benchmarks.timeline --model llama-3.2-1b --batch 1,8``.
+
+The megakernel of the zoo's greedy step, built so that every task leaves four times. Operators of one kind and shape
+(the same one in every layer) share a row: how long the device was at it, and per task what the time went to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+from rich.table import Table
+
+from benchmarks import output
+from benchmarks.decode import DTYPES
+from benchmarks.subject import start, subject
+from jax_mpk import Options, abi, megakernelize
+from jax_mpk.backends import cuda, cuda_build
+from models import registry
+
+LAUNCHES = 8
+"""The last one is looked at."""
+HEAD = "calls", "tasks", "span us", "wait us", "prologue", "sums", "epilogue", "last - first"
+
+
+def call(lowered: Any, device: cuda_build.Device) -> tuple[Any, abi.Program]:
+    """The custom call of a lowered function, with its workspace as a last result, and the planned program."""
+    cuda.ready()
+    e = cuda_build.build(lowered.program, device)
+    p = abi.decode(e.plan.blob)
+    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in lowered.jaxpr.out_avals]
+    shapes.append(jax.ShapeDtypeStruct((int(p.header["workspace"]),), np.uint8))
+    b = p["Buffer"]
+    kept = b[(b["space"] == abi.enum("Space", "RESULT")) & (b["alias"] >= 0)]
+    f = jax.ffi.ffi_call(cuda.TARGET_NAME, shapes, input_output_aliases={int(x["alias"]): int(x["index"]) for x in kept})
+    blob = np.frombuffer(e.plan.blob, np.uint8)
+    attributes = {"program": blob, "hash": np.uint64(p.header["hash"]).astype(np.int64), **e.attributes()}
+    return jax.jit(lambda *args: f(*args, **attributes)), p
+
+
+def stamps(name: str, batch: int, context: int, dtype: Any, device: cuda_build.Device) -> tuple[abi.Program, np.ndarray]:
+    """The program, and for every task four times in us from the first one."""
+    model, _ = registry.load(name, dtype=dtype, seed=0)
+    made = subject(model)
+    token, cache = start(model, batch, context)
+    args = (jax.tree.unflatten(made.treedef, made.leaves), token, cache, np.int32(context - 1))
+    lowered = megakernelize(made.step, implementation="cuda", options=Options(cache_dir="")).lower(*args)
+    operands = jax.tree.leaves(args)
+    assert len(operands) == len(lowered.jaxpr.in_avals), "the step captures arrays"
+    run, p = call(lowered, replace(device, profile=True))
+    for _ in range(LAUNCHES):
+        last = jax.block_until_ready(run(*operands))[-1]
+    cuda.check()
+    n = len(p["Task"])
+    at = np.asarray(last).view(np.uint64)[-4 * n :].reshape(n, 4).astype(np.int64)
+    first = at[:, 0].min()
+    for stage in (1, 2):  # a kind of task without such a stage leaves what was there
+        kept = (at[:, stage] >= at[:, stage - 1]) & (at[:, stage] <= at[:, 3])
+        at[:, stage] = np.where(kept, at[:, stage], at[:, stage - 1])
+    at = at - first
+    return p, at / 1e3
+
+
+def rows(p: abi.Program, at: np.ndarray) -> list[tuple[Any, ...]]:
+    """One row for the operators of each variant, in order of first appearance; all times in us, means over tasks."""
+    tasks, units = p["Task"], p["Unit"]
+    op, worker = tasks["op"].astype(int), tasks["worker"].astype(int)
+    idle = at[:, 0].copy()  # since the block's task before this one
+    same = worker[1:] == worker[:-1]
+    idle[1:][same] -= at[:-1, 3][same]
+    groups: dict[int, list[int]] = collections.defaultdict(list)
+    for n in np.argsort([at[op == n, 0].min(initial=np.inf) for n in range(len(units))]):
+        if (op == n).any():
+            groups[int(units[n]["variant"])].append(int(n))
+    found = []
+    for ops in groups.values():
+        spans, skews = [], []
+        for n in ops:
+            mine = at[op == n]
+            spans.append(mine[:, 3].max() - mine[:, 0].min())
+            skews.append(mine[:, 3].max() - mine[:, 3].min())
+        mine = np.isin(op, ops)
+        t = at[mine]
+        parts = [idle[mine].mean(), *(np.diff(t, axis=1).mean(0))]
+        found.append((p.name(int(units[ops[0]]["name"])), len(ops), int(mine.sum()) // len(ops), np.sum(spans), *parts, np.mean(skews)))
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.timeline", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--model", default="llama-3.2-1b", help="comma list")
+    add("--batch", default="1", type=output.integers, help="comma list")
+    add("--context", default=1000, type=int)
+    add("--dtype", default="bf16", choices=DTYPES)
+    add("--window", type=int, help="copies in flight")
+    args = parser.parse_args(argv)
+    device = cuda.device()
+    if args.window:
+        device = replace(device, window=args.window)
+    for name in args.model.split(","):
+        for batch in args.batch:
+            p, at = stamps(name, batch, args.context, DTYPES[args.dtype], device)
+            table = Table(title=f"{name}, batch {batch}: {at.max():.0f} us; idle {_idle(p, at):.0%} of the blocks' time")
+            table.add_column("operator")
+            for head in HEAD:
+                table.add_column(head, justify="right")
+            for row in rows(p, at):
+                table.add_row(row[0], *(str(x) for x in row[1:3]), *(f"{x:.2f}" for x in row[3:]))
+            output.console().print(table)
+    return 0
+
+
+def _idle(p: abi.Program, at: np.ndarray) -> float:
+    return 1 - float((at[:, 3] - at[:, 0]).sum() / (at.max() * int(p.header["workers"])))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
