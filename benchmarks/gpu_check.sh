@@ -4,7 +4,7 @@
 # First what needs no quiet machine, side by side: the device tests, the sanitizers on a small model, the stress runs,
 # and one pass over the decode cells with the full gate (which also fills the caches of compiled code). Then, alone:
 # the decode table and the timeline of a step. Every stage has a time limit of its own and a log in OUT; the summary
-# comes last. The status is 1 if a stage failed.
+# comes last. The status is 1 if a stage failed. LIMIT=seconds lowers the limits, models="..." chooses the models.
 cd "$(dirname "$0")/.." || exit 2
 out=$1; shift
 stages=" ${*:-build device sanitize stress buffers gate compile decode timeline} "
@@ -16,6 +16,7 @@ export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-/tmp/jax_cache} JA
 stage() { # log, name, seconds, command ...
   local log=$out/$1.txt name=$2 limit=$3 begin=$SECONDS result=ok
   shift 3
+  [[ -n $LIMIT && $LIMIT -lt $limit ]] && limit=$LIMIT
   timeout -k 5 "$limit" "$@" >>"$log" 2>&1 || result="FAILED ($?)"
   printf '%-24s %4d s  %s\n' "$name" $((SECONDS - begin)) "$result" >"$out/state/$name"
 }
