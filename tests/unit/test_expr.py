@@ -14,7 +14,9 @@ I0, I1 = E.coord_axis(0, 6), E.coord_axis(1, 4)
 
 def value(c, point):
     """A coordinate at a point, from its definition."""
-    return c.const + sum(t.coef * ((point[t.axis] // t.div) % t.mod if t.mod else point[t.axis] // t.div) for t in c.terms)
+    return c.const + sum(
+        t.coef * ((point[t.axis] // t.div) % t.mod if t.mod else point[t.axis] // t.div) for t in c.terms
+    )
 
 
 def points(shape):

@@ -56,6 +56,7 @@ def test_scan():
 
 def test_scan_over_layers_with_cache():
     """Stacked weights and caches, as `nnx.scan` gives them."""
+
     def step(x, w, cache, pos):
         def layer(x, wc):
             w, c = wc

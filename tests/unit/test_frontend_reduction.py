@@ -20,7 +20,9 @@ EXTENT = dict(zip("abcdgijklst", (2, 3, 4, 6, 2, 3, 5, 4, 6, 7, 1), strict=True)
 
 
 def _operands(spec, dtype=jnp.float32):
-    return [normal(tuple(EXTENT[a] for a in part), dtype, seed=n) for n, part in enumerate(spec.split("->")[0].split(","))]
+    return [
+        normal(tuple(EXTENT[a] for a in part), dtype, seed=n) for n, part in enumerate(spec.split("->")[0].split(","))
+    ]
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -48,6 +50,7 @@ def test_mixed_dot():
 
 def test_the_streamed_operand_is_rhs():
     """Arguments stream, through views and casts; between equals the larger one does."""
+
     def rhs(f, *args):
         g = graph_of(f, *args)
         (op,) = [op for op in g.ops if isinstance(op, Contract)]
@@ -102,8 +105,19 @@ def test_cumulative(n, direct, monkeypatch):
     monkeypatch.setattr(cumulative, "DIRECT", direct)
     for dtype in (jnp.float32, jnp.int32, jnp.int8, jnp.uint16):
         x = normal((3, n, 2), scale=3.0).astype(dtype)
-        same(lambda x: (jnp.cumsum(x, 1), jnp.cumprod(x, 1), lax.cummax(x, 1), lax.cummin(x, 1),
-                        lax.cumsum(x, 1, reverse=True), lax.cummax(x, 1, reverse=True), jnp.cumsum(x)), x, sums=True)
+        same(
+            lambda x: (
+                jnp.cumsum(x, 1),
+                jnp.cumprod(x, 1),
+                lax.cummax(x, 1),
+                lax.cummin(x, 1),
+                lax.cumsum(x, 1, reverse=True),
+                lax.cummax(x, 1, reverse=True),
+                jnp.cumsum(x),
+            ),
+            x,
+            sums=True,
+        )
     same(lambda x: jnp.cumsum(x, 1), normal((3, n), jnp.bfloat16), sums=True)  # XLA sums in bfloat16
 
 
@@ -134,6 +148,7 @@ def test_sort_with_several_keys():
 
 def test_sampling_tricks():
     """Top-p and top-k masks as samplers write them."""
+
     def top_p(x):
         order = jnp.argsort(x, -1)[:, ::-1]
         p = jax.nn.softmax(jnp.take_along_axis(x, order, -1), -1)
@@ -147,7 +162,10 @@ def test_sampling_tricks():
 def test_random_numbers():
     """The same bits as JAX's own generator, from a key argument of either style."""
     for key in (jax.random.key(7), jax.random.PRNGKey(3)):
-        same(lambda k: (jax.random.bits(k, (3, 5)), jax.random.bits(k, (7,), jnp.uint8), jax.random.uniform(k, (4,))), key)
+        same(
+            lambda k: (jax.random.bits(k, (3, 5)), jax.random.bits(k, (7,), jnp.uint8), jax.random.uniform(k, (4,))),
+            key,
+        )
         same(lambda k, x: jax.random.categorical(k, x, axis=-1), key, normal((4, 50)))
         same(lambda k: jax.random.uniform(jax.random.split(k, 3)[1]), key)
         same(lambda k, p: jax.random.bits(jax.random.fold_in(k, p), (5,)), key, jnp.int32(11))

@@ -48,7 +48,9 @@ def factored(draw):
 def test_reshape(pair):
     old, new = pair
     x = counting(old)
-    np.testing.assert_array_equal(run_graph(graph_of(lambda x: x.reshape(new) + 1, x), x)[0], np.asarray(x).reshape(new) + 1)
+    np.testing.assert_array_equal(
+        run_graph(graph_of(lambda x: x.reshape(new) + 1, x), x)[0], np.asarray(x).reshape(new) + 1
+    )
 
 
 def test_reshape_that_does_not_split():
@@ -102,7 +104,9 @@ def test_arrays_without_elements():
 @settings(max_examples=40, deadline=None)
 @given(st.data(), st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple))
 def test_pad(data, shape):
-    config = [(data.draw(st.integers(-2, 3)), data.draw(st.integers(-2, 3)), data.draw(st.integers(0, 2))) for _ in shape]
+    config = [
+        (data.draw(st.integers(-2, 3)), data.draw(st.integers(-2, 3)), data.draw(st.integers(0, 2))) for _ in shape
+    ]
     sizes = [max(n + (n - 1) * i + lo + hi, 0) for n, (lo, hi, i) in zip(shape, config, strict=True)]
     if min(sizes) > 0:
         check(lambda x: lax.pad(x, jnp.int32(-7), config), counting(shape))
