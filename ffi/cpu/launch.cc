@@ -74,6 +74,7 @@ struct Launch {
   std::atomic<bool> failed{false};
   std::mutex mutex;
   std::string text;
+  uint32_t blamed = UINT32_MAX;
 
   uint64_t done() const {
     uint64_t n = 0;
@@ -81,10 +82,12 @@ struct Launch {
     return n;
   }
 
+  // Every worker that gives up comes here; the message is about the earliest task, the others wait because of it.
   void fail(uint32_t worker, uint32_t task, int wait) {
     const abi::Task& t = p.tasks[task];
     std::lock_guard<std::mutex> lock(mutex);
-    if (failed.load()) return;
+    if (task >= blamed) return;
+    blamed = task;
     const uint32_t event = t.wait[wait], have = __atomic_load_n(&state.counters[event], __ATOMIC_ACQUIRE);
     const std::string why = alone ? "no earlier task can trigger it" : "nothing finished for " + std::to_string(deadline_ms) + " ms";
     text = "deadline exceeded: worker " + std::to_string(worker) + ", " + p.task_name(task) + " waits for event " +

@@ -84,6 +84,10 @@ Program::Program(const void* blob, size_t bytes) {
   events = section<abi::Event>(h, base, abi::Section::Event);
   consts = section<abi::Const>(h, base, abi::Section::Const);
   names = section<abi::Name>(h, base, abi::Section::Name);
+  // Not for CPUs, but a program is damaged or it is not.
+  section<abi::TensorMap>(h, base, abi::Section::TensorMap);
+  section<abi::Stream>(h, base, abi::Section::Stream);
+  section<abi::Unit>(h, base, abi::Section::Unit);
 
   check_buffers();
   check_ops(*this);

@@ -36,8 +36,17 @@ class Access:
 
     def record(self) -> np.ndarray:
         regs, limits, steps = zip(*self.dyn, strict=True) if self.dyn else ((), (), ())
-        return record("Access", slot=self.slot, dtype=abi.enum("Dtype", self.dtype), n_dyn=len(self.dyn), dyn_reg=regs,
-                      dyn_limit=limits, dyn_stride=steps, offset=self.offset, stride=self.stride)  # fmt: skip
+        return record(
+            "Access",
+            slot=self.slot,
+            dtype=abi.enum("Dtype", self.dtype),
+            n_dyn=len(self.dyn),
+            dyn_reg=regs,
+            dyn_limit=limits,
+            dyn_stride=steps,
+            offset=self.offset,
+            stride=self.stride,
+        )
 
 
 def instr(op: str, dst: int = 0, a: int = 0, b: int = 0, c: int = 0, aux: int = 0, imm: float | int = 0) -> np.ndarray:
@@ -108,13 +117,31 @@ class Builder:
         return self._buffer("CONST", data.nbytes, "F32", 0, at)
 
     def _buffer(self, space: str, nbytes: int, dtype: str, index: int, offset: int, alias: int = -1) -> int:
-        return self.add("Buffer", record("Buffer", space=abi.enum("Space", space), dtype=abi.enum("Dtype", dtype),
-                                         index=index, offset=offset, bytes=nbytes, alias=alias))  # fmt: skip
+        return self.add(
+            "Buffer",
+            record(
+                "Buffer",
+                space=abi.enum("Space", space),
+                dtype=abi.enum("Dtype", dtype),
+                index=index,
+                offset=offset,
+                bytes=nbytes,
+                alias=alias,
+            ),
+        )
 
     def op(
-        self, kind: str, name: str, extent: tuple[int, ...], tile: tuple[int, ...], slots: list[int],
-        codes: dict[str, list[Code]], accesses: list[Access] = (), params: dict[str, int] | None = None, prologue: int = 0,
-    ) -> int:  # fmt: skip
+        self,
+        kind: str,
+        name: str,
+        extent: tuple[int, ...],
+        tile: tuple[int, ...],
+        slots: list[int],
+        codes: dict[str, list[Code]],
+        accesses: list[Access] = (),
+        params: dict[str, int] | None = None,
+        prologue: int = 0,
+    ) -> int:
         """An operator over buffers `slots`; returns its number."""
         first = len(self.rows["Slot"])
         for b in slots:
@@ -131,10 +158,25 @@ class Builder:
         for key, v in (params or {}).items():
             values[abi.enum("Param", key)] = v
         self.grids.append(math.prod(-(-e // t) for e, t in zip(extent, tile, strict=True)))
-        return self.add("Op", record("Op", kind=abi.enum("Kind", kind), n_axes=len(extent), slot=first,
-                                     slots=len(slots), access=at, accesses=len(accesses), name=self.name(name),
-                                     extent=extent, tile=tile, code=position, codes=count, params=values,
-                                     prologue=prologue))  # fmt: skip
+        return self.add(
+            "Op",
+            record(
+                "Op",
+                kind=abi.enum("Kind", kind),
+                n_axes=len(extent),
+                slot=first,
+                slots=len(slots),
+                access=at,
+                accesses=len(accesses),
+                name=self.name(name),
+                extent=extent,
+                tile=tile,
+                code=position,
+                codes=count,
+                params=values,
+                prologue=prologue,
+            ),
+        )
 
     def _code(self, c: Code, n_axes: int) -> int:
         at = len(self.rows["Access"])
@@ -145,15 +187,44 @@ class Builder:
             first = len(self.rows["Instr"])
             for i in s.instrs:
                 self.add("Instr", i)
-            self.add("Stage", record("Stage", kind=abi.enum("StageKind", s.kind), reduce=abi.enum("ReduceOp", s.reduce),
-                                     dtype=abi.enum("Dtype", s.dtype), flags=s.flags, first=first, count=len(s.instrs),
-                                     axis=s.axis, axes=len(s.lo), src=s.src, dst=s.dst, lo=s.lo, hi=s.hi))  # fmt: skip
+            self.add(
+                "Stage",
+                record(
+                    "Stage",
+                    kind=abi.enum("StageKind", s.kind),
+                    reduce=abi.enum("ReduceOp", s.reduce),
+                    dtype=abi.enum("Dtype", s.dtype),
+                    flags=s.flags,
+                    first=first,
+                    count=len(s.instrs),
+                    axis=s.axis,
+                    axes=len(s.lo),
+                    src=s.src,
+                    dst=s.dst,
+                    lo=s.lo,
+                    hi=s.hi,
+                ),
+            )
         lo, hi = [0] * n_axes, [0] * n_axes
         for a, (x, y) in c.box.items():
             lo[a], hi[a] = x, y
-        return self.add("Code", record("Code", stage=stage, stages=len(c.stages), access=at, accesses=len(c.accesses),
-                                       axes=sum(1 << a for a in c.box), vector=c.vector, scalar_regs=64, vector_regs=64,
-                                       n_axes=n_axes, lo=lo, hi=hi))  # fmt: skip
+        return self.add(
+            "Code",
+            record(
+                "Code",
+                stage=stage,
+                stages=len(c.stages),
+                access=at,
+                accesses=len(c.accesses),
+                axes=sum(1 << a for a in c.box),
+                vector=c.vector,
+                scalar_regs=64,
+                vector_regs=64,
+                n_axes=n_axes,
+                lo=lo,
+                hi=hi,
+            ),
+        )
 
     def event(self, threshold: int) -> int:
         return self.add("Event", record("Event", threshold=threshold))
@@ -163,17 +234,38 @@ class Builder:
         for index in range(self.grids[op]):
             self.task(op, index, len(self.rows["Task"]) % self.workers, waits, triggers)
 
-    def task(self, op: int, index: int, worker: int, waits: tuple[int, ...] = (), triggers: tuple[int, ...] = ()) -> None:
+    def task(
+        self, op: int, index: int, worker: int, waits: tuple[int, ...] = (), triggers: tuple[int, ...] = ()
+    ) -> None:
         want = [int(self.rows["Event"][e]["threshold"]) for e in waits]
-        self.add("Task", record("Task", op=op, index=index, worker=worker, n_waits=len(waits), n_triggers=len(triggers),
-                                wait=waits, want=want, trigger=triggers))  # fmt: skip
+        self.add(
+            "Task",
+            record(
+                "Task",
+                op=op,
+                index=index,
+                worker=worker,
+                n_waits=len(waits),
+                n_triggers=len(triggers),
+                wait=waits,
+                want=want,
+                trigger=triggers,
+            ),
+        )
 
     def blob(self) -> bytes:
         sections = {n: np.array(rows, abi.RECORDS[n]) for n, rows in self.rows.items()}
         sections["Name"] = np.frombuffer(self.names, abi.RECORDS["Name"])
         sections["Const"] = np.frombuffer(self.consts, abi.RECORDS["Const"])
-        return abi.encode(sections, workspace=self.workspace, workers=self.workers, args=self.args,
-                          results=self.results, ranks=1, iterations=1)  # fmt: skip
+        return abi.encode(
+            sections,
+            workspace=self.workspace,
+            workers=self.workers,
+            args=self.args,
+            results=self.results,
+            ranks=1,
+            iterations=1,
+        )
 
 
 def elementwise(b: Builder, name: str, x: int, out: int, n: int, tile: int, ops: list[np.ndarray], last: int) -> int:
@@ -184,16 +276,44 @@ def elementwise(b: Builder, name: str, x: int, out: int, n: int, tile: int, ops:
 
 
 def matmul(
-    b: Builder, name: str, x: int, w: int, out: int, m: int, n: int, k: int, *, tile: tuple[int, int], wtype: str = "F32",
-    wstride: tuple[int, int] = (0, 0), prologue: int = 0,
-) -> int:  # fmt: skip
+    b: Builder,
+    name: str,
+    x: int,
+    w: int,
+    out: int,
+    m: int,
+    n: int,
+    k: int,
+    *,
+    tile: tuple[int, int],
+    wtype: str = "F32",
+    wstride: tuple[int, int] = (0, 0),
+    prologue: int = 0,
+) -> int:
     """`out[m, n] = x[m, k] @ w`, f32 activations; `wstride` is (stride_n, stride_k), by default w is [k, n]."""
     sn, sk = wstride if any(wstride) else (1, n)
-    lhs = Code([Stage("VECTOR", [instr("LOAD", V), instr("STORE", a=V, aux=1)])],
-               [Access(0, stride=(k, 0, 1)), Access(abi.SLOT_ACT, stride=(k, 0, 1))], {0: (0, m), 2: (0, k)}, 2)  # fmt: skip
+    lhs = Code(
+        [Stage("VECTOR", [instr("LOAD", V), instr("STORE", a=V, aux=1)])],
+        [Access(0, stride=(k, 0, 1)), Access(abi.SLOT_ACT, stride=(k, 0, 1))],
+        {0: (0, m), 2: (0, k)},
+        2,
+    )
     row = min(tile[1], n)
-    epilogue = Code([Stage("VECTOR", [instr("LOAD", V), instr("STORE", a=V, aux=1)])],
-                    [Access(abi.SLOT_ACC, stride=(row, 1, 0)), Access(2, stride=(n, 1, 0))], {0: (0, m), 1: (0, n)}, 1)  # fmt: skip
+    epilogue = Code(
+        [Stage("VECTOR", [instr("LOAD", V), instr("STORE", a=V, aux=1)])],
+        [Access(abi.SLOT_ACC, stride=(row, 1, 0)), Access(2, stride=(n, 1, 0))],
+        {0: (0, m), 1: (0, n)},
+        1,
+    )
     params = dict(RHS0=0, N_RHS=1, N_M=1, N_N=1, N_K=1, REDUCE_DTYPE=abi.enum("Dtype", "F32"))
-    return b.op("CONTRACT", name, (m, n, k), (*tile, k), [x, w, out], {"LHS": [lhs], "EPILOGUE": [epilogue]},
-                [Access(1, wtype, (0, sn, sk))], params, prologue)  # fmt: skip
+    return b.op(
+        "CONTRACT",
+        name,
+        (m, n, k),
+        (*tile, k),
+        [x, w, out],
+        {"LHS": [lhs], "EPILOGUE": [epilogue]},
+        [Access(1, wtype, (0, sn, sk))],
+        params,
+        prologue,
+    )

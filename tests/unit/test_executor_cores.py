@@ -6,7 +6,7 @@ import executor_builder as eb
 import ml_dtypes
 import numpy as np
 import pytest
-from executor_builder import V, Access, Builder, Code, Stage, instr
+from executor_builder import Access, Builder, Code, Stage, V, instr
 
 from jax_mpk import _ext, abi
 
@@ -26,7 +26,9 @@ def weights(k: int, n: int, dtype: str, layout: str) -> tuple[np.ndarray, np.nda
     return w.astype(np.float64), np.repeat(np.ascontiguousarray(w.T), 2, 1), (2 * k, 2)
 
 
-def contract(x: np.ndarray, w: np.ndarray, n: int, strides: tuple[int, int], tile: tuple[int, int], dtype: str, **how: object) -> np.ndarray:
+def contract(
+    x: np.ndarray, w: np.ndarray, n: int, strides: tuple[int, int], tile: tuple[int, int], dtype: str, **how: object
+) -> np.ndarray:
     m, k = x.shape
     b = Builder(workers=3)
     slots = b.arg(x.nbytes), b.arg(w.nbytes, dtype), b.result(4 * m * n)
@@ -47,7 +49,9 @@ def test_contractions(layout: str, dtype: str, k: int, isa: str) -> None:
             wide, w, strides = weights(k, n, dtype, layout)
             x = RNG.standard_normal((m, k)).astype(np.float32)
             have = contract(x, w, n, strides, (16, 64), dtype, isa=isa)
-            np.testing.assert_allclose(have, x.astype(np.float64) @ wide, rtol=0, atol=3e-6 * k**0.5 + 1e-6, err_msg=f"{m}x{n}")
+            np.testing.assert_allclose(
+                have, x.astype(np.float64) @ wide, rtol=0, atol=3e-6 * k**0.5 + 1e-6, err_msg=f"{m}x{n}"
+            )
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -85,7 +89,10 @@ def test_equal_prologues_are_computed_once() -> None:
     x, v, w = (RNG.standard_normal(s).astype(np.float32) for s in ((m, k), (k, n), (k, n)))
     b = Builder(workers=1)
     slots = [b.arg(a.nbytes) for a in (x, v, w)] + [b.result(4 * m * n) for _ in range(2)]
-    ops = [eb.matmul(b, f"matmul{j}", slots[0], slots[1 + j], slots[3 + j], m, n, k, tile=(8, 32), prologue=7) for j in range(2)]
+    ops = [
+        eb.matmul(b, f"matmul{j}", slots[0], slots[1 + j], slots[3 + j], m, n, k, tile=(8, 32), prologue=7)
+        for j in range(2)
+    ]
     for index in range(b.grids[0]):  # alternate operators and tiles
         b.task(ops[0], index, 0)
         b.task(ops[1], b.grids[0] - 1 - index, 0)
@@ -98,7 +105,7 @@ def test_equal_prologues_are_computed_once() -> None:
 
 @pytest.mark.parametrize("batch_tile", [1, 3])
 def test_batches_and_several_axes(batch_tile: int) -> None:
-    """out[b, m0, m1, n0, n1] = sum over k0, k1 of x[b, m0, m1, k0, k1] * w[b, k0, k1, n0, n1]; two right sides, added."""
+    """out[b, m0, m1, n0, n1] = sum over k0, k1 of x[b, m0, m1, k0, k1] * w[b, k0, k1, n0, n1]; the sum of two."""
     nb, m0, m1, n0, n1, k0, k1 = 3, 4, 2, 5, 6, 3, 7
     x = RNG.standard_normal((nb, m0, m1, k0, k1)).astype(np.float32)
     v, w = (RNG.standard_normal((nb, k0, k1, n0, n1)).astype(np.float32) for _ in range(2))
@@ -107,16 +114,36 @@ def test_batches_and_several_axes(batch_tile: int) -> None:
     slots = [b.arg(a.nbytes) for a in (x, v, w)] + [b.result(4 * nb * m0 * m1 * n)]
     extent, tile = (nb, m0, m1, n0, n1, k0, k1), (batch_tile, 3, m1, 2, n1, k0, k1)
     box = {a: (0, e) for a, e in enumerate(extent)}
-    lhs = Code([Stage("VECTOR", [instr("LOAD", V), instr("STORE", a=V, aux=1)])],
-               [Access(0, stride=(m0 * m1 * k, m1 * k, k, 0, 0, k1, 1)), Access(abi.SLOT_ACT, stride=(0, m1 * k, k, 0, 0, k1, 1))],
-               {a: box[a] for a in (0, 1, 2, 5, 6)}, 6)  # fmt: skip
+    lhs = Code(
+        [Stage("VECTOR", [instr("LOAD", V), instr("STORE", a=V, aux=1)])],
+        [
+            Access(0, stride=(m0 * m1 * k, m1 * k, k, 0, 0, k1, 1)),
+            Access(abi.SLOT_ACT, stride=(0, m1 * k, k, 0, 0, k1, 1)),
+        ],
+        {a: box[a] for a in (0, 1, 2, 5, 6)},
+        6,
+    )
     row = 2 * n1
     acc = tuple(Access(abi.SLOT_ACC + j, stride=(0, m1 * row, row, n1, 1)) for j in range(2))
-    body = [instr("LOAD", V), instr("LOAD", V + 1, aux=1), instr("F_ADD", V + 2, V, V + 1), instr("STORE", a=V + 2, aux=2)]
-    epilogue = Code([Stage("VECTOR", body)], [*acc, Access(3, stride=(m0 * m1 * n, m1 * n, n, n1, 1))], {a: box[a] for a in range(5)}, 4)
+    body = [
+        instr("LOAD", V),
+        instr("LOAD", V + 1, aux=1),
+        instr("F_ADD", V + 2, V, V + 1),
+        instr("STORE", a=V + 2, aux=2),
+    ]
+    epilogue = Code(
+        [Stage("VECTOR", body)],
+        [*acc, Access(3, stride=(m0 * m1 * n, m1 * n, n, n1, 1))],
+        {a: box[a] for a in range(5)},
+        4,
+    )
     rhs = [Access(1 + j, "F32", (k * n, 0, 0, n1, 1, k1 * n, n)) for j in range(2)]
     params = dict(RHS0=0, RHS1=1, N_RHS=2, N_BATCH=1, N_M=2, N_N=2, N_K=2)
-    b.tasks(b.op("CONTRACT", "batched", extent, tile, slots, {"LHS": [lhs], "EPILOGUE": [epilogue]}, rhs, params, prologue=3))
+    b.tasks(
+        b.op(
+            "CONTRACT", "batched", extent, tile, slots, {"LHS": [lhs], "EPILOGUE": [epilogue]}, rhs, params, prologue=3
+        )
+    )
     out = np.zeros((nb, m0, m1, n0, n1), np.float32)
     _ext.run(b.blob(), [x, v, w], [out], poison=True)
     np.testing.assert_allclose(out, np.einsum("bmpkl,bklnq->bmpnq", x, v + w), atol=1e-4)
@@ -132,35 +159,76 @@ def test_integer_contraction() -> None:
     lhs = Code(copy, [Access(0, "I32", (k, 0, 1)), Access(abi.SLOT_ACT, "I32", (k, 0, 1))], {0: (0, m), 2: (0, k)}, 2)
     end = Code(copy, [Access(abi.SLOT_ACC, "I32", (8, 1)), Access(2, "I32", (n, 1))], {0: (0, m), 1: (0, n)}, 1)
     params = dict(N_RHS=1, N_M=1, N_N=1, N_K=1, REDUCE_DTYPE=abi.enum("Dtype", "I32"))
-    b.tasks(b.op("CONTRACT", "ints", (m, n, k), (2, 8, k), slots, {"LHS": [lhs], "EPILOGUE": [end]}, [Access(1, "I8", (0, 1, n))], params))
+    b.tasks(
+        b.op(
+            "CONTRACT",
+            "ints",
+            (m, n, k),
+            (2, 8, k),
+            slots,
+            {"LHS": [lhs], "EPILOGUE": [end]},
+            [Access(1, "I8", (0, 1, n))],
+            params,
+        )
+    )
     out = np.zeros((m, n), np.int32)
     _ext.run(b.blob(), [x, w], [out])
     np.testing.assert_array_equal(out, (x.astype(np.int64) @ w).astype(np.int32))
 
 
 def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, limit: int | None, rows: int, **how: object) -> np.ndarray:
-    """q [heads, group, d], k [keys, heads, d], v [keys, heads, e] in one cache type: out [heads, group, e], scale 1/2."""
+    """q [heads, group, d], k [keys, heads, d], v [keys, heads, e]: out [heads, group, e]; the scale is 1/2."""
     heads, group, d = q.shape
     keys, e = k.shape[0], v.shape[2]
     kind = "BF16" if k.dtype == BF16 else "F32"
     b = Builder()
-    slots = [b.arg(q.nbytes), b.arg(k.nbytes, kind), b.arg(v.nbytes, kind), b.arg(4, "I32"), b.result(4 * heads * group * e)]
+    slots = [
+        b.arg(q.nbytes),
+        b.arg(k.nbytes, kind),
+        b.arg(v.nbytes, kind),
+        b.arg(4, "I32"),
+        b.result(4 * heads * group * e),
+    ]
     extent, tile = (heads, group, e, keys, d), (1, rows, e, keys, d)
+
     def loop(*axes: int) -> dict[int, tuple[int, int]]:
         return {a: (0, extent[a]) for a in axes}
+
     copy = [instr("LOAD", V), instr("STORE", a=V, aux=1)]
-    half = [instr("LOAD", V), instr("CONST", V + 1, imm=0.5), instr("F_MUL", V + 2, V, V + 1), instr("STORE", a=V + 2, aux=0)]
+    half = [
+        instr("LOAD", V),
+        instr("CONST", V + 1, imm=0.5),
+        instr("F_MUL", V + 2, V, V + 1),
+        instr("STORE", a=V + 2, aux=0),
+    ]
     score = Access(abi.SLOT_ACC, stride=(0, keys, 0, 1, 0))
     codes = {
-        "Q": [Code([Stage("VECTOR", copy)], [Access(0, stride=(group * d, d, 0, 0, 1)), Access(abi.SLOT_ACT, stride=(0, d, 0, 0, 1))],
-                   loop(1, 4), 4)],
+        "Q": [
+            Code(
+                [Stage("VECTOR", copy)],
+                [Access(0, stride=(group * d, d, 0, 0, 1)), Access(abi.SLOT_ACT, stride=(0, d, 0, 0, 1))],
+                loop(1, 4),
+                4,
+            )
+        ],
         "SCORE": [Code([Stage("VECTOR", half)], [score], loop(1, 3), 3)],
-        "EPILOGUE": [Code([Stage("VECTOR", copy)], [Access(abi.SLOT_ACC + 1, stride=(0, e, 1)), Access(4, stride=(group * e, e, 1))],
-                          loop(1, 2), 2)],
-    }  # fmt: skip
+        "EPILOGUE": [
+            Code(
+                [Stage("VECTOR", copy)],
+                [Access(abi.SLOT_ACC + 1, stride=(0, e, 1)), Access(4, stride=(group * e, e, 1))],
+                loop(1, 2),
+                2,
+            )
+        ],
+    }
     if limit is not None:
-        codes["LIMIT"] = [Code([Stage("SCALAR", [instr("LOAD", 0), instr("STORE", a=0, aux=1)])],
-                               [Access(3, "I32"), Access(abi.SLOT_LIMIT, "I32")], {})]  # fmt: skip
+        codes["LIMIT"] = [
+            Code(
+                [Stage("SCALAR", [instr("LOAD", 0), instr("STORE", a=0, aux=1)])],
+                [Access(3, "I32"), Access(abi.SLOT_LIMIT, "I32")],
+                {},
+            )
+        ]
     core = [Access(1, kind, (d, 0, 0, heads * d, 1)), Access(2, kind, (e, 0, 1, heads * e, 0))]
     b.tasks(b.op("ATTENTION", "attention", extent, tile, slots, codes, core, dict(N_BATCH=1, N_ROWS=1, KEY=0, VALUE=1)))
     out = np.zeros((heads, group, e), np.float32)
@@ -191,10 +259,27 @@ def sort(x: np.ndarray, count: int, descending: bool, positions: bool, **how: ob
     kind = {"f": "F32", "i": "I32", "u": "U32"}[x.dtype.kind]
     b = Builder()
     slots = [b.arg(x.nbytes, kind), b.result(4 * rows * count, "I32" if positions else kind)]
-    code = Code([Stage("VECTOR", [instr("LOAD", V), instr("STORE", a=V, aux=1)])],
-                [Access(0, kind, (n, 1)), Access(abi.SLOT_ACC, kind, (0, 1))], {0: (0, rows), 1: (0, n)}, 1)  # fmt: skip
-    params = dict(KEY_DTYPE=abi.enum("Dtype", kind), COUNT=count, OUT=0, DESCENDING=int(descending), PAYLOAD=int(positions))
-    b.tasks(b.op("SORT", "sort", (rows, n), (2, n), slots, {"MAIN": [code]}, [Access(1, "I32" if positions else kind, (count, 1))], params))
+    code = Code(
+        [Stage("VECTOR", [instr("LOAD", V), instr("STORE", a=V, aux=1)])],
+        [Access(0, kind, (n, 1)), Access(abi.SLOT_ACC, kind, (0, 1))],
+        {0: (0, rows), 1: (0, n)},
+        1,
+    )
+    params = dict(
+        KEY_DTYPE=abi.enum("Dtype", kind), COUNT=count, OUT=0, DESCENDING=int(descending), PAYLOAD=int(positions)
+    )
+    b.tasks(
+        b.op(
+            "SORT",
+            "sort",
+            (rows, n),
+            (2, n),
+            slots,
+            {"MAIN": [code]},
+            [Access(1, "I32" if positions else kind, (count, 1))],
+            params,
+        )
+    )
     out = np.zeros((rows, count), np.int32 if positions else x.dtype)
     _ext.run(b.blob(), [x], [out], poison=True, **how)
     return out
