@@ -131,8 +131,8 @@ class _Machine:
                     for x, y in itertools.pairwise(axes):
                         assert a["stride"][x] == a["stride"][y] * self.op["extent"][y], "strides do not flatten"
                 row = [self.ranges[x][0] for x in m]
-                w = [self.element(a, (*point, *row, *i, *q)) for q in self.points(k) for i in self.points(n)]
-                w = np.array(w).reshape(len(self.points(k)), len(self.points(n))).astype(dtype)
+                at = [(*point, *row, *i, *q) for q in self.points(k) for i in self.points(n)]
+                w = self.elements(a, at).reshape(len(self.points(k)), len(self.points(n))).astype(dtype)
                 acc = self.scratch[abi.SLOT_ACC + j] = _poison(full[0] * full[1], dtype)
                 rows = len(self.points(m))
                 acc.view(dtype).reshape(full[0], full[1])[:rows, : w.shape[1]] = act[:rows] @ w
@@ -158,15 +158,16 @@ class _Machine:
         k_at, v_at = self.core("KEY"), self.core("VALUE")
         rest = [r[0] for r in self.ranges]
 
-        def at(access: np.void, **where: int) -> np.float32:
-            i = [*point, *rest[nb:]]
-            for name, x in where.items():
-                i[{"column": column, "key": key, "head": head}[name]] = x
-            return self.element(access, i)
+        def matrix(access: np.void, axis: int, values: range) -> np.ndarray:
+            """The operand over keys and one other axis."""
+            at = []
+            for s, x in itertools.product(range(limit), values):
+                i = [*point, *rest[nb:]]
+                i[key], i[axis] = s, x
+                at.append(i)
+            return self.elements(access, at).reshape(limit, len(values)).astype(np.float32)
 
-        live_keys, columns = range(limit), range(*self.ranges[column])
-        k = np.array([[at(k_at, key=s, head=h) for h in range(d)] for s in live_keys], np.float32)
-        v = np.array([[at(v_at, key=s, column=c) for c in columns] for s in live_keys], np.float32)
+        k, v = matrix(k_at, head, range(d)), matrix(v_at, column, range(*self.ranges[column]))
         acc = self.scratch[abi.SLOT_ACC] = _poison(n * keys, np.float32)
         live = len(self.points(rows))
         view = acc.view(np.float32).reshape(n, keys)
@@ -217,8 +218,11 @@ class _Machine:
         assert 0 <= at < len(self.view(a)), f"element {at} of {len(self.view(a))}"
         return at
 
-    def element(self, a: np.void, point: Sequence[int]) -> np.generic:
-        return self.view(a)[self.address(a, point)]
+    def elements(self, a: np.void, points: Sequence[Sequence[int]]) -> np.ndarray:
+        at = int(a["offset"]) + np.array(points, np.int64) @ a["stride"][: len(points[0])]
+        view = self.view(a)
+        assert (at >= 0).all() and (at < len(view)).all(), "a core reads out of bounds"
+        return view[at]
 
 
 def _poison(n: int, dtype: np.dtype | type) -> np.ndarray:

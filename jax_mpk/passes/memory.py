@@ -30,7 +30,7 @@ def run(tg: TaskGraph) -> TaskGraph:
     users = _users(tg)
     before = precedence(tg)
     temps = [b for b in tg.buffers if b.space == "workspace"]
-    temps.sort(key=lambda b: (-b.nbytes, users[b.id] & -users[b.id], b.id))
+    temps.sort(key=lambda b: (-_padded(b.nbytes), users[b.id] & -users[b.id], b.id))
     offset, workspace = _plan(temps, users, before, None)
     if workspace > SLACK * _sequential(temps, users):
         other = _plan(temps, users, before, _Rows(tg))
@@ -68,7 +68,7 @@ def _plan(temps: list[Buffer], users: list[int], before: list[int], rows: _Rows 
         mine = slots.setdefault(size, {})
         if rows is not None and at + size > peak:
             for there, last in list(mine.items())[-SLOTS:]:
-                clear = all(offset[x.id] == there and _padded(x.nbytes) == size for x in taken
+                clear = all(offset[x.id] == there and _padded(x.nbytes) == size and x.nbytes <= last.nbytes for x in taken
                             if offset[x.id] < there + size and there < offset[x.id] + _padded(x.nbytes))  # fmt: skip
                 if clear and rows.ordered(last, b):
                     at = there
