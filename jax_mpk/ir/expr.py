@@ -22,8 +22,21 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import ClassVar
 
 from jax_mpk.ir.coord import (  # noqa: F401  (the vocabulary of index maps is part of the vocabulary of expressions)
-    CORE_AXIS, REDUCE_AXIS, UNKNOWN, Coord, Ranges, Term, collect, coord_add, coord_axis, coord_const, coord_range,
-    coord_scale, coord_split, reshape_coords, restrict,
+    CORE_AXIS,
+    REDUCE_AXIS,
+    UNKNOWN,
+    Coord,
+    Ranges,
+    Term,
+    collect,
+    coord_add,
+    coord_axis,
+    coord_const,
+    coord_range,
+    coord_scale,
+    coord_split,
+    reshape_coords,
+    restrict,
 )  # fmt: skip
 
 # ----------------------------------------------------------------------------------------------------------- expressions

@@ -19,7 +19,17 @@ from dataclasses import replace
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Coord, Expr, Load
 from jax_mpk.ir.graph import (
-    APPEND_AXIS, HEAD_AXIS, Append, Attention, Contract, Graph, Map, Op, Sort, Update, itemsize,
+    APPEND_AXIS,
+    HEAD_AXIS,
+    Append,
+    Attention,
+    Contract,
+    Graph,
+    Map,
+    Op,
+    Sort,
+    Update,
+    itemsize,
 )  # fmt: skip
 from jax_mpk.passes import algebra, results
 from jax_mpk.passes.axes import inverse, plain_axis

@@ -272,10 +272,10 @@ class _Refiner:
                     order[i] = d
             op = reindex(self.g, op, order)  # type: ignore[assignment]
             op = reindex(self.g, op, merged(self.g, op))  # type: ignore[assignment]
-        for name, x in core_operands(op).items():
-            if not self.merges(op, x):
-                op = self.copied(op, name)  # type: ignore[assignment]
-        return op
+        apart = [name for name, x in core_operands(op).items() if not self.merges(op, x)]
+        for name in apart:
+            op = self.copied(op, name)  # type: ignore[assignment]
+        return reindex(self.g, op, merged(self.g, op)) if apart else op
 
     def merges(self, op: Contract, x: Load) -> bool:
         """Whether the strides of an operand over the n axes, and over the k axes, are those of one axis."""

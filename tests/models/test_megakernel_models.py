@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from execute import Runner
 from flax import nnx
-from models import decode, registry
 
 import jax_mpk
 from jax_mpk import targets
 from jax_mpk.ir.graph import Attention
+from models import decode, registry
 
 SLOTS = 72
 NAMES = ["qwen3-tiny", "llama-tiny"]

@@ -26,7 +26,17 @@ from jax_mpk.frontend import lower
 from jax_mpk.ir import interpret
 from jax_mpk.ir.graph import Attention, Contract, Graph
 from jax_mpk.passes import (
-    decompose, dependencies, events, fuse, linearise, memory, normalise, placement, recognise, refine, simplify,
+    decompose,
+    dependencies,
+    events,
+    fuse,
+    linearise,
+    memory,
+    normalise,
+    placement,
+    recognise,
+    refine,
+    simplify,
 )  # fmt: skip
 from jax_mpk.targets import Target
 from jax_mpk.tasks import contract, rows, sort

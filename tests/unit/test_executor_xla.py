@@ -131,7 +131,7 @@ def test_eight_devices_at_once() -> None:
     one = call(chain(), F32)
 
     @jax.jit
-    @functools.partial(jax.shard_map, mesh=mesh(), in_specs=P("d"), out_specs=PartitionSpec(), check_vma=False)
+    @functools.partial(jax.shard_map, mesh=mesh(), in_specs=P("d"), out_specs=P(), check_vma=False)
     def f(x: jax.Array) -> jax.Array:
         y = one(x.reshape(-1))[0]
         for _ in range(3):

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import spellings as S
 from flax import nnx
-from models import decode, registry
 
 from jax_mpk import targets
 from jax_mpk.frontend import lower
@@ -17,6 +16,7 @@ from jax_mpk.ir import interpret
 from jax_mpk.ir.graph import Attention, Contract, Graph
 from jax_mpk.passes import fuse, layout, recognise, simplify
 from jax_mpk.passes.hops import hops
+from models import decode, registry
 
 PASSES = {"simplify": simplify.run, "recognise": recognise.run, "fuse": fuse.run, "layout": layout.run}
 
