@@ -287,7 +287,7 @@ def _reduces_badly(e: Expr, op: Map, user: Op) -> bool:
     """Would writing `e` into `user` evaluate a reduction far more often than once per row?"""
     if not e.height or isinstance(user, Sort):
         return False
-    for role, f in user.exprs().items():
+    for f in user.exprs().values():
         for x in E.walk(f):
             if isinstance(x, Load) and x.value == op.out:
                 try:
