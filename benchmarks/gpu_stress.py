@@ -1,7 +1,8 @@
 """Launches until something changes: ``python -m benchmarks.gpu_stress [CHECK ...]``, on a GPU.
 
-Every check compares bits. `once`: three launches. `small`: many launches of a small model, from Python and in a loop on the device. `large`: a
-real one. `alternate`: two programs in turn on one stream. `streams`: two programs on two streams of one executable.
+Every check compares bits. `once`: three launches. `small`: many launches of a small model, from Python and in a loop on
+the device. `large`: a real one. `alternate`: two programs in turn on one stream. `streams`: two programs on two streams
+of one executable.
 `loop`: 64 tokens by a `fori_loop` inside jit against 64 calls.
 """
 
@@ -150,7 +151,9 @@ def loop(args: argparse.Namespace) -> str:
     return "64 tokens in a fori_loop, equal to 64 calls in every bit"
 
 
-CHECKS: dict[str, Callable[[argparse.Namespace], str]] = {f.__name__: f for f in (once, small, alternate, loop, streams, large)}
+CHECKS: dict[str, Callable[[argparse.Namespace], str]] = {
+    f.__name__: f for f in (once, small, alternate, loop, streams, large)
+}
 
 
 def attempt(name: str, args: argparse.Namespace) -> bool:

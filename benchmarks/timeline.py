@@ -38,13 +38,17 @@ def call(lowered: Any, device: cuda_build.Device) -> tuple[Any, abi.Program]:
     shapes.append(jax.ShapeDtypeStruct((int(p.header["workspace"]),), np.uint8))
     b = p["Buffer"]
     kept = b[(b["space"] == abi.enum("Space", "RESULT")) & (b["alias"] >= 0)]
-    f = jax.ffi.ffi_call(cuda.TARGET_NAME, shapes, input_output_aliases={int(x["alias"]): int(x["index"]) for x in kept})
+    f = jax.ffi.ffi_call(
+        cuda.TARGET_NAME, shapes, input_output_aliases={int(x["alias"]): int(x["index"]) for x in kept}
+    )
     blob = np.frombuffer(e.plan.blob, np.uint8)
     attributes = {"program": blob, "hash": np.uint64(p.header["hash"]).astype(np.int64), **e.attributes()}
     return jax.jit(lambda *args: f(*args, **attributes)), p
 
 
-def stamps(name: str, batch: int, context: int, dtype: Any, device: cuda_build.Device) -> tuple[abi.Program, np.ndarray]:
+def stamps(
+    name: str, batch: int, context: int, dtype: Any, device: cuda_build.Device
+) -> tuple[abi.Program, np.ndarray]:
     """The program, and for every task four times in us from the first one."""
     model, _ = registry.load(name, dtype=dtype, seed=0)
     made = subject(model)
@@ -88,7 +92,16 @@ def rows(p: abi.Program, at: np.ndarray) -> list[tuple[Any, ...]]:
         mine = np.isin(op, ops)
         t = at[mine]
         parts = [idle[mine].mean(), *(np.diff(t, axis=1).mean(0))]
-        found.append((p.name(int(units[ops[0]]["name"])), len(ops), int(mine.sum()) // len(ops), np.sum(spans), *parts, np.mean(skews)))
+        found.append(
+            (
+                p.name(int(units[ops[0]]["name"])),
+                len(ops),
+                int(mine.sum()) // len(ops),
+                np.sum(spans),
+                *parts,
+                np.mean(skews),
+            )
+        )
     return found
 
 
@@ -108,7 +121,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in args.model.split(","):
         for batch in args.batch:
             p, at = stamps(name, batch, args.context, DTYPES[args.dtype], device)
-            table = Table(title=f"{name}, batch {batch}: {at.max():.0f} us; idle {_idle(p, at):.0%} of the blocks' time")
+            table = Table(
+                title=f"{name}, batch {batch}: {at.max():.0f} us; idle {_idle(p, at):.0%} of the blocks' time"
+            )
             table.add_column("operator")
             for head in HEAD:
                 table.add_column(head, justify="right")
