@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 from jax_mpk.errors import MpkError
@@ -20,16 +21,17 @@ Box = dict[int, tuple[int, int]]
 def boxes(e: Expr, box: Box) -> list[tuple[Box, Expr]]:
     """Disjoint boxes that make up `box`, with `e` there; no piece over an axis of the box is left."""
     e = _resolve(e, box)
-    for x in E.walk(e):
-        if isinstance(x, Piece) and piece_axis(x) in box:
-            axis, shift = piece_axis(x), x.coord.const
-            out = []
-            for low, high in zip(x.bounds, x.bounds[1:], strict=False):
-                lo, hi = max(box[axis][0], low - shift), min(box[axis][1], high - shift)
-                if lo < hi:
-                    out += boxes(e, box | {axis: (lo, hi)})
-            return out
-    return [(box, e)]
+    pieces = [x for x in E.walk(e) if isinstance(x, Piece) and piece_axis(x) in box]
+    if not pieces:
+        return [(box, e)]
+    x = pieces[-1]  # inside of no other piece, so its bounds cover the box
+    axis, shift = piece_axis(x), x.coord.const
+    out = []
+    for low, high in itertools.pairwise(x.bounds):
+        lo, hi = max(box[axis][0], low - shift), min(box[axis][1], high - shift)
+        if lo < hi:
+            out += boxes(e, box | {axis: (lo, hi)})
+    return out
 
 
 def piece_axis(x: Piece) -> int:

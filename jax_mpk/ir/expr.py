@@ -266,8 +266,8 @@ def piece(coord: Coord, bounds: tuple[int, ...], parts: tuple[Expr, ...]) -> Exp
         raise NotAffine("a concatenation indexed by a dynamic coordinate")
     lo, hi = coord.min, coord.max
     live = [j for j in range(len(parts)) if bounds[j] <= hi and bounds[j + 1] > lo]
-    if len(live) == 1:
-        return parts[live[0]]
+    if len(live) <= 1:  # none: a place that a concatenation around this one never takes
+        return parts[live[0] if live else 0]
     bounds, parts = tuple(bounds[live[0] : live[-1] + 2]), tuple(parts[j] for j in live)
 
     def init(n: Piece) -> None:

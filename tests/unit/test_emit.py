@@ -399,3 +399,8 @@ def test_the_listing_names_everything() -> None:
     text = disassemble(blob)
     for word in ("ROWS", "REDUCE MAX", "REDUCE SUM", "F_EXP", "VECTOR", "task 0"):
         assert word in text
+
+
+def test_a_concatenation_of_a_concatenation() -> None:
+    """The bounds of the inner one do not cover the box of the outer one."""
+    same(lambda x: jnp.concatenate([jnp.concatenate([x, -x[:1]]), x[:1]]) + 1, data(12))
