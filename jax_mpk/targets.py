@@ -13,6 +13,7 @@ class Target:
     of a contraction task (a multiple). tasks: preferred tasks an operator, so that workers are busy (never derived
     from the number of threads: the same program must give the same bits anywhere). frame: bytes of a stream frame,
     inner: bytes of its contiguous run; ring: frames a worker can hold (0: the target does not stream).
+    rows: cut large `[K, N]` weights by rows, which are contiguous, rather than by columns (see the pass `split`).
     """
 
     name: str
@@ -22,7 +23,8 @@ class Target:
     frame: int = 16384
     inner: int = 128
     ring: int = 0
+    rows: bool = False
 
 
-CPU = Target("cpu", workers=2, columns=64, tasks=16)
+CPU = Target("cpu", workers=2, columns=64, tasks=4, rows=True)
 SM90 = Target("cuda", workers=132, columns=64, tasks=132, ring=12)

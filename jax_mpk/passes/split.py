@@ -1,4 +1,7 @@
-"""Pass `split`: contractions with too few tasks for the device are split over the contracted axis (split-K).
+"""Pass `split`: contractions over weights are split over the contracted axis (split-K), where that pays.
+
+On a device with many workers that is where columns alone give too few tasks. On a CPU it is where the weights are
+large and lie row by row: a slice of rows is contiguous memory, which streams, while a slice of columns is short runs.
 
 `acc[m, n] = sum_k` becomes `part[s, m, n] = sum over the k of slice s`, a contraction with one more batch axis, and a
 map that adds the slices in order and applies the epilogue. The fuse pass then writes that map into its consumers, so
@@ -22,11 +25,17 @@ SLICES = 8
 """At most this many slices: the consumer of the sum reads all of them."""
 SLICE_K = 128
 """A slice is a multiple of this many k: one frame of the weight stream."""
+ROWS_K = 16
+"""The same for slices of rows on a CPU."""
+ROWS_BYTES = 1 << 18
+"""Weights of at least this size are cut by rows."""
+ROWS_M = 16
+"""Rows of the other operand up to which a contraction is a stream of weights rather than arithmetic."""
 
 
 def run(g: Graph, target: Target) -> Graph:
-    """The graph with every stream contraction wide enough for `target`; unchanged if the target does not stream."""
-    if not target.ring:
+    """The graph with every contraction over weights cut as `target` likes it."""
+    if not target.ring and not target.rows:
         return g
     values = dict(g.values)
     ops: list[Op] = []
@@ -42,15 +51,20 @@ def _split(values: dict[int, Value], op: Contract, target: Target) -> list[Op] |
     columns = math.prod(op.domain[a] for a in op.axes("n"))
     tasks = -(-columns // target.columns) * math.prod(op.domain[a] for a in op.axes("batch"))
     tasks *= len(op.rhs)
-    slices = _slices(op.k[0][1], tasks, target)
+    slices = _slices(op.k[0][1], tasks, target) if target.ring else _row_slices(values, op, target)
+    if slices == 1 and not target.ring:
+        return None
     if slices == 1 and (len(op.rhs) == 1 or tasks > target.tasks):
         return None
     out: list[Op] = []
     sums: list[Expr] = []
-    for r in op.rhs:
-        part, total = _slice(values, op, r, slices)
-        out.append(part)
-        sums.append(total)
+    try:
+        for r in op.rhs:
+            part, total = _slice(values, op, r, slices)
+            out.append(part)
+            sums.append(total)
+    except E.NotAffine:
+        return None  # a slice would cut through a digit of k (a head of an attention's output)
     body = replace_acc(op.epilogue, sums)
     shape = values[op.out].shape
     back = inverse(op.store, op.domain, shape) if op.store is not None else None
@@ -63,6 +77,18 @@ def _slices(k: int, tasks: int, target: Target) -> int:
     """The largest number of equal slices, of whole frames, that keeps the tasks within one per worker."""
     fits = [s for s in range(1, SLICES + 1) if k % (s * SLICE_K) == 0 and tasks * s <= target.tasks]
     return max(fits, default=1)
+
+
+def _row_slices(values: dict[int, Value], op: Contract, target: Target) -> int:
+    """One slice of contiguous rows a task, for large weights whose columns are contiguous; 1 for all others."""
+    k, columns = op.k[0][1], op.axes("n")
+    if op.axes("batch") or math.prod(op.domain[a] for a in op.axes("m")) > ROWS_M:
+        return 1
+    for r in op.rhs:
+        last = r.coords[-1].axes()  # type: ignore[attr-defined]
+        if values[next(iter(r.loads))].nbytes < ROWS_BYTES or not last or not last <= frozenset(columns):
+            return 1
+    return max((s for s in range(1, min(SLICES, target.tasks) + 1) if k % (s * ROWS_K) == 0), default=1)
 
 
 def _slice(values: dict[int, Value], op: Contract, rhs: Expr, slices: int) -> tuple[Contract, Expr]:

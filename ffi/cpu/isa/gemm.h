@@ -186,7 +186,7 @@ template <class T, int MR>
 static void stream_block(i64 n, i64 k_all, const f32* act, i64 lda, const typename T::mem* w, i64 step, f32* acc, i64 ldc) {
   constexpr int R = 8;
   const i64 width = n * static_cast<i64>(sizeof(typename T::mem));
-  const i64 ahead = width <= 256 ? 2 * R * step : width <= 1024 ? R * step : 0;
+  const i64 ahead = width <= 256 ? 2 * R * step : R * step;
   i64 k = 0;
   for (; k + R <= k_all; k += R) stream_rows<T, MR, R>(n, act + k, lda, w + k * step, step, acc, ldc, k == 0, ahead);
   for (; k < k_all; ++k) stream_rows<T, MR, 1>(n, act + k, lda, w + k * step, step, acc, ldc, k == 0, 0);
@@ -261,8 +261,15 @@ static void dot_block(i64 k_all, const f32* act, i64 lda, const typename T::mem*
         for (int i = 0; i < PARTS; ++i) c[m][j][i] += a[m][i] * b[i];
     }
   };
+  // The next rows of w, one line at a time: a prefetcher starts anew at every row, and rows are short.
+  constexpr i64 LINE = 64 / sizeof(typename T::mem);
   i64 k = 0;
-  for (; k + LANES <= k_all; k += LANES) group(k, w + k, step);
+  for (; k + LANES <= k_all; k += LANES) {
+    if (MR == 1 && k % LINE == 0)
+#pragma GCC unroll 4
+      for (int j = 0; j < NR; ++j) __builtin_prefetch(w + (NR + j) * step + k);
+    group(k, w + k, step);
+  }
   if (k < k_all) {
     typename T::mem tail[NR * LANES] = {};
     for (int j = 0; j < NR; ++j)
