@@ -151,7 +151,8 @@ static void panels(i64 rows, i64 c0, i64 c1, i64 k_all, const f32* act, i64 lda,
 }
 
 // R rows of w onto MR rows of acc: R sequential streams, which hardware prefetchers like. Software prefetches the same
-// columns of later rows, for tiles that are too narrow for a stream to get going. acc keeps the order of T::pair.
+// columns of later rows; where rows follow each other without a gap it walks them in the order of their addresses, since
+// several short rows in one page confuse a prefetcher. acc keeps the order of T::pair.
 template <class T, int MR, int R>
 static void stream_rows(i64 n, const f32* act, i64 lda, const typename T::mem* w, i64 step, f32* acc, i64 ldc, bool first, i64 ahead) {
   constexpr i64 line = 64 / static_cast<i64>(sizeof(typename T::mem));
@@ -164,7 +165,7 @@ static void stream_rows(i64 n, const f32* act, i64 lda, const typename T::mem* w
     }
     if (ahead && c % line == 0) {
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) __builtin_prefetch(w + r * step + c + ahead);
+      for (int r = 0; r < R; ++r) __builtin_prefetch(step == n ? w + ahead + c * R + r * line : w + ahead + c + r * step);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
