@@ -5,7 +5,7 @@
 
 namespace mpk {
 
-// Bytes per second of the best of `rounds` passes over `bytes` of fresh memory, split evenly over threads.
+// Bytes per second of the best of `rounds` passes of each kind over `bytes` of fresh memory, split evenly over threads.
 double read_bandwidth(size_t bytes, uint32_t threads, int rounds);
 
 }  // namespace mpk
