@@ -318,7 +318,7 @@ class _Frame:
     def _piece(self, e: Piece, scope: Scope) -> np.ndarray:
         """Each part over its own range of the axis; where the coordinate is no plain axis, over everything."""
         t = e.coord.terms[0] if len(e.coord.terms) == 1 else None
-        if t is None or t.coef != 1 or t.div != 1 or t.mod:
+        if t is None or t.coef != 1 or t.div != 1 or t.mod or _CLIP in scope:
             at = self.coord(e.coord, scope)
             out = self.eval(e.parts[0], {**scope, _CLIP: (0, 0)})
             for bound, part in zip(e.bounds[1:-1], e.parts[1:], strict=True):
