@@ -150,47 +150,75 @@ static void panels(i64 rows, i64 c0, i64 c1, i64 k_all, const f32* act, i64 lda,
   }
 }
 
-// R rows of w onto MR rows of acc: R sequential streams, which hardware prefetchers like. Software prefetches the same
-// columns of later rows; where rows follow each other without a gap it walks them in the order of their addresses, since
-// several short rows in one page confuse a prefetcher. acc keeps the order of T::pair.
-template <class T, int MR, int R>
-static void stream_rows(i64 n, const f32* act, i64 lda, const typename T::mem* w, i64 step, f32* acc, i64 ldc, bool first, i64 ahead) {
-  constexpr i64 line = 64 / static_cast<i64>(sizeof(typename T::mem));
-  for (i64 c = 0; c < n; c += PAIR) {
-    vf s[MR][2];
+// Where a stream will be 512 bytes from now, at most two turns on: along the tile's row, then in the next R rows.
+// Software prefetches there, because hardware prefetchers do not see the turn, and do not get going in a narrow tile.
+template <class T>
+struct Ahead {
+  static constexpr i64 line = 64 / static_cast<i64>(sizeof(typename T::mem));
+  const typename T::mem* at;
+  i64 left, n, turn;
+  Ahead(const typename T::mem* w, i64 columns, i64 rows_step) : n(columns), turn(rows_step - columns) {
+    const i64 far = 8 * line < 2 * n ? 8 * line : 2 * n;
+    at = w + far, left = n - far;
+    while (left <= 0) left += n, at += turn;
+  }
+  FN void touch(const Ahead& x, int rows, i64 step) {
 #pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) {
-      s[m][0] = first ? vf{} : load_v(acc + m * ldc + c);
-      s[m][1] = first ? vf{} : load_v(acc + m * ldc + c + W);
-    }
-    if (ahead && c % line == 0) {
+    for (int r = 0; r < rows; ++r) __builtin_prefetch(x.at + r * step);
+  }
+  void advance() {
+    at += line, left -= line;
+    if (left <= 0) left += n, at += turn;
+  }
+};
+
+// NP pairs of columns from R rows of w onto MR rows of acc, which keeps the order of T::pair.
+template <class T, int MR, int NP, int R>
+FN void stream_pairs(const f32* act, i64 lda, const typename T::mem* w, i64 step, f32* acc, i64 ldc, bool first) {
+  vf s[MR][2 * NP];
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) __builtin_prefetch(step == n ? w + ahead + c * R + r * line : w + ahead + c + r * step);
-    }
+  for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+    for (int j = 0; j < 2 * NP; ++j) s[m][j] = first ? vf{} : load_v(acc + m * ldc + j * W);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+    for (int p = 0; p < NP; ++p) {
       vf a, b;
-      T::pair(w + r * step + c, a, b);
+      T::pair(w + r * step + p * PAIR, a, b);
 #pragma GCC unroll 8
       for (int m = 0; m < MR; ++m) {
         const f32 x = act[m * lda + r];
-        s[m][0] += a * x;
-        s[m][1] += b * x;
+        s[m][2 * p] += a * x;
+        s[m][2 * p + 1] += b * x;
       }
     }
-#pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) store_v(acc + m * ldc + c, s[m][0]), store_v(acc + m * ldc + c + W, s[m][1]);
   }
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+    for (int j = 0; j < 2 * NP; ++j) store_v(acc + m * ldc + j * W, s[m][j]);
+}
+
+// R rows of w: R parallel streams. One row of acc takes two pairs at a time, so that the additions do not wait.
+template <class T, int MR, int R>
+static void stream_rows(i64 n, const f32* act, i64 lda, const typename T::mem* w, i64 step, f32* acc, i64 ldc, bool first) {
+  constexpr int NP = MR == 1 ? 2 : 1;
+  Ahead<T> ahead(w, n, R * step);
+  i64 c = 0;
+  for (; c + NP * PAIR <= n; c += NP * PAIR) {
+    for (i64 l = -c & (Ahead<T>::line - 1); R > 1 && l < NP * PAIR; l += Ahead<T>::line) Ahead<T>::touch(ahead, R, step), ahead.advance();
+    stream_pairs<T, MR, NP, R>(act, lda, w + c, step, acc + c, ldc, first);
+  }
+  if (c < n) stream_pairs<T, MR, 1, R>(act, lda, w + c, step, acc + c, ldc, first);
 }
 
 template <class T, int MR>
 static void stream_block(i64 n, i64 k_all, const f32* act, i64 lda, const typename T::mem* w, i64 step, f32* acc, i64 ldc) {
   constexpr int R = 8;
-  const i64 width = n * static_cast<i64>(sizeof(typename T::mem));
-  const i64 ahead = width <= 256 ? 2 * R * step : R * step;
   i64 k = 0;
-  for (; k + R <= k_all; k += R) stream_rows<T, MR, R>(n, act + k, lda, w + k * step, step, acc, ldc, k == 0, ahead);
-  for (; k < k_all; ++k) stream_rows<T, MR, 1>(n, act + k, lda, w + k * step, step, acc, ldc, k == 0, 0);
+  for (; k + R <= k_all; k += R) stream_rows<T, MR, R>(n, act + k, lda, w + k * step, step, acc, ldc, k == 0);
+  for (; k < k_all; ++k) stream_rows<T, MR, 1>(n, act + k, lda, w + k * step, step, acc, ldc, k == 0);
   for (int m = 0; m < MR; ++m)
     for (i64 c = 0; c < n; c += PAIR) {
       f32* p = acc + m * ldc + c;
