@@ -6,6 +6,7 @@ coordinate of every operator flattens; before it, `flatten` raises `NotAffine`.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -72,6 +73,7 @@ class Access:
         return next((s for a, s, _ in self.strides if a == axis), 0)
 
 
+@functools.lru_cache(1024)
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Strides, in elements, of a dense array."""
     return tuple(math.prod(shape[d + 1 :]) for d in range(len(shape)))

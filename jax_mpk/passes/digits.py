@@ -21,11 +21,12 @@ def is_digit(t: Term) -> bool:
 
 def flat(value: Value, coords: tuple[Coord, ...]) -> Coord:
     """The static part of an element address; digits that together are a whole axis have merged."""
-    out = E.coord_const(0)
+    const, terms = 0, []
     for c, stride in zip(coords, row_major(value.shape), strict=True):
         if c.dyn is None:
-            out = E.coord_add(out, E.coord_scale(c, stride))
-    return out
+            const += c.const * stride
+            terms += [Term(t.coef * stride, t.axis, t.div, t.mod, t.extent) for t in c.terms]
+    return E.collect(const, terms)
 
 
 def addresses(values: Mapping[int, Value], e: Expr) -> Iterator[tuple[int, Coord]]:

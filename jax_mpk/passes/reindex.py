@@ -191,7 +191,8 @@ def merged(g: Graph, op: Op) -> Arrangement:
     """Axes of extent 1 dropped, and neighbours in one role merged where all uses allow."""
     axes = loops.loop_axes(op)
     exprs = list(op.exprs().values())
-    coords = list(linear(g, exprs))
+    long = [x.role for x in axes if x.extent > 1]
+    coords = list(linear(g, exprs)) if len(set(long)) < len(long) else []  # else there are no neighbours in a role
     appends = op.appends if isinstance(op, Attention) else (op.append,) if isinstance(op, Update) else ()
     for a in appends:
         coords += [flat(g.values[a.out], a.coords), *(c for c in a.coords if c.dyn is not None)]
