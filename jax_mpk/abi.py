@@ -58,6 +58,7 @@ CONTRACT  codes: LHS stores the activation to scratch ACT, f32[m][k] of the tile
           acc[m][n] = sum over k in f32, in an order that depends on K and the strides only (never on the tile, on
           m or on the thread), so that a batch row does not depend on its neighbours. Integer types: exact, in i32
           (`params[REDUCE_DTYPE]` is F32 or I32: the type of ACT and ACC).
+          A task with several batch points does LHS, sums and EPILOGUE for one point after the other.
           Two operators with equal `prologue` (not 0) have the same ACT for the same batch and m tile.
 ATTENTION codes: APPEND+j run first (they store rows of the cache); Q stores scratch ACT, f32[rows][head]; LIMIT
           stores i32 scratch LIMIT[0]; scores = dot(ACT, key row) go to scratch ACC, f32[rows][key]; SCORE transforms
