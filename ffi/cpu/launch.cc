@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "../event.h"
+#include "float_mode.h"
 #include "pool.h"
 
 namespace mpk {
@@ -129,6 +130,7 @@ void run_one(const Launch& l, Scratch& scratch, const abi::Task& t) {
 }
 
 void run_list(Launch& l, uint32_t worker, const std::vector<uint32_t>& tasks) {
+  const FloatMode mode;
   Scratch& scratch = thread_scratch.prepare(l.p.scratch);
   uint32_t* counters = l.state.counters.data();
   std::atomic<uint64_t>& done = l.progress[worker].tasks;
@@ -148,6 +150,7 @@ void run_list(Launch& l, uint32_t worker, const std::vector<uint32_t>& tasks) {
 
 // One thread, in an order that respects the events and nothing else: what the scheduler must be correct under.
 void run_random(Launch& l, uint64_t seed) {
+  const FloatMode mode;
   Scratch& scratch = thread_scratch.prepare(l.p.scratch);
   l.alone = true;
   uint32_t* counters = l.state.counters.data();

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import platform
 
 import ml_dtypes
 import numpy as np
@@ -440,3 +442,23 @@ def test_same_bits_whatever_the_strip() -> None:
         whole = apply(op, "", x)
         for at in (1, 7, 300):
             assert apply(op, "", x[at:]).tobytes() == whole[at:].tobytes()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads and writes MXCSR")
+def test_the_callers_floating_point_mode_neither_matters_nor_changes() -> None:
+    """XLA's threads flush denormals: a launch from one of them gives the bits of any other."""
+    libm, found, flushing = ctypes.CDLL("libm.so.6"), (ctypes.c_uint32 * 8)(), (ctypes.c_uint32 * 8)()
+    assert libm.fegetenv(found) == 0
+    flushing[:] = found[:]
+    flushing[7] |= 0x8040  # the last word of glibc's fenv_t is MXCSR; FTZ and DAZ
+    x, y = np.array([1e-40, -3e-39, 1.0], np.float32), np.array([2.0, 0.5, 1e-42], np.float32)
+    try:
+        assert libm.fesetenv(flushing) == 0
+        have = apply("F_MUL", "plain", x, y)
+        after = (ctypes.c_uint32 * 8)()
+        libm.fegetenv(after)
+    finally:
+        libm.fesetenv(found)
+    assert after[7] & 0x8040 == 0x8040
+    np.testing.assert_array_equal(have, x * y)
+    assert np.all(have != 0)
