@@ -11,12 +11,18 @@ Run = Callable[[], Any]
 """One timed piece of work; returns when it is done."""
 
 
+SETTLE = 0.1
+"""Seconds until a contestant's threads sleep: XLA's CPU pools spin for 20 to 60 ms after their last piece of work, on
+processors that the next contestant would need (seen as context switches; steps of 12 ms took 30)."""
+
+
 def interleave(
     runs: Mapping[str, Run], repeats: int, tick: Callable[[], None] = lambda: None
 ) -> dict[str, list[float]]:
     """Seconds of every run, ``repeats`` times each, after one untimed warm-up of each.
 
-    The order rotates from repeat to repeat, so that no contestant always follows the same other.
+    The order rotates from repeat to repeat, so that no contestant always follows the same other. Every turn starts
+    after a pause of ``SETTLE`` seconds.
     """
     for run in runs.values():
         run()
@@ -26,6 +32,7 @@ def interleave(
     for repeat in range(repeats):
         first = repeat % len(names)
         for name in names[first:] + names[:first]:
+            time.sleep(SETTLE)
             start = time.perf_counter()
             runs[name]()
             seconds[name].append(time.perf_counter() - start)

@@ -88,7 +88,7 @@ class TaskBody {
       r_ = keep;
       const Matrix matrix{w, x.dtype, info_.stride_n[j], info_.stride_k[j]};
       if (integer) gemm_int(rows, columns, k, reinterpret_cast<const i32*>(s_.act), k, matrix, reinterpret_cast<i32*>(s_.acc[j]), info_.acc_row, s_.panel);
-      else gemm(rows, columns, k, reinterpret_cast<const f32*>(s_.act), k, matrix, reinterpret_cast<f32*>(s_.acc[j]), info_.acc_row, s_.panel);
+      else gemm(rows, columns, k, reinterpret_cast<const f32*>(s_.act), k, matrix, Order::spread(k), reinterpret_cast<f32*>(s_.acc[j]), info_.acc_row, s_.panel);
     }
     code_.role(abi::Role::EPILOGUE, r_);
   }
@@ -111,16 +111,18 @@ class TaskBody {
     auto* act = reinterpret_cast<f32*>(s_.act);
     auto* score = reinterpret_cast<f32*>(s_.acc[0]);
     const abi::Access &kx = access(abi::Param::KEY), &vx = access(abi::Param::VALUE);
-    gemm(rows, keys, depth, act, info_.act_row, {core(kx, 0, info_.n_batch), kx.dtype, info_.stride_n[0], info_.stride_k[0]}, score, info_.acc_row, s_.panel);
+    gemm(rows, keys, depth, act, info_.act_row, {core(kx, 0, info_.n_batch), kx.dtype, info_.stride_n[0], info_.stride_k[0]}, Order::natural(depth), score, info_.acc_row, s_.panel);
     code_.role(Role::SCORE, r_);
     for (i64 m = 0; m < rows; ++m) softmax(score + m * info_.acc_row, keys);
     code_.role(Role::PROB, r_);
     const i64 columns = r_.hi[column] - r_.lo[column];
     const char* v = core(vx, 0, info_.n_batch) + vx.stride[column] * r_.lo[column] * size_of(vx.dtype);
-    // Keys are summed one after the other: the order of contiguous columns, whatever the layout.
+    // Keys are summed one after the other, whatever the layout: a dot product over contiguous keys would not be that.
     const Matrix values{v, vx.dtype, info_.stride_n[1], info_.stride_k[1]};
-    if (values.stride_n == 1) gemm(rows, columns, keys, score, info_.acc_row, values, reinterpret_cast<f32*>(s_.acc[1]), info_.acc1_row, s_.panel);
-    else panels(rows, 0, columns, keys, score, info_.acc_row, values, reinterpret_cast<f32*>(s_.acc[1]), info_.acc1_row, s_.panel);
+    const Order order = Order::natural(keys);
+    auto* out = reinterpret_cast<f32*>(s_.acc[1]);
+    if (values.stride_n == 1) gemm(rows, columns, keys, score, info_.acc_row, values, order, out, info_.acc1_row, s_.panel);
+    else panels(rows, 0, columns, keys, score, info_.acc_row, values, order, out, info_.acc1_row, s_.panel);
     code_.role(Role::EPILOGUE, r_);
   }
 
