@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,8 +19,8 @@ TARGET_NAME = "jax_mpk_cpu"
 
 
 def target(options: Options) -> Target:
-    """The CPU as the compiler sees it, with the overrides of `options`."""
-    return backends.adjusted(targets.CPU, options)
+    """This machine as the compiler sees it, or one with `options.workers` processors."""
+    return backends.adjusted(targets.cpu(options.workers or os.cpu_count() or 2), options)
 
 
 @functools.cache

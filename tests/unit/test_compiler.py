@@ -311,3 +311,13 @@ def test_what_has_no_stable_text_is_not_cached():
         fingerprint(closed)
     with pytest.raises(jax_mpk.UnsupportedError, match="thing"):
         compiler.program(closed, CPU, Options())
+
+
+def test_the_cpu_target_is_this_machine():
+    import os
+
+    from jax_mpk import Options, backends, targets
+
+    backend = backends.get("cpu")
+    assert backend.target(Options()) == targets.cpu(os.cpu_count() or 2)
+    assert backend.target(Options(workers=24)) == targets.cpu(24)

@@ -18,7 +18,7 @@ from jax_mpk.ir.tasks import READ, UPDATE, WRITE, TaskGraph
 from jax_mpk.passes import decompose
 from jax_mpk.passes.boxes import take
 from jax_mpk.passes.decompose import buffer_of, tiles
-from jax_mpk.targets import CPU, SM90, Target
+from jax_mpk.targets import CPU, SM90, Target, cpu
 from jax_mpk.tasks.contract import ACCUMULATORS
 
 
@@ -241,3 +241,10 @@ def test_the_empty_graph():
     b = Builder()
     tg = decompose.run(b.graph(b.arg(3)), CPU)
     assert tg.tasks == 0 and tg.buffers[0].alias == 0
+
+
+@pytest.mark.parametrize("processors, workers, tasks", [(1, 2, 4), (2, 2, 4), (3, 3, 8), (16, 16, 32), (256, 32, 64)])
+def test_a_machine_with_more_processors_gets_more_tasks(processors, workers, tasks):
+    target = cpu(processors)
+    assert (target.workers, target.tasks) == (workers, tasks)
+    assert sizes(contraction(1, 4096, 4096), target) == [tasks]
