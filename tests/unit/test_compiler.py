@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import jax_mpk
-from jax_mpk import Options, abi, compiler, megakernelize
+from jax_mpk import Options, abi, backends, compiler, megakernelize, targets
 from jax_mpk.cache import Disk, Memory
 from jax_mpk.fingerprint import Unhashable, fingerprint
 from jax_mpk.ir.graph import Graph
@@ -314,10 +314,6 @@ def test_what_has_no_stable_text_is_not_cached():
 
 
 def test_the_cpu_target_is_this_machine():
-    import os
-
-    from jax_mpk import Options, backends, targets
-
     backend = backends.get("cpu")
     assert backend.target(Options()) == targets.cpu(os.cpu_count() or 2)
     assert backend.target(Options(workers=24)) == targets.cpu(24)
