@@ -8,6 +8,7 @@ not fit (a stride that divides no other, a run that wraps around a row) is cut i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +49,11 @@ class Shapes:
     def columns(self) -> list[np.ndarray]:
         """The columns that together identify a box."""
         return [self.offset, self.run, *self.count.T, *self.stride.T]
+
+
+def concatenate(shapes: Sequence[Shapes]) -> Shapes:
+    """One list of boxes after the other."""
+    return Shapes(*(np.concatenate(column) for column in zip(*(vars(x).values() for x in shapes), strict=True)))
 
 
 def canonical(boxes: Boxes) -> Shapes:
@@ -253,17 +259,36 @@ def overlaps(x: Shapes, writes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
     Pairs of two writes are given once, with i <= j; a write is paired with itself. Sorted.
     """
     r = rectangles(x)
-    a = r.of(writes)
-    i, j = join(a, r)
-    size = a.meet(i, r, j).size
-    i, j = a.own[i], r.own[j]
+    i, j, size = _meetings(r.of(writes), r)
     keep = ~writes[j] | (i <= j)
-    key, size = (i * len(x) + j)[keep], size[keep]
+    return _sum(i[keep], j[keep], size[keep], len(x))
+
+
+def crossings(x: Shapes, y: Shapes, writes_x: np.ndarray, writes_y: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Pairs (i, j) of a box of `x` and an overlapping one of `y`, at least one in its mask, and the bytes they share."""
+    r = rectangles(concatenate([x, y]))
+    first = np.arange(len(x) + len(y)) < len(x)
+    writes = np.concatenate([writes_x, writes_y])
+    parts = [_meetings(r.of(first & writes), r.of(~first)), _meetings(r.of(first & ~writes), r.of(~first & writes))]
+    i, j, size = (np.concatenate(c) for c in zip(*parts, strict=True))
+    return _sum(i, j - len(x), size, len(y))
+
+
+def _meetings(a: Rects, b: Rects) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Owners of overlapping rectangles, and the bytes that these share."""
+    i, j = join(a, b)
+    size = a.meet(i, b, j).size
+    return a.own[i], b.own[j], size
+
+
+def _sum(i: np.ndarray, j: np.ndarray, size: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct pairs, sorted, each with the sum of its sizes; every j is less than n."""
+    key = i * n + j
     by = np.argsort(key, kind="stable")
     key, size = key[by], size[by]
     first = np.flatnonzero(np.diff(key, prepend=-1))
     total = np.add.reduceat(size, first) if len(first) else size
-    return key[first] // len(x), key[first] % len(x), total
+    return key[first] // n, key[first] % n, total
 
 
 def distinct(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -83,12 +83,16 @@ class Before:
         held = [fires[k // n] & awaited[k % n] != 0 for k in key.tolist()]
         return np.array(held, bool)[inverse]
 
-    def separates(self, a: np.ndarray, b: np.ndarray) -> bool:
-        """Have all the tasks of the trigger classes `a` finished whenever one of the wait classes `b` starts?"""
-        common = -1
-        for w in b.tolist():
-            common &= self._awaited[w]
-        return all(self._fires[t] & common for t in a.tolist())
+    def common(self, tasks: np.ndarray) -> int:
+        """The events that have fired whenever any of these tasks starts."""
+        out = -1
+        for w in np.unique(self.wait[tasks]).tolist():
+            out &= self._awaited[w]
+        return out
+
+    def fires(self, tasks: np.ndarray) -> list[int]:
+        """The sets of events that these tasks trigger, each set once."""
+        return [self._fires[t] for t in np.unique(self.trigger[tasks]).tolist()]
 
 
 def _padded(csr: Csr) -> list[np.ndarray]:

@@ -11,11 +11,11 @@ import numpy as np
 
 from jax_mpk.errors import VerifyError
 from jax_mpk.ir.tasks import READ, UPDATE, WRITE, TaskGraph
-from jax_mpk.verify.accesses import Accesses, collect, group_pairs, overlapping_cells
-from jax_mpk.verify.boxes import Shapes, join, rectangles
+from jax_mpk.verify.accesses import Accesses, across, collect, group_pairs, placed, within
+from jax_mpk.verify.boxes import Shapes, concatenate, join, ragged, rectangles
 from jax_mpk.verify.events import Before
 from jax_mpk.verify.report import Report
-from jax_mpk.verify.sharing import memories
+from jax_mpk.verify.sharing import meetings
 
 
 def check(tg: TaskGraph, shape: Shapes, before: Before) -> tuple[int, int]:
@@ -26,15 +26,19 @@ def check(tg: TaskGraph, shape: Shapes, before: Before) -> tuple[int, int]:
     defined = np.array([b.defined for b in tg.buffers], bool)
     for r in np.flatnonzero(~(written | defined)[tg.boxes.buffer])[:1]:
         raise VerifyError(say.never_written(r))
-    memory, base = memories(tg, shape, before)
-    acc = collect(tg, shape, before, written, memory, base)
-    i, j, size = overlapping_cells(acc)
+    acc = collect(tg, shape, before, written)
+    i, j, size = within(acc)
     g, h, pair = group_pairs(acc, i, j)
     _ordered(acc, g, h, before, say)
     _once(acc, g, h, defined, say)
     _covered(acc, g, h, size[pair], defined, tg, say)
-    _not_clobbered(acc, say)
-    return len(g), _results(acc, tg, say)
+    covered = _results(acc, tg, say)
+    shared, mixed = meetings(acc, before)
+    x, y, _ = group_pairs(acc, *across(acc, shared)[:2])
+    _ordered(acc, x, y, before, say)
+    _apart(acc, x, y, say)
+    _not_clobbered(acc, mixed, say)
+    return len(g) + len(x), covered
 
 
 def _ordered(acc: Accesses, g: np.ndarray, h: np.ndarray, before: Before, say: Report) -> None:
@@ -44,23 +48,24 @@ def _ordered(acc: Accesses, g: np.ndarray, h: np.ndarray, before: Before, say: R
         pairs = np.flatnonzero(a < b)
         bad = pairs[~before.holds(a[pairs], b[pairs])]
         if len(bad):
-            across = acc.buffer[acc.cell[g[bad]]] != acc.buffer[acc.cell[h[bad]]]
-            p = bad[np.lexsort((a[bad], (b - a)[bad], across))[0]]  # the closest two say most
+            p = bad[np.lexsort((a[bad], (b - a)[bad]))[0]]  # the closest two say most
             one, other = (g[p], h[p]) if first_is_write else (h[p], g[p])
             raise VerifyError(say.unordered(acc, one, int(a[p]), other, int(b[p])))
 
 
 def _once(acc: Accesses, g: np.ndarray, h: np.ndarray, defined: np.ndarray, say: Report) -> None:
-    """No byte is written twice, except by updates and in donated operands, and no task uses bytes of two buffers."""
+    """No byte of a buffer is written twice, except by updates and in donated operands."""
     i, j = acc.cell[g], acc.cell[h]
     same_task = (acc.first[g] == acc.first[h]) & (acc.first[h] == acc.last[h])
     writes = (acc.mode[i] == WRITE) & (acc.mode[j] == WRITE)
-    same_buffer = acc.buffer[i] == acc.buffer[j]
-    for p in np.flatnonzero(same_task & ~same_buffer)[:1]:
-        raise VerifyError(say.both(acc, g[p], h[p]))
-    twice = writes & same_buffer & (same_task | ~defined[acc.buffer[i]])
-    for p in np.flatnonzero(twice)[:1]:
+    for p in np.flatnonzero(writes & (same_task | ~defined[acc.buffer[i]]))[:1]:
         raise VerifyError(say.twice(acc, g[p], h[p]))
+
+
+def _apart(acc: Accesses, g: np.ndarray, h: np.ndarray, say: Report) -> None:
+    """No task writes a byte of one buffer and uses it as that of another one."""
+    for p in np.flatnonzero((acc.first[g] == acc.first[h]) & (acc.first[h] == acc.last[h]))[:1]:
+        raise VerifyError(say.both(acc, g[p], h[p]))
 
 
 def _covered(acc: Accesses, g: np.ndarray, h: np.ndarray, size: np.ndarray, defined: np.ndarray, tg: TaskGraph,
@@ -71,13 +76,13 @@ def _covered(acc: Accesses, g: np.ndarray, h: np.ndarray, size: np.ndarray, defi
     """
     attention = np.array([x.kind.lower() == "attention" for x in tg.grids], bool)[tg.grid_of]
     i, j = acc.cell[g], acc.cell[h]
-    gives = (acc.mode[i] == WRITE) & (acc.buffer[i] == acc.buffer[j])
+    gives = acc.mode[i] == WRITE
     earlier = acc.first[g] < acc.first[h]
     own = (acc.first[g] == acc.first[h]) & attention[acc.first[h]] & (acc.mode[j] == READ)
     total = np.zeros(len(acc.cell), np.int64)
     np.add.at(total, h[gives & (earlier | own)], size[gives & (earlier | own)])
     # An update is a write, too: of two writes either may come first in the pair.
-    gives = (acc.mode[j] == WRITE) & (acc.mode[i] == UPDATE) & (acc.buffer[i] == acc.buffer[j])
+    gives = (acc.mode[j] == WRITE) & (acc.mode[i] == UPDATE)
     gives &= acc.first[h] < acc.first[g]
     np.add.at(total, g[gives], size[gives])
     reads = (acc.mode != WRITE) & ~defined[acc.buffer]
@@ -86,32 +91,32 @@ def _covered(acc: Accesses, g: np.ndarray, h: np.ndarray, size: np.ndarray, defi
         raise VerifyError(say.undefined(acc, lacking[np.argmin(acc.first[lacking])]))
 
 
-def _not_clobbered(acc: Accesses, say: Report) -> None:
-    """In memories that buffers share: nobody writes between a buffer's write and its read of the same byte."""
-    bounds = np.flatnonzero(np.diff(acc.memory, prepend=-1, append=-1))
-    group = np.searchsorted(acc.cell, np.arange(len(acc.row) + 1))
-    last = np.zeros(len(acc.row), np.int64)
-    np.maximum.at(last, acc.cell, acc.last)
-    for a, b in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-        buffer, mode = acc.buffer[a:b], acc.mode[a:b]
-        if (buffer == buffer[0]).all():
-            continue
-        rects = rectangles(acc.shape[np.arange(a, b)])
-        ours, theirs, reads = rects.of(mode == WRITE), rects.of(mode != READ), rects.of(mode != WRITE)
-        i, j = join(ours, theirs)
-        other = buffer[ours.own[i]] != buffer[theirs.own[j]]
-        i, j = i[other], j[other]
-        common = ours.meet(i, theirs, j)
-        pair, read = join(common, reads)
-        mine = buffer[ours.own[i[pair]]] == buffer[reads.own[read]]
-        pair, read = pair[mine], read[mine]
-        lost = common.meet(pair, reads, read)
-        for n, (p, k) in enumerate(zip(pair.tolist(), read.tolist(), strict=True)):
-            one, two, three = (a + int(c) for c in (ours.own[i[p]], theirs.own[j[p]], reads.own[k]))
-            start, end = int(acc.first[group[one]]), int(last[three])
-            between = acc.first[group[two] : group[two + 1]]
-            for t in between[(between > start) & (between < end)][:1].tolist():
-                raise VerifyError(say.clobbered(acc, (one, two, three), (start, t, end), lost.first_run(n)))
+def _not_clobbered(acc: Accesses, mixed: list[tuple[int, int]], say: Report) -> None:
+    """Where the uses of two buffers are mixed: neither is written between a write and a read of a byte of the other."""
+    span = {int(acc.buffer[a]): (a, b) for a, b in acc.ranges()}
+    for x, y in mixed:
+        for ours, theirs in ((span[x], span[y]), (span[y], span[x])):
+            _kept(acc, ours, theirs, say)
+
+
+def _kept(acc: Accesses, ours: tuple[int, int], theirs: tuple[int, int], say: Report) -> None:
+    """What is written to one range of cells is still there when it is read, whatever happens in the other range."""
+    cells = np.concatenate([np.arange(*ours), np.arange(*theirs)])
+    mine, mode = np.arange(len(cells)) < ours[1] - ours[0], acc.mode[cells]
+    rects = rectangles(concatenate(placed(acc, [ours, theirs])))
+    made, over, reads = rects.of(mine & (mode == WRITE)), rects.of(~mine & (mode != READ)), rects.of(mine & (mode != WRITE))
+    i, j = join(made, over)
+    common = made.meet(i, over, j)
+    pair, read = join(common, reads)
+    lost = common.meet(pair, reads, read)
+    group, last = acc.groups(), np.maximum.reduceat(acc.last, acc.groups()[:-1])
+    one, two, three = cells[made.own[i[pair]]], cells[over.own[j[pair]]], cells[reads.own[read]]
+    start, end = acc.first[group[one]], last[three]
+    row, n = ragged(np.diff(group)[two])  # all the tasks that write there
+    task = acc.first[group[two][row] + n]
+    for k in np.flatnonzero((task > start[row]) & (task < end[row]))[:1]:
+        r = row[k]
+        raise VerifyError(say.clobbered(acc, (one[r], two[r], three[r]), (start[r], task[k], end[r]), lost.first_run(r)))
 
 
 def _results(acc: Accesses, tg: TaskGraph, say: Report) -> int:

@@ -12,8 +12,7 @@ _VERB = ("reads", "writes", "updates")
 
 
 class Report:
-    """Names things of one task graph. Cells and groups are those of `Accesses`; their boxes may lie in a shared memory,
-    `shape` has the boxes relative to their buffers."""
+    """Names things of one task graph. Cells and groups are those of `Accesses`."""
 
     def __init__(self, tg: TaskGraph, shape: Shapes):
         self.tg, self.shape = tg, shape
@@ -27,11 +26,14 @@ class Report:
 
     def _common(self, acc: Accesses, i: int, j: int) -> str:
         """The first bytes that two cells share, in terms of the buffer of the first one."""
-        two = rectangles(acc.shape[np.array([i, j])])
+        shape, base = acc.shape[np.array([i, j])], 0
+        if acc.buffer[i] != acc.buffer[j]:
+            base = acc.base[acc.buffer[i]]
+            shape.offset[:] += acc.base[acc.buffer[[i, j]]]
+        two = rectangles(shape)
         a, b = two.of(np.array([True, False])), two.of(np.array([False, True]))
         x, y = join(a, b)
         lo, hi = min(a.meet(x, b, y).first_run(n) for n in range(len(x)))
-        base = acc.shape.offset[i] - self.shape.offset[acc.row[i]]
         text = self._bytes(acc.buffer[i], lo - base, hi - base)
         if acc.buffer[i] != acc.buffer[j]:
             text += f", where {self._buffer(acc.buffer[j])} is, too"
@@ -57,7 +59,7 @@ class Report:
                   run: tuple[int, int]) -> str:  # fmt: skip
         one, two, three = cells
         a, b, c = map(self.tg.task_name, tasks)
-        base = acc.shape.offset[one] - self.shape.offset[acc.row[one]]
+        base = acc.base[acc.buffer[one]]
         where = self._bytes(acc.buffer[one], run[0] - base, run[1] - base)
         return (f"{a} writes {where}, {b} overwrites them through {self._buffer(acc.buffer[two])}, "
                 f"and {c} {_VERB[acc.mode[three]]} them after that")  # fmt: skip
@@ -75,17 +77,18 @@ class Report:
         b, t = int(acc.buffer[j]), int(acc.first[h])
         x = self.tg.boxes
         writes = np.flatnonzero((x.buffer == b) & (x.mode == WRITE))
-        lo, hi = _gap(self._pieces(acc.row[j]), [p for r in writes[x.task[writes] < t] for p in self._pieces(r)])
+        lo, hi = _gap(*self._pieces(acc.row[[j]])[1:], *self._pieces(writes[x.task[writes] < t])[1:])
         text = f"{self.tg.task_name(t)} {_VERB[acc.mode[j]]} {self._bytes(b, lo, hi)}"
-        late = [r for r in writes[x.task[writes] >= t] if any(p < hi and lo < q for p, q in self._pieces(r))]
-        if late:
+        row, p, q = self._pieces(writes[x.task[writes] >= t])
+        late = row[(p < hi) & (lo < q)]
+        if len(late):
             return f"{text}, which {self.tg.task_name(x.task[late[0]])} writes only after that in program order"
         return f"{text}, which no task writes{self._neighbour(acc, j, t)}"
 
     def not_covered(self, b: int) -> str:
         x = self.tg.boxes
         writes = np.flatnonzero((x.buffer == b) & (x.mode == WRITE))
-        lo, hi = _gap([(0, self.tg.buffers[b].nbytes)], [p for r in writes for p in self._pieces(r)])
+        lo, hi = _gap(np.array([0]), np.array([self.tg.buffers[b].nbytes]), *self._pieces(writes)[1:])
         others = np.flatnonzero((x.buffer == b) & (x.mode != WRITE))
         near: dict[int, str] = {}  # per task, the first that applies
         for rows, what in (
@@ -107,23 +110,25 @@ class Report:
         near = rows[np.argmin(np.abs(self.shape.offset[rows] - self.shape.offset[acc.row[cell]]))]
         return f" ({self.tg.task_name(x.task[near])} writes the nearest bytes of this buffer)"
 
-    def _pieces(self, row: int) -> list[tuple[int, int]]:
-        run = int(self.shape.run[row])
-        return [(s, s + run) for s in starts(self.shape, row).tolist()]
+    def _pieces(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The contiguous pieces of these boxes: row, first byte, and one past the last byte."""
+        at = [starts(self.shape, r) for r in rows.tolist()]
+        row = np.repeat(rows, [len(a) for a in at])
+        lo = np.concatenate([np.zeros(0, np.int64), *at])
+        return row, lo, lo + self.shape.run[row]
 
 
-def _gap(needed: list[tuple[int, int]], given: list[tuple[int, int]]) -> tuple[int, int]:
-    """The first interval of `needed` bytes that is missing in `given`."""
-    given = sorted(given)
-    for lo, hi in sorted(needed):
-        for a, b in given:
-            if b <= lo:
-                continue
-            if a > lo:
-                return lo, min(a, hi)
-            lo = b
-            if lo >= hi:
-                break
-        if lo < hi:
-            return lo, hi
-    return 0, 0
+def _gap(lo: np.ndarray, hi: np.ndarray, given_lo: np.ndarray, given_hi: np.ndarray) -> tuple[int, int]:
+    """The first interval of the needed bytes [lo, hi) that is in none of the given intervals."""
+    by = np.argsort(given_lo, kind="stable")
+    given_lo, reach = given_lo[by], np.maximum.accumulate(given_hi[by])
+    new = np.append(True, given_lo[1:] > reach[:-1])[: len(by)]  # intervals that touch are one
+    start = given_lo[new]
+    end = reach[np.append(np.flatnonzero(new)[1:] - 1, len(by) - 1)] if len(by) else reach
+    place = np.searchsorted(start, lo, "right") - 1
+    covered = np.append(end, -1)[place]  # place -1: nothing before it
+    at = np.maximum(lo, covered)
+    stop = np.minimum(hi, np.append(start, np.iinfo(np.int64).max)[place + 1])
+    missing = np.flatnonzero(at < hi)
+    n = missing[np.argmin(at[missing])]
+    return int(at[n]), int(stop[n])

@@ -1,63 +1,81 @@
 """Which buffers must be looked at together because the memory plan gave them the same bytes?
 
-Mostly none: where the events put every access to one buffer before every access to the next one in the same bytes,
-each buffer can be proven alone. Only where a plan interleaves buffers at a finer grain are they merged into one memory.
+Mostly few: where the events put every access to one buffer before every access to the next one in the same bytes, there
+is nothing to look at. And only successive users of a byte have to be compared: when all of `a` comes before all of `b`,
+all of `b` before all of `c`, and `b` writes every byte of its place, then whoever uses a byte of `a` is before the task
+of `b` that writes it, which is before whoever uses it as a byte of `c`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from jax_mpk.ir.tasks import TaskGraph
-from jax_mpk.verify.boxes import Shapes
+from jax_mpk.ir.tasks import WRITE
+from jax_mpk.verify.accesses import Accesses
 from jax_mpk.verify.events import Before
 
 
-def memories(tg: TaskGraph, shape: Shapes, before: Before) -> tuple[np.ndarray, np.ndarray]:
-    """Per buffer the memory that it is part of (named by one of its buffers), and the byte where it starts there."""
-    memory, base = np.arange(len(tg.buffers)), np.zeros(len(tg.buffers), np.int64)
-    offset = np.array([b.offset if b.space == "workspace" else -1 for b in tg.buffers], np.int64)
-    rows = np.flatnonzero(offset[tg.boxes.buffer] >= 0)
-    if not len(rows):
-        return memory, base
-    buffer, task = tg.boxes.buffer[rows], tg.boxes.task[rows]
-    used, first_row = np.unique(buffer, return_index=True)  # rows are sorted by task
-    first, last = np.zeros(len(tg.buffers), np.int64), np.zeros(len(tg.buffers), np.int64)
-    first[used] = task[first_row]
-    np.maximum.at(last, buffer, task)
-    lo, hi = np.full(len(tg.buffers), np.iinfo(np.int64).max), np.zeros(len(tg.buffers), np.int64)
-    np.minimum.at(lo, buffer, offset[buffer] + shape.offset[rows])
-    np.maximum.at(hi, buffer, offset[buffer] + shape.end[rows])
-    fires = _classes(buffer, before.trigger[task], len(tg.buffers))
-    awaits = _classes(buffer, before.wait[task], len(tg.buffers))
+def meetings(acc: Accesses, before: Before) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Pairs of buffers whose common bytes need a proof access by access; and those of them whose uses are not one after
+    the other in program order. Every other pair of workspace buffers is in order if these are, and if no byte of a
+    buffer is written twice."""
+    spans = [(a, b) for a, b in acc.ranges() if acc.base[acc.buffer[a]] >= 0]
+    if not spans:
+        return [], []
+    start = np.array([a for a, _ in spans])
+    ends = np.array([b for _, b in spans])
+    cells = np.concatenate([np.arange(a, b) for a, b in spans])
+    at = np.cumsum(ends - start) - (ends - start)
+    buffer = acc.buffer[start]
+    lo = np.minimum.reduceat(acc.shape.offset[cells], at) + acc.base[buffer]
+    hi = np.maximum.reduceat(acc.shape.end[cells], at) + acc.base[buffer]
+    written = np.add.reduceat(np.where(acc.mode == WRITE, acc.shape.size, 0)[cells], at)
+    whole = (written == hi - lo).tolist()  # its writes do not overlap, or it is rejected elsewhere
+    group = acc.groups()
+    first = np.array([acc.first[group[a] : group[b]].min() for a, b in spans])
+    last = np.array([acc.last[group[a] : group[b]].max() for a, b in spans])
+    by = np.argsort(first, kind="stable").tolist()
 
-    # Successive users of each byte. If each user is done before the next one starts, so are all users before it.
-    cuts = np.unique(np.concatenate([lo[used], hi[used]]))
-    owner = np.full(len(cuts), -1)
-    parent, broken = list(range(len(tg.buffers))), []
-    for b in used[np.argsort(first[used], kind="stable")].tolist():
-        here = slice(*np.searchsorted(cuts, (lo[b], hi[b])))
-        for a in set(owner[here].tolist()) - {-1}:
-            if not (last[a] < first[b] and before.separates(fires[a], awaits[b])):
-                broken.append(a)
-            parent[_root(parent, a)] = _root(parent, b)
-        owner[here] = b
-    if broken:
-        broken_roots = {_root(parent, a) for a in broken}
-        for b in used.tolist():
-            if _root(parent, b) in broken_roots:
-                memory[b], base[b] = _root(parent, b), offset[b]
-    return memory, base
+    cuts = np.unique(np.concatenate([lo, hi]))
+    left, right = np.searchsorted(cuts, lo).tolist(), np.searchsorted(cuts, hi).tolist()
+    # Per segment, the buffers that later ones must be compared with, each up to the last task of one that hides it.
+    users: list[dict[int, float]] = [{} for _ in cuts]
+    done = _Done(acc, before, [(int(group[a]), int(group[b])) for a, b in spans])
+    needed, mixed = [], []
+    began, ended = first.tolist(), last.tolist()
+    for b in by:
+        found = set()
+        for here in users[left[b] : right[b]]:
+            for a, until in list(here.items()):
+                if until < began[b]:
+                    del here[a]
+                    continue
+                found.add(a)
+                if whole[b] and ended[a] < began[b]:
+                    here[a] = min(until, ended[b])
+            here[b] = float("inf")
+        for a in sorted(found):
+            pair = (int(buffer[a]), int(buffer[b]))
+            if ended[a] >= began[b]:
+                mixed.append(pair)
+            elif done.separates(a, b):
+                continue
+            needed.append(pair)
+    return needed, mixed
 
 
-def _root(parent: list[int], a: int) -> int:
-    while parent[a] != a:
-        parent[a] = a = parent[parent[a]]
-    return a
+class _Done:
+    """Whether all tasks that use one buffer have finished when any that uses another one starts."""
 
+    def __init__(self, acc: Accesses, before: Before, groups: list[tuple[int, int]]):
+        self._before = before
+        self._tasks = [np.concatenate([acc.first[a:b], acc.last[a:b]]) for a, b in groups]  # one of each class
+        self._common: dict[int, int] = {}
+        self._fires: dict[int, list[int]] = {}
 
-def _classes(buffer: np.ndarray, of: np.ndarray, buffers: int) -> list[np.ndarray]:
-    """The distinct classes of the tasks that use each buffer."""
-    n = int(of.max()) + 1
-    key = np.unique(buffer.astype(np.int64) * n + of)
-    return np.split(key % n, np.searchsorted(key // n, np.arange(1, buffers)))
+    def separates(self, a: int, b: int) -> bool:
+        if b not in self._common:
+            self._common[b] = self._before.common(self._tasks[b])
+        if a not in self._fires:
+            self._fires[a] = self._before.fires(self._tasks[a])
+        return all(f & self._common[b] for f in self._fires[a])
