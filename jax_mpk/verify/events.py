@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from jax_mpk.errors import VerifyError
@@ -45,54 +47,97 @@ class Before:
     """Happens-before through events alone: it holds on any number of workers that keep the linear order or not.
 
     Tasks that wait for the same events form one *wait class*, those that trigger the same ones a *trigger class*; the
-    relation depends on the classes only. Per wait class there is the set of all events that must have fired, as the
-    bits of one integer: Python's are as long as needed, and the fastest way to unite sets of thousands of events.
+    relation depends on the classes only. Per wait class there is the set of all events that must have fired. Events
+    are ranked in topological order, so that such a set is nearly all ranks up to some point (see `Ranks`).
     """
 
     def __init__(self, tg: TaskGraph, last: np.ndarray):
-        wait_first, self.wait = distinct(_padded(tg.waits))
-        trigger_first, self.trigger = distinct(_padded(tg.triggers))
-        waits = [tg.waits.row(t).tolist() for t in wait_first]
-        self._fires = [sum(1 << e for e in tg.triggers.row(t).tolist()) for t in trigger_first]
-        self._awaited: list[int] = [0] * len(waits)
-        producers = Csr.from_pairs(tg.triggers.data, self.wait[tg.triggers.row_of()], tg.events)
-        fired = [0] * tg.events  # event -> it, and all that fire before it
-        ready = [False] * len(waits)
+        waits, triggers = _padded(tg.waits), _padded(tg.triggers)
+        wait_first, self.wait = distinct(waits)
+        trigger_first, self.trigger = distinct(triggers)
         # Whoever triggers an event runs after everybody who triggers what it waits for: `last` is a topological order.
-        for e in np.argsort(last, kind="stable").tolist():
-            bits = 1 << e
-            for w in producers.row(e).tolist():
-                if not ready[w]:
-                    self._collect(w, waits[w], fired)
-                    ready[w] = True
-                bits |= self._awaited[w]
-            fired[e] = bits
-        for w in range(len(waits)):
-            if not ready[w]:
-                self._collect(w, waits[w], fired)
+        awaited = np.zeros(tg.events, bool)
+        awaited[tg.waits.data] = True
+        order = np.argsort(last, kind="stable")
+        order = order[awaited[order]]
+        rank = np.full(tg.events, len(order))  # of events that nobody waits for: in no set
+        rank[order] = np.arange(len(order))
+        rank = np.append(rank, -1)  # of the padding
+        waits = [[r for r in row if r >= 0] for row in rank[np.stack(waits, 1)[wait_first]].tolist()]
+        self._fires = rank[np.stack(triggers, 1)[trigger_first]]
+        sets: list[Ranks | None] = [None] * len(waits)
+        fired: list[Ranks] = []  # by rank: the event, and all that fire before it
 
-    def _collect(self, w: int, events: list[int], fired: list[int]) -> None:
-        for e in events:  # most wait for one event: no copy of its set
-            self._awaited[w] = self._awaited[w] | fired[e] if self._awaited[w] else fired[e]
+        def collect(w: int) -> Ranks:
+            hit = sets[w]
+            if hit is None:
+                sets[w] = hit = functools.reduce(union, [fired[r] for r in waits[w]], NOTHING)
+            return hit
+
+        by = Csr.from_pairs(tg.triggers.data, self.wait[tg.triggers.row_of()], tg.events)
+        start, producers = by.start.tolist(), by.data.tolist()
+        for r, e in enumerate(order.tolist()):
+            before = functools.reduce(union, map(collect, producers[start[e] : start[e + 1]]), NOTHING)
+            fired.append(packed(before[0], before[1] | 1 << r - before[0]))
+        self._awaited = [collect(w) for w in range(len(waits))]
+        # The same for whole arrays of tasks: floors, and the bits of all sets one after the other.
+        self._floor = np.array([floor for floor, _ in self._awaited], np.int64)
+        packed_bits = [bits.to_bytes(bits.bit_length() + 7 >> 3, "little") for _, bits in self._awaited]
+        self._start = np.cumsum([0, *map(len, packed_bits)])
+        self._bits = np.frombuffer(b"".join(packed_bits) + b"\0", np.uint8)
 
     def holds(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """For each pair of tasks: has a[i] finished whenever b[i] starts?"""
-        n = len(self._awaited)
-        key, inverse = np.unique(self.trigger[a] * n + self.wait[b], return_inverse=True)
-        fires, awaited = self._fires, self._awaited
-        held = [fires[k // n] & awaited[k % n] != 0 for k in key.tolist()]
-        return np.array(held, bool)[inverse]
-
-    def common(self, tasks: np.ndarray) -> int:
-        """The events that have fired whenever any of these tasks starts."""
-        out = -1
-        for w in np.unique(self.wait[tasks]).tolist():
-            out &= self._awaited[w]
+        out, left = np.zeros(len(a), bool), np.arange(len(a))
+        for ranks in self._fires.T:
+            rank, w = ranks[self.trigger[a[left]]], self.wait[b[left]]
+            above = rank - self._floor[w]
+            at = self._start[w] + (above >> 3)
+            known = (rank >= 0) & (at < self._start[w + 1])
+            at[~known | (above < 0)] = len(self._bits) - 1
+            hit = known & ((above < 0) | (self._bits[at] >> (above & 7).astype(np.uint8) & 1 > 0))
+            out[left[hit]] = True
+            left = left[~hit]
         return out
 
-    def fires(self, tasks: np.ndarray) -> list[int]:
+    def common(self, tasks: np.ndarray) -> Ranks:
+        """The events that have fired whenever any of these tasks starts."""
+        return functools.reduce(intersection, [self._awaited[w] for w in np.unique(self.wait[tasks]).tolist()])
+
+    def fires(self, tasks: np.ndarray) -> list[list[int]]:
         """The sets of events that these tasks trigger, each set once."""
-        return [self._fires[t] for t in np.unique(self.trigger[tasks]).tolist()]
+        return [[r for r in row if r >= 0] for row in self._fires[np.unique(self.trigger[tasks])].tolist()]
+
+
+Ranks = tuple[int, int]
+"""A set of ranks: `(floor, bits)` are all ranks below `floor`, and `floor + n` for every bit n of `bits`. Few bits are
+needed, and Python's integers are the fastest way to unite sets of any number of them."""
+
+NOTHING: Ranks = (0, 0)
+
+
+def packed(floor: int, bits: int) -> Ranks:
+    """The set with its floor as high as possible."""
+    full = (~bits & bits + 1).bit_length() - 1  # the lowest bit that is not set
+    return floor + full, bits >> full
+
+
+def union(a: Ranks, b: Ranks) -> Ranks:
+    """Ranks of either set."""
+    (floor, bits), (low, more) = (a, b) if a[0] >= b[0] else (b, a)
+    return packed(floor, bits | more >> floor - low)
+
+
+def intersection(a: Ranks, b: Ranks) -> Ranks:
+    """Ranks of both sets."""
+    (low, bits), (floor, more) = (a, b) if a[0] <= b[0] else (b, a)
+    up = floor - low
+    return low, bits & (more << up | (1 << up) - 1)
+
+
+def meets(ranks: list[int], s: Ranks) -> bool:
+    """Whether some of the ranks are in the set."""
+    return any(r < s[0] or s[1] >> r - s[0] & 1 for r in ranks)
 
 
 def _padded(csr: Csr) -> list[np.ndarray]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from jax_mpk.ir.tasks import WRITE
 from jax_mpk.verify.accesses import Accesses
-from jax_mpk.verify.events import Before
+from jax_mpk.verify.events import Before, Ranks, meets
 
 
 def meetings(acc: Accesses, before: Before) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -70,12 +70,12 @@ class _Done:
     def __init__(self, acc: Accesses, before: Before, groups: list[tuple[int, int]]):
         self._before = before
         self._tasks = [np.concatenate([acc.first[a:b], acc.last[a:b]]) for a, b in groups]  # one of each class
-        self._common: dict[int, int] = {}
-        self._fires: dict[int, list[int]] = {}
+        self._common: dict[int, Ranks] = {}
+        self._fires: dict[int, list[list[int]]] = {}
 
     def separates(self, a: int, b: int) -> bool:
         if b not in self._common:
             self._common[b] = self._before.common(self._tasks[b])
         if a not in self._fires:
             self._fires[a] = self._before.fires(self._tasks[a])
-        return all(f & self._common[b] for f in self._fires[a])
+        return all(meets(ranks, self._common[b]) for ranks in self._fires[a])
