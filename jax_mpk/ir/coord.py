@@ -8,8 +8,8 @@ coordinates, and stay coordinates. (The normal form is that of iterator maps, as
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from jax_mpk.ir.expr import Expr
@@ -20,8 +20,7 @@ REDUCE_AXIS = 64
 """Axis ids from here on are bound by a `Reduce`; ids below `CORE_AXIS` are the axes of the operator's domain."""
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
+class Term(NamedTuple):
     """`coef * ((axis // div) % mod)`; `mod` is 0 for "no modulus". The range of the digit is `0 .. extent-1`."""
 
     coef: int
@@ -31,8 +30,7 @@ class Term:
     extent: int
 
 
-@dataclass(frozen=True, slots=True)
-class Coord:
+class Coord(NamedTuple):
     """A coordinate: `const + sum(terms) + dyn`, where `dyn` is an integer expression or None.
 
     A dynamic coordinate is clamped to `[0, limit]` *after* everything is added, which is what XLA does for
@@ -64,6 +62,7 @@ class Coord:
         return own | self.dyn.axes if self.dyn is not None else own
 
 
+@lru_cache(1 << 12)
 def coord_axis(axis: int, extent: int) -> Coord:
     """The coordinate that is the axis itself."""
     return Coord(0, (Term(1, axis, 1, 0, extent),) if extent > 1 else ())

@@ -19,7 +19,8 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import ClassVar
+from itertools import pairwise
+from typing import Any, ClassVar
 
 from jax_mpk.ir.coord import (  # noqa: F401  (the vocabulary of index maps is part of the vocabulary of expressions)
     CORE_AXIS,
@@ -63,9 +64,11 @@ class Expr:
 
     Attributes: `dtype` ("f32" | "i32" | "u32" | "bool"); `axes`, the free axes; `loads`, the ids of the values read;
     `height`, the nesting depth of reductions (0 = none); `cost`, work per point (a transcendental counts 8).
+    What is asked of a node again and again is kept in it: `simple` (see `passes.algebra`), and what `walk` and
+    `walk_loads` find, without the node itself (a reference cycle would outlive its last use).
     """
 
-    __slots__ = ("__weakref__", "axes", "cost", "dtype", "height", "key", "loads")
+    __slots__ = ("__weakref__", "_below", "_reads", "axes", "cost", "dtype", "height", "key", "loads", "simple")
     _table: ClassVar[weakref.WeakValueDictionary[tuple, Expr]] = weakref.WeakValueDictionary()
 
     def args(self) -> tuple[Expr, ...]:
@@ -75,12 +78,17 @@ class Expr:
         return to_text(self)
 
 
+_known = Expr._table.data.get  # a third of the time of `_table.get`, and most nodes are known
+
+
 def _intern(cls: type, key: tuple, init: Callable[[Expr], None]) -> Expr:
     full = (cls, *key)
-    node = Expr._table.get(full)
+    ref = _known(full)
+    node = ref() if ref is not None else None
     if node is None:
         node = object.__new__(cls)
         node.key = full
+        node.simple = node._below = node._reads = None
         init(node)
         node = Expr._table.setdefault(full, node)
     return node
@@ -324,23 +332,49 @@ def acc(index_: int = 0, axes: Iterable[int] = ()) -> Expr:
 
 def rebuild(e: Expr, f: Callable[[Expr], Expr], g: Callable[[Coord], Coord]) -> Expr:
     """`e` with `f` applied to its sub-expressions and `g` to its coordinates (both already transformed by the caller)."""
-    if isinstance(e, Const | Acc):
-        return e
-    if isinstance(e, Index):
-        return coord_value(g(e.coord))
-    if isinstance(e, Load):
-        return load(e.value, tuple(g(c) for c in e.coords), e.dtype)
-    if isinstance(e, Unary):
-        return unary(e.op, f(e.a))
-    if isinstance(e, Binary):
-        return binary(e.op, f(e.a), f(e.b))
-    if isinstance(e, Select):
-        return select(f(e.cond), f(e.a), f(e.b))
-    if isinstance(e, Piece):
-        return piece(g(e.coord), e.bounds, tuple(f(p) for p in e.parts))
-    if isinstance(e, Reduce):
-        return reduce(e.op, f(e.body), e.bound, e.extents)
-    raise TypeError(type(e).__name__)
+    return _REBUILD[type(e)](e, f, g)
+
+
+def _rebuild_index(e: Index, f: Callable, g: Callable) -> Expr:
+    c = g(e.coord)
+    return e if c is e.coord else coord_value(c)
+
+
+def _rebuild_load(e: Load, f: Callable, g: Callable) -> Expr:
+    coords = tuple([g(c) for c in e.coords])
+    return e if coords == e.coords else load(e.value, coords, e.dtype)
+
+
+def _rebuild_unary(e: Unary, f: Callable, g: Callable) -> Expr:
+    a = f(e.a)
+    return e if a is e.a else unary(e.op, a)
+
+
+def _rebuild_binary(e: Binary, f: Callable, g: Callable) -> Expr:
+    a, b = f(e.a), f(e.b)
+    return e if a is e.a and b is e.b else binary(e.op, a, b)
+
+
+def _rebuild_select(e: Select, f: Callable, g: Callable) -> Expr:
+    cond, a, b = f(e.cond), f(e.a), f(e.b)
+    return e if cond is e.cond and a is e.a and b is e.b else select(cond, a, b)
+
+
+def _rebuild_piece(e: Piece, f: Callable, g: Callable) -> Expr:
+    coord, parts = g(e.coord), tuple([f(p) for p in e.parts])
+    return e if coord is e.coord and parts == e.parts else piece(coord, e.bounds, parts)
+
+
+def _rebuild_reduce(e: Reduce, f: Callable, g: Callable) -> Expr:
+    body = f(e.body)
+    return e if body is e.body else reduce(e.op, body, e.bound, e.extents)
+
+
+_REBUILD: dict[type, Callable[[Any, Callable, Callable], Expr]] = {
+    Const: lambda e, f, g: e, Acc: lambda e, f, g: e, Index: _rebuild_index, Load: _rebuild_load,
+    Unary: _rebuild_unary, Binary: _rebuild_binary, Select: _rebuild_select, Piece: _rebuild_piece,
+    Reduce: _rebuild_reduce,
+}  # fmt: skip
 
 
 _fresh = 1 << 20
@@ -454,36 +488,55 @@ def substitute_loads(e: Expr, f: Callable[[Load], Expr | None]) -> Expr:
     return go(e)
 
 
-def walk(e: Expr) -> Iterable[Expr]:
+def walk(e: Expr) -> tuple[Expr, ...]:
     """Every distinct node below and including `e`, operands first."""
-    seen: set[int] = set()
-    stack: list[tuple[Expr, bool]] = [(e, False)]
-    while stack:
-        node, done = stack.pop()
-        if done:
-            yield node
-        elif id(node) not in seen:
-            seen.add(id(node))
-            stack.append((node, True))
-            stack.extend((a, False) for a in node.args())
+    if e._below is None:
+        below: list[Expr] = []
+        seen: set[Expr] = {e}
+        stack: list[tuple[Expr, bool]] = [(a, False) for a in e.args()]
+        while stack:
+            node, done = stack.pop()
+            if done:
+                below.append(node)
+            elif node not in seen:
+                seen.add(node)
+                args = node.args()
+                if args:
+                    stack.append((node, True))
+                    stack += [(a, False) for a in args]
+                else:
+                    below.append(node)
+        e._below = tuple(below)
+    return (*e._below, e)
 
 
-def walk_loads(e: Expr) -> Iterable[tuple[Load, Ranges]]:
+def walk_loads(e: Expr) -> tuple[tuple[Load, Ranges], ...]:
     """Every distinct load, with the ranges to which the pieces around it restrict plain axes."""
-    seen: set[tuple[int, Ranges]] = set()
-    stack: list[tuple[Expr, Ranges]] = [(e, ())]
-    while stack:
-        node, ranges = stack.pop()
-        if not node.loads or (id(node), ranges) in seen:
-            continue
-        seen.add((id(node), ranges))
-        if isinstance(node, Load):
-            yield node, ranges
-        if isinstance(node, Piece):
-            for j, p in enumerate(node.parts):
-                stack.append((p, restrict(ranges, node.coord, node.bounds[j], node.bounds[j + 1])))
-        else:
-            stack.extend((a, ranges) for a in node.args())
+    if not e.loads:
+        return ()
+    if e._reads is None:
+        seen: set[tuple[Expr, Ranges]] = {(e, ())}
+        found: list[tuple[Load, Ranges]] = []
+        stack = _parts(e, ())
+        while stack:
+            key = stack.pop()
+            node, ranges = key
+            if not node.loads or key in seen:
+                continue
+            seen.add(key)
+            if isinstance(node, Load):
+                found.append(key)
+            stack += _parts(node, ranges)
+        e._reads = tuple(found)
+    return ((e, ()), *e._reads) if isinstance(e, Load) else e._reads
+
+
+def _parts(e: Expr, ranges: Ranges) -> list[tuple[Expr, Ranges]]:
+    """The operands of a node, with the ranges that hold there."""
+    if isinstance(e, Piece):
+        bounds = pairwise(e.bounds)
+        return [(p, restrict(ranges, e.coord, lo, hi)) for p, (lo, hi) in zip(e.parts, bounds, strict=True)]
+    return [(a, ranges) for a in e.args()]
 
 
 # ---------------------------------------------------------------------------------------------------------------- text

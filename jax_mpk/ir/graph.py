@@ -16,6 +16,7 @@ Frozen dataclasses; a pass builds a new `Graph`.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -99,10 +100,11 @@ class Op:
         return replace(self, **exprs)
 
     def reads(self) -> frozenset[int]:
-        out: frozenset[int] = frozenset()
-        for e in self.exprs().values():
-            out |= e.loads
-        return out
+        return self._reads
+
+    @functools.cached_property
+    def _reads(self) -> frozenset[int]:
+        return frozenset().union(*(e.loads for e in self.exprs().values()))
 
     def writes(self) -> tuple[int, ...]:
         return (self.out,)
@@ -155,8 +157,9 @@ class Update(Op):
     def with_exprs(self, exprs: dict[str, Expr]) -> Update:
         return replace(self, append=_append_with("", self.append, exprs))
 
-    def reads(self) -> frozenset[int]:
-        return super().reads() | {self.append.target}
+    @functools.cached_property
+    def _reads(self) -> frozenset[int]:
+        return super()._reads | {self.append.target}
 
     def inplace(self) -> tuple[tuple[int, int], ...]:
         return ((self.append.target, self.append.out),)
@@ -172,7 +175,7 @@ def _append_exprs(prefix: str, a: Append) -> dict[str, Expr]:
 
 def _append_with(prefix: str, a: Append, exprs: dict[str, Expr]) -> Append:
     coords = tuple(
-        replace(c, dyn=exprs.get(f"{prefix}at{d}", c.dyn)) if c.dyn is not None else c for d, c in enumerate(a.coords)
+        c._replace(dyn=exprs.get(f"{prefix}at{d}", c.dyn)) if c.dyn is not None else c for d, c in enumerate(a.coords)
     )
     return replace(a, expr=exprs.get(f"{prefix}expr", a.expr), coords=coords)
 
@@ -262,8 +265,9 @@ class Attention(Op):
         appends = tuple(_append_with(f"append{j}.", a, exprs) for j, a in enumerate(self.appends))
         return replace(self, appends=appends, **fields)
 
-    def reads(self) -> frozenset[int]:
-        return super().reads() | {a.target for a in self.appends}
+    @functools.cached_property
+    def _reads(self) -> frozenset[int]:
+        return super()._reads | {a.target for a in self.appends}
 
     def writes(self) -> tuple[int, ...]:
         return (self.out, *(a.out for a in self.appends))

@@ -25,22 +25,23 @@ _F32_FOLD: dict[str, Callable[[np.float32, np.float32], np.float32]] = {
 }  # fmt: skip
 
 
-def simplify(e: Expr, memo: dict[Expr, Expr] | None = None) -> Expr:
-    """`e` rewritten bottom-up; `memo` may be shared between expressions."""
-    memo = {} if memo is None else memo
+UNCHANGED = object()
+"""Stands for the node itself."""
 
-    def go(x: Expr) -> Expr:
-        hit = memo.get(x)
-        if hit is None:
-            memo[x] = hit = _rule(E.rebuild(x, go, coord))
-        return hit
 
-    def coord(c: Coord) -> Coord:
-        if c.dyn is None:
-            return c
-        return settle(Coord(c.const, c.terms, go(c.dyn), c.limit))
+def simplify(e: Expr) -> Expr:
+    """`e` rewritten bottom-up. Every node remembers its simplest form, so that fused expressions cost what is new."""
+    hit = e.simple
+    if hit is None:
+        hit = _rule(E.rebuild(e, simplify, _coord))
+        e.simple = hit if hit is not e else UNCHANGED
+    return e if hit is UNCHANGED else hit
 
-    return go(e)
+
+def _coord(c: Coord) -> Coord:
+    if c.dyn is None:
+        return c
+    return settle(Coord(c.const, c.terms, simplify(c.dyn), c.limit))
 
 
 def settle(c: Coord) -> Coord:

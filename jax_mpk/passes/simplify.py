@@ -17,13 +17,12 @@ from jax_mpk.passes.substitute import inline, settle
 
 def run(g: Graph) -> Graph:
     """Views inlined, algebra applied, common subexpressions shared, dead operators dropped."""
-    memo: dict[Expr, Expr] = {}
     views: dict[int, Expr] = {}  # value -> the index map that it is, or a load of the equal value computed before
     seen: dict[tuple, int] = {}
     gone: set[int] = set()
     ops: list[Op] = []
     for op in g.ops:
-        op = settle(op.with_exprs({r: algebra.simplify(e, memo) for r, e in op.exprs().items()}))
+        op = settle(op.with_exprs({r: algebra.simplify(e) for r, e in op.exprs().items()}))
         op = _degenerate(inline(op, views, gone))
         ops.append(op)
         gone.update(old for old, _ in op.inplace())
