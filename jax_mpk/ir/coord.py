@@ -58,8 +58,13 @@ class Coord(NamedTuple):
 
     def axes(self) -> frozenset[int]:
         """Every axis that the coordinate depends on, through its dynamic part too."""
-        own = frozenset(t.axis for t in self.terms)
+        own = _axes(self.terms)
         return own | self.dyn.axes if self.dyn is not None else own
+
+
+@lru_cache(1 << 12)
+def _axes(terms: tuple[Term, ...]) -> frozenset[int]:
+    return frozenset(t.axis for t in terms)
 
 
 @lru_cache(1 << 12)
@@ -74,9 +79,14 @@ def coord_const(value: int) -> Coord:
 
 def collect(const: int, terms: Iterable[Term], dyn: Expr | None = None, limit: int = 0) -> Coord:
     """Sums equal digits, drops zeros, and re-joins `a*(x//n) + b*(x%n)` where `a == b*n`."""
-    terms = tuple(terms)
+    c = _collected(const, tuple(terms))
+    return c if dyn is None and not limit else Coord(const, c.terms, dyn, limit)
+
+
+@lru_cache(1 << 14)
+def _collected(const: int, terms: tuple[Term, ...]) -> Coord:
     if len(terms) < 2:
-        return Coord(const, terms if terms and terms[0].extent > 1 and terms[0].coef else (), dyn, limit)
+        return Coord(const, terms if terms and terms[0].extent > 1 and terms[0].coef else ())
     acc: dict[tuple[int, int, int, int], int] = {}
     for t in terms:
         if t.extent > 1 and t.coef:
@@ -99,7 +109,7 @@ def collect(const: int, terms: Iterable[Term], dyn: Expr | None = None, limit: i
             if changed:
                 break
     out.sort(key=lambda t: (t.axis, -t.div, t.mod))
-    return Coord(const, tuple(out), dyn, limit)
+    return Coord(const, tuple(out))
 
 
 def coord_add(a: Coord, b: Coord) -> Coord:
@@ -212,6 +222,8 @@ def restrict(ranges: Ranges, coord: Coord, lo: int, hi: int) -> Ranges:
 
 def coord_range(c: Coord, ranges: Ranges) -> tuple[int, int]:
     """Smallest and largest value of the static part under the restrictions."""
+    if not c.terms:
+        return c.const, c.const
     known = {a: (x, y) for a, x, y in ranges}
     lo = hi = c.const
     for t in c.terms:

@@ -97,6 +97,11 @@ class Op:
         raise NotImplementedError
 
     def with_exprs(self, exprs: dict[str, Expr]) -> Op:
+        """The operator with these expressions instead of its own, by role."""
+        now = self.exprs()
+        return self if all(now.get(r) is e for r, e in exprs.items()) else self._with(exprs)
+
+    def _with(self, exprs: dict[str, Expr]) -> Op:
         return replace(self, **exprs)
 
     def reads(self) -> frozenset[int]:
@@ -154,7 +159,7 @@ class Update(Op):
     def exprs(self) -> dict[str, Expr]:
         return _append_exprs("", self.append)
 
-    def with_exprs(self, exprs: dict[str, Expr]) -> Update:
+    def _with(self, exprs: dict[str, Expr]) -> Update:
         return replace(self, append=_append_with("", self.append, exprs))
 
     @functools.cached_property
@@ -198,7 +203,7 @@ class Contract(Op):
     def exprs(self) -> dict[str, Expr]:
         return {"lhs": self.lhs, **{f"rhs{j}": r for j, r in enumerate(self.rhs)}, "epilogue": self.epilogue}
 
-    def with_exprs(self, exprs: dict[str, Expr]) -> Contract:
+    def _with(self, exprs: dict[str, Expr]) -> Contract:
         rhs = tuple(exprs.get(f"rhs{j}", r) for j, r in enumerate(self.rhs))
         return replace(self, lhs=exprs.get("lhs", self.lhs), rhs=rhs, epilogue=exprs.get("epilogue", self.epilogue))
 
@@ -208,11 +213,16 @@ class Contract(Op):
 
     def axes(self, role: str) -> tuple[int, ...]:
         """The domain axes of a role: "batch", "m" or "n" (an axis used by neither operand counts as m)."""
+        return self._axes[role]
+
+    @functools.cached_property
+    def _axes(self) -> dict[str, tuple[int, ...]]:
         left = self.lhs.axes - self.k_axes
         right = frozenset().union(*(r.axes for r in self.rhs)) - self.k_axes
-        def of(a: int) -> str:
-            return "batch" if a in left and a in right else "n" if a in right else "m"
-        return tuple(a for a in range(len(self.domain)) if of(a) == role)
+        out: dict[str, tuple[int, ...]] = {"batch": (), "m": (), "n": ()}
+        for a in range(len(self.domain)):
+            out["batch" if a in left and a in right else "n" if a in right else "m"] += (a,)
+        return out
 
 
 HEAD_AXIS = E.CORE_AXIS
@@ -260,7 +270,7 @@ class Attention(Op):
             out |= _append_exprs(f"append{j}.", a)
         return out
 
-    def with_exprs(self, exprs: dict[str, Expr]) -> Attention:
+    def _with(self, exprs: dict[str, Expr]) -> Attention:
         fields = {r: exprs[r] for r in (*self._ROLES, "limit") if r in exprs}
         appends = tuple(_append_with(f"append{j}.", a, exprs) for j, a in enumerate(self.appends))
         return replace(self, appends=appends, **fields)
@@ -338,6 +348,8 @@ class GraphError(Exception):
 
 def check(g: Graph) -> Graph:
     """Verifies the invariants of the IR and returns `g`: definitions before uses, arities, axes in scope, types."""
+    if "_checked" in vars(g):
+        return g
     defined = {i for i, v in g.values.items() if v.role != "temp"}
     written: set[int] = set()
     consumed: set[int] = set()
@@ -368,11 +380,12 @@ def check(g: Graph) -> Graph:
                     fail(f"{name} loads {v} with {len(node.coords)} coordinates")
                 if node.dtype != compute_dtype(v.dtype):
                     fail(f"{name} loads {v} as {node.dtype}")
+                known = E.UNKNOWN not in ranges and all(x < y for _, x, y in ranges)
                 for c, extent in zip(node.coords, v.shape, strict=True):
-                    lo, hi = E.coord_range(c, ranges)
-                    known = E.UNKNOWN not in ranges and all(x < y for _, x, y in ranges)
-                    if c.dyn is None and known and not (lo >= 0 and hi < extent):
-                        fail(f"{name} loads {v} at {E.coord_text(c, g.value_name)}, outside 0..{extent - 1}")
+                    if c.dyn is None and known:
+                        lo, hi = E.coord_range(c, ranges)
+                        if not (lo >= 0 and hi < extent):
+                            fail(f"{name} loads {v} at {E.coord_text(c, g.value_name)}, outside 0..{extent - 1}")
                     if c.dyn is not None and c.limit >= extent:
                         fail(f"{name} loads {v} with a dynamic coordinate clamped to {c.limit}")
             if not isinstance(op, Contract | Attention) and any(isinstance(x, E.Acc) for x in E.walk(e)):
@@ -389,6 +402,7 @@ def check(g: Graph) -> Graph:
             raise GraphError(f"result {g.value_name(r)} is never defined")
         if r in consumed:
             raise GraphError(f"result {g.value_name(r)} was overwritten in place")
+    vars(g)["_checked"] = True  # a graph does not change
     return g
 
 

@@ -31,6 +31,13 @@ class LoopAxis:
 
 def loop_axes(op: Op) -> tuple[LoopAxis, ...]:
     """The loop axes in the order that the program format fixes (`jax_mpk.abi`)."""
+    known = vars(op).get("_loop_axes")  # an operator does not change, and is asked often
+    if known is None:
+        vars(op)["_loop_axes"] = known = _loop_axes(op)
+    return known
+
+
+def _loop_axes(op: Op) -> tuple[LoopAxis, ...]:
     def domain(axes: tuple[int, ...], role: str) -> list[LoopAxis]:
         return [LoopAxis(a, op.domain[a], role) for a in axes]
 
@@ -79,20 +86,37 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(math.prod(shape[d + 1 :]) for d in range(len(shape)))
 
 
+def address(value: Value, coords: tuple[Coord, ...]) -> Coord:
+    """The static part of an element address; digits that together are a whole axis have merged."""
+    static = tuple([c if c.dyn is None else _NOWHERE for c in coords])
+    return _address(value.shape, static)
+
+
+_NOWHERE = Coord()
+
+
+@functools.lru_cache(1 << 14)
+def _address(shape: tuple[int, ...], coords: tuple[Coord, ...]) -> Coord:
+    const, terms = 0, []
+    for c, stride in zip(coords, row_major(shape), strict=True):
+        const += c.const * stride
+        terms += [Term(t.coef * stride, t.axis, t.div, t.mod, t.extent) for t in c.terms]
+    return collect(const, terms)
+
+
 def flatten(value: Value, coords: tuple[Coord, ...]) -> Access:
     """The access of `value` at `coords`; raises `NotAffine` when a digit of an axis remains."""
-    const, terms, dyn = 0, [], []
-    for c, stride, extent in zip(coords, row_major(value.shape), value.shape, strict=True):
-        if c.dyn is None:
-            const += c.const * stride
-            terms += [Term(t.coef * stride, t.axis, t.div, t.mod, t.extent) for t in c.terms]
-        else:
-            dyn.append(Dyn(c, c.limit, stride, extent))
-    flat, strides = collect(const, terms), []
+    flat = address(value, coords)
+    strides = []
     for t in flat.terms:
         if t.div != 1 or t.mod:
             raise NotAffine(f"{value} at {E.coord_text(flat, str)}")
         strides.append((t.axis, t.coef, t.extent))
+    dyn = []
+    if any([c.dyn is not None for c in coords]):
+        for c, stride, extent in zip(coords, row_major(value.shape), value.shape, strict=True):
+            if c.dyn is not None:
+                dyn.append(Dyn(c, c.limit, stride, extent))
     return Access(value.id, flat.const, tuple(strides), tuple(dyn))
 
 

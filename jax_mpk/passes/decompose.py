@@ -75,7 +75,7 @@ def _buffers(graph: Graph) -> tuple[tuple[Buffer, ...], dict[int, int]]:
             raise GraphError(f"result {n} is the constant {graph.value_name(r)}: copy it")
         result[root[r]] = n
     groups: dict[str, list[int]] = {"arg": [], "const": [], "result": [], "workspace": []}
-    for i in (*graph.args, *(i for i in graph.values if i not in graph.args)):
+    for i in dict.fromkeys((*graph.args, *graph.values)):
         v = graph.values[i]
         if root[i] != i:
             continue

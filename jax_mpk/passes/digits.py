@@ -11,22 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Coord, Expr, Index, Load, Piece, Term
 from jax_mpk.ir.graph import Value
-from jax_mpk.ir.loops import row_major
+from jax_mpk.ir.loops import address
 from jax_mpk.passes.axes import split
 
 
 def is_digit(t: Term) -> bool:
     return t.div != 1 or bool(t.mod)
-
-
-def flat(value: Value, coords: tuple[Coord, ...]) -> Coord:
-    """The static part of an element address; digits that together are a whole axis have merged."""
-    const, terms = 0, []
-    for c, stride in zip(coords, row_major(value.shape), strict=True):
-        if c.dyn is None:
-            const += c.const * stride
-            terms += [Term(t.coef * stride, t.axis, t.div, t.mod, t.extent) for t in c.terms]
-    return E.collect(const, terms)
 
 
 def addresses(values: Mapping[int, Value], e: Expr) -> Iterator[tuple[int, Coord]]:
@@ -37,7 +27,7 @@ def addresses(values: Mapping[int, Value], e: Expr) -> Iterator[tuple[int, Coord
     """
     for x in E.walk(e):
         if isinstance(x, Load):
-            rank = 2 if any(map(is_digit, flat(values[x.value], x.coords).terms)) else 3
+            rank = 2 if any(map(is_digit, address(values[x.value], x.coords).terms)) else 3
             yield from ((rank, Coord(c.const, c.terms)) for c in x.coords)
         elif isinstance(x, Piece):
             yield 4, x.coord
@@ -49,7 +39,7 @@ def has_digits(values: Mapping[int, Value], e: Expr) -> bool:
     """Whether some address, piece or index of `e` is not affine."""
     for x in E.walk(e):
         if isinstance(x, Load):
-            if any(map(is_digit, flat(values[x.value], x.coords).terms)):
+            if any(map(is_digit, address(values[x.value], x.coords).terms)):
                 return True
             if any(is_digit(t) for c in x.coords if c.dyn is not None for t in c.terms):
                 return True

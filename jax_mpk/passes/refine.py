@@ -201,7 +201,7 @@ class _Refiner:
                     return False
         if any(c.dyn is not None for x in core_operands(op).values() for c in x.coords):
             return False
-        return not any(digits.is_digit(t) for value, c in _stores(op) for t in digits.flat(values[value], c).terms)
+        return not any(digits.is_digit(t) for value, c in _stores(op) for t in loops.address(values[value], c).terms)
 
     def operands(self, op: Op) -> Op:
         """Copies the operands of a core that are no plain strided accesses over its axes."""

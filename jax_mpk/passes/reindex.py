@@ -15,7 +15,6 @@ from jax_mpk.ir import loops
 from jax_mpk.ir.expr import Coord, Expr, Term
 from jax_mpk.ir.graph import APPEND_AXIS, Append, Attention, Contract, Graph, Op, Sort, Update
 from jax_mpk.passes.axes import split
-from jax_mpk.passes.digits import flat
 
 Digit = tuple[int, int, int]
 """(old axis, divisor, extent): the digit `(axis // divisor) % extent`."""
@@ -162,7 +161,7 @@ def linear(g: Graph, exprs: Iterable[Expr]) -> Iterator[Coord]:
     for e in exprs:
         for x in E.walk(e):
             if isinstance(x, E.Load):
-                yield flat(g.values[x.value], x.coords)
+                yield loops.address(g.values[x.value], x.coords)
                 yield from (c for c in x.coords if c.dyn is not None)
             elif isinstance(x, E.Index):
                 yield x.coord
@@ -195,9 +194,9 @@ def merged(g: Graph, op: Op) -> Arrangement:
     coords = list(linear(g, exprs)) if len(set(long)) < len(long) else []  # else there are no neighbours in a role
     appends = op.appends if isinstance(op, Attention) else (op.append,) if isinstance(op, Update) else ()
     for a in appends:
-        coords += [flat(g.values[a.out], a.coords), *(c for c in a.coords if c.dyn is not None)]
+        coords += [loops.address(g.values[a.out], a.coords), *(c for c in a.coords if c.dyn is not None)]
     if not isinstance(op, Update):
-        coords.append(flat(g.values[op.out], loops.identity(op)))
+        coords.append(loops.address(g.values[op.out], loops.identity(op)))
     alone = pieces(exprs) | fixed(op)
     sets = [frozenset(a.axes) for a in appends]
     groups: list[list[loops.LoopAxis]] = []
