@@ -56,29 +56,35 @@ def _users(tg: TaskGraph) -> list[int]:
 
 def _plan(temps: list[Buffer], users: list[int], before: list[int], rows: _Rows | None) -> tuple[dict[int, int], int]:
     """Greedy best fit, largest first, equal sizes in program order: offsets and the size of the workspace."""
-    ready = {b.id: _meet(users[b.id], before) for b in temps}  # grids that precede every user of the buffer
-    offset: dict[int, int] = {}
+    used = _words([users[b.id] for b in temps], len(before))
+    ready = _words([_meet(users[b.id], before) for b in temps], len(before))  # grids before every user of the buffer
+    nbytes = np.array([b.nbytes for b in temps], np.int64)
+    size, start = -(-nbytes // ALIGN) * ALIGN, np.zeros(len(temps), np.int64)
     slots: dict[int, dict[int, Buffer]] = {}  # size -> offset -> the last buffer of that size there
-    placed: list[Buffer] = []
     peak = 0
-    for b in temps:
-        size = _padded(b.nbytes)
-        taken = [x for x in placed if users[x.id] & ~ready[b.id] and users[b.id] & ~ready[x.id]]
-        at = _best(sorted((offset[x.id], offset[x.id] + _padded(x.nbytes)) for x in taken), size)
-        mine = slots.setdefault(size, {})
-        if rows is not None and at + size > peak:
+    for n, (b, need) in enumerate(zip(temps, size.tolist(), strict=True)):
+        taken = (used[:n] & ~ready[n]).any(1) & (used[n] & ~ready[:n]).any(1)
+        lo, hi, held = start[:n][taken], (start + size)[:n][taken], nbytes[:n][taken]
+        at = _best(lo, hi, need)
+        mine = slots.setdefault(need, {})
+        if rows is not None and at + need > peak:
             for there, last in list(mine.items())[-SLOTS:]:
-                clear = all(offset[x.id] == there and _padded(x.nbytes) == size and x.nbytes <= last.nbytes for x in taken
-                            if offset[x.id] < there + size and there < offset[x.id] + _padded(x.nbytes))  # fmt: skip
+                other = (lo != there) | (hi != there + need) | (held > last.nbytes)
+                clear = not (other & (lo < there + need) & (there < hi)).any()
                 if clear and rows.ordered(last, b):
                     at = there
                     break
-        offset[b.id] = at
+        start[n] = at
         mine.pop(at, None)
         mine[at] = b
-        placed.append(b)
-        peak = max(peak, at + size)
-    return offset, peak
+        peak = max(peak, at + need)
+    return {b.id: at for b, at in zip(temps, start.tolist(), strict=True)}, peak
+
+
+def _words(sets: list[int], bits: int) -> np.ndarray:
+    """Sets of so many bits as rows of words."""
+    words = max(1, -(-bits // 64))
+    return np.frombuffer(b"".join(s.to_bytes(8 * words, "little") for s in sets), np.uint64).reshape(-1, words)
 
 
 def _sequential(temps: list[Buffer], users: list[int]) -> int:
@@ -152,15 +158,13 @@ def _meet(users: int, before: list[int]) -> int:
     return out
 
 
-def _best(taken: list[tuple[int, int]], size: int) -> int:
-    """The start of the smallest gap that fits, or the end of everything taken."""
-    best: tuple[int, int] | None = None
-    at = 0
-    for lo, hi in taken:
-        if lo - at >= size and (best is None or lo - at < best[0]):
-            best = (lo - at, at)
-        at = max(at, hi)
-    return at if best is None else best[1]
+def _best(lo: np.ndarray, hi: np.ndarray, size: int) -> int:
+    """The start of the smallest gap between the intervals [lo, hi) that fits, or the end of them all."""
+    by = np.argsort(lo, kind="stable")
+    reach = np.maximum.accumulate(np.concatenate([[0], hi[by]]))  # from where on the bytes before each are free
+    gap = lo[by] - reach[:-1]
+    fits = np.flatnonzero(gap >= size)
+    return int(reach[fits[np.argmin(gap[fits])]] if len(fits) else reach[-1])
 
 
 def precedence(tg: TaskGraph) -> list[int]:
