@@ -104,7 +104,8 @@ def _kept(acc: Accesses, ours: tuple[int, int], theirs: tuple[int, int], say: Re
     cells = np.concatenate([np.arange(*ours), np.arange(*theirs)])
     mine, mode = np.arange(len(cells)) < ours[1] - ours[0], acc.mode[cells]
     rects = rectangles(concatenate(placed(acc, [ours, theirs])))
-    made, over, reads = rects.of(mine & (mode == WRITE)), rects.of(~mine & (mode != READ)), rects.of(mine & (mode != WRITE))
+    made, over = rects.of(mine & (mode == WRITE)), rects.of(~mine & (mode != READ))
+    reads = rects.of(mine & (mode != WRITE))
     i, j = join(made, over)
     common = made.meet(i, over, j)
     pair, read = join(common, reads)
@@ -115,8 +116,9 @@ def _kept(acc: Accesses, ours: tuple[int, int], theirs: tuple[int, int], say: Re
     row, n = ragged(np.diff(group)[two])  # all the tasks that write there
     task = acc.first[group[two][row] + n]
     for k in np.flatnonzero((task > start[row]) & (task < end[row]))[:1]:
-        r = row[k]
-        raise VerifyError(say.clobbered(acc, (one[r], two[r], three[r]), (start[r], task[k], end[r]), lost.first_run(r)))
+        n = row[k]
+        cells, tasks = (one[n], two[n], three[n]), (start[n], task[k], end[n])
+        raise VerifyError(say.clobbered(acc, cells, tasks, lost.first_run(n)))
 
 
 def _results(acc: Accesses, tg: TaskGraph, say: Report) -> int:
