@@ -55,6 +55,7 @@ BINARY = "add sub mul div rem max min pow atan2 and or xor shl shr sar lt le eq 
 the dividend; a shift by 32 or more gives 0 (`sar`: the sign)."""
 REDUCE = "sum max min prod and or argmax argmin".split()
 """argmax/argmin give the i32 index of the first extreme along their single axis (a NaN counts as the extreme)."""
+_UNARY, _BINARY = frozenset(UNARY), frozenset(BINARY)
 _COMPARE = frozenset(("lt", "le", "eq", "ne"))
 EXPENSIVE = frozenset("exp exp2 expm1 log log1p tanh sin cos tan logistic erf pow atan2 cbrt".split())
 
@@ -232,7 +233,7 @@ _UNARY_DTYPE = dict(f2i="i32", f2u="u32", i2f="f32", u2f="f32", i2u="u32", u2i="
 
 
 def unary(op: str, a: Expr) -> Expr:
-    if op not in UNARY:
+    if op not in _UNARY:
         raise ValueError(f"unknown unary operation {op!r}")
     if op.startswith("round_") and isinstance(a, Unary) and a.op == op:
         return a  # rounding is idempotent
@@ -245,7 +246,7 @@ def unary(op: str, a: Expr) -> Expr:
 
 
 def binary(op: str, a: Expr, b: Expr) -> Expr:
-    if op not in BINARY:
+    if op not in _BINARY:
         raise ValueError(f"unknown binary operation {op!r}")
 
     def init(n: Binary) -> None:

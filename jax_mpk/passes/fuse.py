@@ -315,6 +315,8 @@ def _nested(f: Expr, x: Load, new: Expr) -> bool:
 
 def _blows_up(e: Expr, domain: tuple[int, ...], extents: tuple[tuple[int, int], ...]) -> bool:
     """A reduction that depends on the innermost of the axes in use, but not on some outer one, is repeated there."""
+    if not e.height:
+        return False
     size = dict(enumerate(domain)) | dict(extents)
     used = sorted(a for a in e.axes if size.get(a, 1) > 1)
     for r in E.walk(e):
