@@ -25,6 +25,7 @@ import numpy as np
 
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Coord, Expr
+from jax_mpk.ir.text import axis_name, coord_text, to_text
 
 DTYPES: dict[str, tuple[int, str]] = {
     "f32": (4, "f32"), "bf16": (2, "f32"), "f16": (2, "f32"),
@@ -385,7 +386,7 @@ def check(g: Graph) -> Graph:
                     if c.dyn is None and known:
                         lo, hi = E.coord_range(c, ranges)
                         if not (lo >= 0 and hi < extent):
-                            fail(f"{name} loads {v} at {E.coord_text(c, g.value_name)}, outside 0..{extent - 1}")
+                            fail(f"{name} loads {v} at {coord_text(c, g.value_name)}, outside 0..{extent - 1}")
                     if c.dyn is not None and c.limit >= extent:
                         fail(f"{name} loads {v} with a dynamic coordinate clamped to {c.limit}")
             if not isinstance(op, Contract | Attention) and any(isinstance(x, E.Acc) for x in E.walk(e)):
@@ -415,18 +416,18 @@ def _lines(g: Graph) -> Iterator[str]:
     for op in g.ops:
         dom = ", ".join(f"i{a}<{n}" for a, n in enumerate(op.domain))
         out = g.values[op.out]
-        at = "" if op.store is None else f"[{', '.join(E.coord_text(c, name) for c in op.store)}]"
+        at = "" if op.store is None else f"[{', '.join(coord_text(c, name) for c in op.store)}]"
         yield f"  {out}{at} = {op.kind}[{dom}]  # {op.source}"
         if isinstance(op, Contract):
-            yield "      k: " + ", ".join(f"{E.axis_name(a)}<{n}" for a, n in op.k)
+            yield "      k: " + ", ".join(f"{axis_name(a)}<{n}" for a, n in op.k)
         if isinstance(op, Attention):
             yield f"      batch {op.batch} rows {op.rows} column {op.column} keys k1<{op.keys} head k0<{op.head}"
         if isinstance(op, Sort):
             yield f"      {'descending' if op.descending else 'ascending'} {op.payload} count {op.count}"
         for a in op.appends if isinstance(op, Attention) else (op.append,) if isinstance(op, Update) else ():
-            at = ", ".join(E.coord_text(c, name) for c in a.coords)
-            win = ", ".join(f"{E.axis_name(i)}<{n}" for i, n in zip(a.axes, a.window, strict=True))
+            at = ", ".join(coord_text(c, name) for c in a.coords)
+            win = ", ".join(f"{axis_name(i)}<{n}" for i, n in zip(a.axes, a.window, strict=True))
             yield f"      {name(a.out)} = {name(a.target)} with [{at}] over {win}, {a.mode} (out of bounds: {a.oob})"
         for role, e in op.exprs().items():
-            yield f"      {role}: {E.to_text(e, name)}"
+            yield f"      {role}: {to_text(e, name)}"
     yield f"  return {', '.join(name(r) for r in g.results)}"

@@ -30,6 +30,7 @@ from jax_mpk.ir.graph import (
     Update,
     Value,
 )
+from jax_mpk.ir.text import coord_text
 
 NUMPY_DTYPES: dict[str, np.dtype] = {
     "f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16), "f16": np.dtype(np.float16),
@@ -290,7 +291,7 @@ class _Frame:
             at = self.coord(c, scope)
             at = np.clip(at, 0, n - 1) if _CLIP in scope else at
             if at.size and (at.min() < 0 or at.max() >= n):
-                raise GraphError(f"%{e.value} is read at {E.coord_text(c, str)}, outside 0..{n - 1}")
+                raise GraphError(f"%{e.value} is read at {coord_text(c, str)}, outside 0..{n - 1}")
             where.append(at)
         return array[tuple(where)] if where else array.reshape((1,) * self.rank)
 
@@ -304,7 +305,7 @@ class _Frame:
                 return None
             lo, hi = (scope.get(t.axis) or (0, self.extent[t.axis])) if t else (0, 1)
             if lo + c.const < 0 or hi + c.const > n:
-                raise GraphError(f"%{e.value} is read at {E.coord_text(c, str)}, outside 0..{n - 1}")
+                raise GraphError(f"%{e.value} is read at {coord_text(c, str)}, outside 0..{n - 1}")
             slices.append(slice(lo + c.const, hi + c.const))
             order.append(t.axis if t else None)
         part = array[tuple(slices)]

@@ -15,6 +15,7 @@ from jax_mpk.ir import expr as E
 from jax_mpk.ir.coord import Term, collect
 from jax_mpk.ir.expr import Coord, Expr, NotAffine
 from jax_mpk.ir.graph import HEAD_AXIS, KEY_AXIS, Append, Attention, Contract, Graph, Op, Update, Value
+from jax_mpk.ir.text import coord_text
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def flatten(value: Value, coords: tuple[Coord, ...]) -> Access:
     strides = []
     for t in flat.terms:
         if t.div != 1 or t.mod:
-            raise NotAffine(f"{value} at {E.coord_text(flat, str)}")
+            raise NotAffine(f"{value} at {coord_text(flat, str)}")
         strides.append((t.axis, t.coef, t.extent))
     dyn = []
     if any([c.dyn is not None for c in coords]):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from jax_mpk.ir import expr as E
 from jax_mpk.ir import interpret
 from jax_mpk.ir.expr import Coord, Term
+from jax_mpk.ir.text import to_text
 
 I0, I1 = E.coord_axis(0, 6), E.coord_axis(1, 4)
 
@@ -164,10 +165,10 @@ def test_pieces():
 
 def test_text():
     e = E.binary("add", E.load(7, (I0, Coord(1, (Term(2, 1, 2, 0, 2),))), "f32"), E.const(0.5, "f32"))
-    assert E.to_text(e) == "(%7[i0, 2*(i1//2)+1] + 0.5)"
-    assert E.to_text(E.reduce("sum", E.load(7, (I0, I1), "f32"), (1,), (4,)), lambda v: "x") == "sum[r0<4](x[i0, r0])"
+    assert to_text(e) == "(%7[i0, 2*(i1//2)+1] + 0.5)"
+    assert to_text(E.reduce("sum", E.load(7, (I0, I1), "f32"), (1,), (4,)), lambda v: "x") == "sum[r0<4](x[i0, r0])"
     x = E.load(7, (), "f32")
     for _ in range(40):  # 2**40 nodes, each shared
         x = E.binary("mul", x, E.unary("neg", x))
-    assert len(E.to_text(x)) < 2000 and E.to_text(x).startswith("let $0 = ")
+    assert len(to_text(x)) < 2000 and to_text(x).startswith("let $0 = ")
     assert len(list(E.walk(x))) == 81
