@@ -14,12 +14,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from jax_mpk import abi
+from jax_mpk.backends.cuda_reuse import DTYPES, OPCODES, REDUCE_STAGE, SCALAR, STORES, VECTOR, Reuse, unary
 
-OPCODES = abi.ENUMS["Opcode"]
-DTYPES = abi.ENUMS["Dtype"]
 REDUCE = abi.ENUMS["ReduceOp"]
-SCALAR, REDUCE_STAGE, VECTOR = range(3)
-STORES = ("STORE", "STORE_IF", "STORE_ADD")
 THREADS = 512
 BATCH = 4
 """Points a thread has in flight."""
@@ -28,8 +25,6 @@ LIGHT = 3
 DEEP, LONG = 8, 16
 WIDE = 8
 """bf16 elements of a 16-byte copy."""
-CARRY = 8
-"""Most points a thread keeps in registers from a reduction to the vector stage after it."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +102,7 @@ class _Loop:
     sizes: tuple[int, ...] = ()
 
 
-class Emitter:
+class Emitter(Reuse):
     """Emits the codes of one operator. `scratch` maps slots, `spans` replaces ranges of axes, `aligned` are the slots
     that start at multiples of 16 bytes."""
 
@@ -279,7 +274,7 @@ class Emitter:
             return f"{dst} = load<{dtype}>({pointer}, {at});"
         if op == "SELECT":
             return f"{dst} = SELECT({a}, {b}, {c});"
-        if op == "MOVE" or _unary(op):
+        if op == "MOVE" or unary(op):
             return f"{dst} = {op}({a});"
         return f"{dst} = {op}({a}, {b});"
 
@@ -305,7 +300,8 @@ class Emitter:
         """All points of `loops`, a thread a point. Instructions up to the first store run for several points first."""
         total = " * ".join(x.count for x in loops) or "1"
         if carried:
-            instrs, carried = self._needed(instrs, carried)
+            keep = self._live(instrs, carried)
+            instrs, carried = [instrs[n] for n in keep], {at: carried[n] for at, n in enumerate(keep) if n in carried}
         first = next((n for n, i in enumerate(instrs) if OPCODES[int(i["op"])] in STORES), len(instrs))
         head, tail = instrs[:first], instrs[first:]
         serial = any(OPCODES[int(i["op"])] == "STORE_ADD" for i in tail)
@@ -357,26 +353,6 @@ class Emitter:
             out(self._store(i))
         out("}")
         out("}")
-
-    def _needed(self, instrs: list[np.void], carried: Mapping[int, str]) -> tuple[list[np.void], dict[int, str]]:
-        """The instructions that stores still need when those of `carried` need nothing; and `carried` renumbered."""
-        wanted: set[int] = set()
-        keep = []
-        for n in range(len(instrs) - 1, -1, -1):
-            i = instrs[n]
-            op = OPCODES[int(i["op"])]
-            if op in STORES:
-                wanted |= self._uses(i)
-            elif int(i["dst"]) in wanted:
-                wanted.discard(int(i["dst"]))
-                if n not in carried:
-                    inputs = 0 if op in ("CONST", "LOAD", "INDEX") else 3 if op == "SELECT" else 1 if op == "MOVE" or _unary(op) else 2
-                    wanted |= {int(i[k]) for k in "abc"[:inputs]} | self._dynamic(i)
-            else:
-                continue
-            keep.append(n)
-        keep.reverse()
-        return [instrs[n] for n in keep], {at: carried[n] for at, n in enumerate(keep) if n in carried}
 
     def _flat(self, loops: list[_Loop]) -> None:
         instrs = [i for s in self.stages for i in self._instrs(int(s["first"]), int(s["count"]))]
@@ -440,14 +416,19 @@ class Emitter:
         if names:
             out("u32 " + ", ".join(sorted(names, key=lambda n: int(n[1:]))) + ";")
         start = {a: x.base for x in inner for a in x.axes}
+        turns = -(-math.prod(x.most for x in inner) // size)
         carried = self._carried(inner, size)
+        early = before = self._early(turns, frozenset(c[3] for c in carried))
         for n, _, register, _ in carried:
-            out(f"u32 c{n}_{reg(register)}[{-(-inner[0].most // size)}];")
+            out(f"u32 c{n}_{reg(register)}[{turns}];")
         for n, s in enumerate(self.stages):
+            if early and int(s["kind"]) == REDUCE_STAGE:
+                self._ahead(early, inner, f"{group}::rank()", size, turns)
+                early = []
             instrs = self._instrs(int(s["first"]), int(s["count"]))
             if int(s["kind"]) == VECTOR:
                 out("{")
-                mine = {c[3]: f"c{c[0]}_{reg(c[2])}" for c in carried if c[1] == n}
+                mine = {c[3]: f"c{c[0]}_{reg(c[2])}" for c in carried} | {at: f"e{at}" for at, _, keep in before if keep}
                 self._points(instrs, inner, f"{group}::rank()", size, math.prod(x.most for x in inner), mine)
                 out("}")
                 continue
@@ -464,78 +445,24 @@ class Emitter:
             self.static = keep
         out("}")
 
-    def _carried(self, inner: list[_Loop], size: int) -> list[tuple[int, int, int, int]]:
-        """Values of a reduction that the vector stage would compute again, at the same points by the same threads:
-        (reduction stage, vector stage, register there, position of the instruction here). Kept in registers."""
-        s = self.stages
-        vector = [n for n, x in enumerate(s) if int(x["kind"]) == VECTOR]
-        if len(vector) != 1 or len(inner) != 1 or len(inner[0].axes) != 1 or -(-inner[0].most // size) > CARRY:
-            return []
-        axis, base, count = inner[0].axes[0], inner[0].base, inner[0].count
-        written: dict[int, int] = {}  # scalar register -> stage that wrote it last
-        seen: dict[tuple, tuple[int, int]] = {}
-        for n, x in enumerate(s[: vector[0]]):
-            instrs = self._instrs(int(x["first"]), int(x["count"]))
-            if int(x["kind"]) == SCALAR:
-                written |= {int(i["dst"]): n for i in instrs}
-                continue
-            _, ranges = self._reduction(x)
-            if len(ranges) == 1 and (str(ranges[0][0]), str(ranges[0][1] - ranges[0][0])) == (base, count):
-                final = {int(i["dst"]): at for at, i in enumerate(instrs)}  # a register carries what it holds at the end
-                for at, key in enumerate(self._values(instrs, int(x["axis"]), written)):
-                    if key is not None and final[int(instrs[at]["dst"])] == at:
-                        seen.setdefault(key, (n, int(instrs[at]["dst"])))
-            written[int(x["dst"])] = n
-        instrs = self._instrs(int(s[vector[0]]["first"]), int(s[vector[0]]["count"]))
-        keys = self._values(instrs, axis, written)
-        known = {at for at, key in enumerate(keys) if key in seen}
-        last: dict[int, int] = {}
-        need: set[int] = set()
-        for at, i in enumerate(instrs):
-            if at not in known:
-                used = self._uses(i) if OPCODES[int(i["op"])] in STORES else {int(i[k]) for k in "abc"} | self._dynamic(i)
-                need |= {last[r] for r in used if r in last and last[r] in known}
-            if OPCODES[int(i["op"])] not in STORES:
-                last[int(i["dst"])] = at
-        out = [(*seen[keys[at]], at) for at in sorted(need) if keys[at][0] != "CONST"]
-        registers = [r for _, r, _ in out]
-        if len(out) > 2 or len(set(registers)) != len(registers):
-            return []
-        return [(n, vector[0], r, at) for n, r, at in out]
-
-    def _dynamic(self, i: np.void) -> set[int]:
-        if OPCODES[int(i["op"])] != "LOAD":
-            return set()
-        x = self._access(int(i["aux"]))
-        return {int(x["dyn_reg"][d]) for d in range(int(x["n_dyn"]))}
-
-    def _values(self, instrs: Sequence[np.void], axis: int, written: Mapping[int, int]) -> list[tuple | None]:
-        """What each instruction computes, as a term in which `axis` is the running index; None for stores."""
-        now: dict[int, tuple] = {}
-        def term(r: int) -> tuple:
-            return now.get(r, ("reg", r, written.get(r, -1)))
-        out: list[tuple | None] = []
-        for i in instrs:
-            op = OPCODES[int(i["op"])]
-            if op in STORES:
-                out.append(None)
-                continue
-            if op in ("LOAD", "INDEX"):
-                x = self._access(int(i["aux"]))
-                strides = {("run" if a == axis else a): v for a, v in self._strides(x).items()}
-                if self.vector != axis:
-                    strides.pop(self.vector, None)
-                dyn = tuple((term(int(x["dyn_reg"][d])), int(x["dyn_limit"][d]), int(x["dyn_stride"][d])) for d in range(int(x["n_dyn"])))
-                where = (int(x["slot"]), int(x["dtype"]), int(x["offset"])) if op == "LOAD" else (int(i["imm"]),)
-                key: tuple = (op, *where, tuple(sorted(strides.items(), key=str)), dyn)
-            elif op == "CONST":
-                key = (op, int(i["imm"]))
-            else:
-                n = 3 if op == "SELECT" else 1 if op == "MOVE" or _unary(op) else 2
-                key = (op, *(term(int(i[k])) for k in "abc"[:n]))
-            now[int(i["dst"])] = key
-            out.append(key)
-        return out
+    def _ahead(self, before: Sequence[tuple[int, np.void, bool]], inner: Sequence[_Loop], rank: str, size: int,
+               turns: int) -> None:  # fmt: skip
+        """What the vector stage needs of memory and not of a reduction, before the reductions: one wait for memory."""
+        out = self.out
+        for at, _, keep in before:
+            if keep:
+                out(f"u32 e{at}[{turns}];")
+        out("#pragma unroll")
+        out(f"for (int u = 0; u < {turns}; ++u) {{")
+        out(f"const int p = {rank} + u * {size};")
+        out(f"if (p >= {' * '.join(x.count for x in inner) or '1'}) continue;")
+        self._declare(inner, "p")
+        self._registers([i for _, i, _ in before])
+        for at, i, keep in before:
+            out(self._pure(i))
+            if keep:
+                out(f"e{at}[u] = {reg(int(i['dst']))};")
+        out("}")
 
     def _reduction(self, s: np.void) -> tuple[int, list[tuple[int, int]]]:
         ranges = [(int(s["lo"][j]), int(s["hi"][j])) for j in range(int(s["axes"]))]
@@ -582,17 +509,6 @@ class Emitter:
             out(f"x = reduce<{group}, {op}>(x, w.sh->scratch);")
             out(f"{dst} = {op}::op({dst}, x);" if int(s["flags"]) & abi.ACCUMULATE else f"{dst} = x;")
         out("}")
-
-
-_UNARY = frozenset(
-    "F_NEG F_ABS F_EXP F_EXP2 F_EXPM1 F_LOG F_LOG1P F_SQRT F_RSQRT F_CBRT F_TANH F_SIN F_COS F_TAN F_LOGISTIC F_ERF "
-    "F_SIGN F_FLOOR F_CEIL F_ROUND_EVEN F_ROUND_AWAY F_IS_FINITE F_ROUND_BF16 F_ROUND_F16 F_TO_I F_TO_U F_TO_B I_NEG "
-    "I_ABS I_SIGN I_NOT B_NOT I_POPCOUNT I_CLZ I_TO_F U_TO_F I_TO_B I_WRAP_I8 I_WRAP_U8 I_WRAP_I16 I_WRAP_U16".split()
-)
-
-
-def _unary(op: str) -> bool:
-    return op in _UNARY
 
 
 def rounds_only(program: abi.Program, codes: range, matters: Callable[[str], bool]) -> bool:
