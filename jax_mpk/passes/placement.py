@@ -3,6 +3,10 @@
 Every operator is dealt to the workers in contiguous runs of tasks with equal bytes; who got more than the others last
 time gets less the next time, so remainders rotate. The assignment is a proposal: any other one is correct too.
 
+On a target that streams weights, the operators of one level (Q, K and V) are dealt as one, because the next level waits for
+all of them, and what a worker got too much of before decides only between workers that are level now. Tasks of a level with
+equal prologues go to one worker where that costs no balance: it computes the prologue once (`prologue` in `jax_mpk.abi`).
+
 A *stream operand* is a weight that the program only reads, through a plain strided access. Its tiles are cut into
 frames, listed in the order of consumption, so that a loader can run ahead of every event.
 """
@@ -34,14 +38,16 @@ def run(tg: TaskGraph, graph: Graph, target: Target, workers: int | None = None)
     """`tg` with `workers`, `worker`, `maps` and `streams`."""
     workers = target.workers if workers is None else workers
     maps, streams = _streams(tg, graph, target)
-    return replace(tg, workers=workers, worker=_workers(tg, workers), maps=maps, streams=streams)
+    same = None if streams is None else _prologues(tg, graph)
+    worker = _workers(tg, _cost(tg, streams, target), same, workers)
+    return replace(tg, workers=workers, worker=worker, maps=maps, streams=streams)
 
 
 # ------------------------------------------------------------------------------------------------------------- workers
 
 
-def _workers(tg: TaskGraph, workers: int) -> np.ndarray:
-    cost = _cost(tg)
+def _workers(tg: TaskGraph, cost: np.ndarray, same: np.ndarray | None, workers: int) -> np.ndarray:
+    """The worker of every task; `same` numbers the prologues where the target streams."""
     worker = np.zeros(tg.tasks, np.int32)
     if workers == 1 or not tg.tasks:
         return worker
@@ -49,30 +55,89 @@ def _workers(tg: TaskGraph, workers: int) -> np.ndarray:
     level = levels(tg)
     order = np.lexsort((tg.grid_of, level))  # operators of one level one after the other
     cuts = np.flatnonzero(np.diff(level[order]) | np.diff(tg.grid_of[order])) + 1
-    load = np.zeros(workers)
+    load = own = np.zeros(workers)  # what a worker got too much of, and what it has of this level
+    held, now = np.full(workers, -1), -1  # the prologue of its last task
     recent: deque[float] = deque(maxlen=WINDOW)
     for tasks in np.split(order, cuts):
+        if level[tasks[0]] != now:
+            now, own, held = level[tasks[0]], np.zeros(workers), np.full(workers, -1)
         c = cost[tasks]
         recent.append(c.max())
-        load = np.minimum(load - load.min(), max(recent))  # what was uneven lately
-        if len(tasks) < workers:
+        load = load - load.min()
+        if same is None:
+            load = np.minimum(load, max(recent))  # what was uneven lately
+        if len(tasks) < workers or same is not None and len(tasks) == workers:
             needs = tg.deps.row(tasks[0])
             near = worker[needs[-1]] if len(needs) else 0
-            pick = np.sort(np.lexsort((np.arange(workers) != near, load))[: len(tasks)])
+            pick = np.sort(np.lexsort((np.arange(workers) != near, load, own))[: len(tasks)])
             worker[tasks] = pick
         else:
             quota = _quota(np.minimum(load, c.max()), c.sum())  # an operator is out of balance by a task at most
             middle = np.cumsum(c) - c / 2
             worker[tasks] = np.minimum(np.searchsorted(np.cumsum(quota), middle, "right"), workers - 1)
-        load = load + np.bincount(worker[tasks], c, workers)
+        if same is not None:
+            beside = _beside(same[tasks], held, own, load)
+            if beside is not None and _with(own, beside, c).max() <= _with(own, worker[tasks], c).max():
+                worker[tasks] = beside
+            own, held[worker[tasks]] = _with(own, worker[tasks], c), same[tasks]
+        load = _with(load, worker[tasks], c)
     return worker
 
 
-def _cost(tg: TaskGraph) -> np.ndarray:
-    """Bytes that a task moves: what cores read, and writes. The read box of a gather says nothing about its size."""
+def _with(load: np.ndarray, worker: np.ndarray, cost: np.ndarray) -> np.ndarray:
+    """`load` and the cost of tasks on these workers."""
+    return load + np.bincount(worker, cost, len(load))
+
+
+def _beside(same: np.ndarray, held: np.ndarray, own: np.ndarray, load: np.ndarray) -> np.ndarray | None:
+    """Tasks on workers that hold their prologues, the least busy first; None if some prologue is held by nobody."""
+    if same[0] < 0 or not np.isin(same, held).all():
+        return None
+    out = np.empty(len(same), np.int32)
+    for p in np.unique(same):
+        holders, tasks = np.flatnonzero(held == p), np.flatnonzero(same == p)
+        holders = holders[np.lexsort((load[holders], own[holders]))]
+        out[tasks] = holders[np.arange(len(tasks)) % len(holders)]
+    return out
+
+
+def _prologues(tg: TaskGraph, graph: Graph) -> np.ndarray:
+    """A number per task, -1 if it has no prologue: equal numbers, equal activations (expression, slice and rows)."""
+    out = np.full(tg.tasks, -1, np.int64)
+    number: dict[tuple, int] = {}
+    used = 0
+    for grid in tg.grids:
+        op = graph.ops[grid.op] if grid.op >= 0 else None
+        if not isinstance(op, Contract):
+            continue
+        rows = [(x, t) for x, t in zip(loops.loop_axes(op), grid.tile, strict=True) if x.role != "n"]
+        key = (op.lhs, tuple(rows))
+        parts = [math.ceil(e / t) for e, t in zip(grid.extent, grid.tile, strict=True)]
+        flat, size = np.zeros(grid.count, np.int64), 1
+        for x, n, digit in zip(loops.loop_axes(op), parts, np.unravel_index(np.arange(grid.count), parts), strict=True):
+            if x.role != "n":
+                flat, size = flat * n + digit, size * n
+        first = number.setdefault(key, used)
+        used = max(used, first + size)
+        out[grid.first : grid.first + grid.count] = first + flat
+    return out
+
+
+def _cost(tg: TaskGraph, streams: Streams | None, target: Target) -> np.ndarray:
+    """Bytes that a task moves: what cores read, and writes. The read box of a gather says nothing about its size.
+
+    On a target that streams, the stream of weights is what has to be even: its frames count, and not the activations,
+    which come from a cache. An attention is split over all workers when the program is planned for a device.
+    """
     core = np.array([g.kind in ("contract", "attention", "sort") for g in tg.grids], bool)
+    if streams is not None:
+        core &= np.array([g.kind != "attention" for g in tg.grids], bool)
     count = (tg.boxes.mode == WRITE) | ((tg.boxes.mode == READ) & core[tg.grid_of[tg.boxes.task]])
-    return np.maximum(np.bincount(tg.boxes.task, np.where(count, bytes_of(tg.boxes), 0), tg.tasks), 1.0)
+    cost = np.maximum(np.bincount(tg.boxes.task, np.where(count, bytes_of(tg.boxes), 0), tg.tasks), 1.0)
+    if streams is None:
+        return cost
+    frames = np.bincount(streams.task, streams.frames, tg.tasks)
+    return np.where(frames > 0, frames * target.frame, cost)
 
 
 def _quota(load: np.ndarray, total: float) -> np.ndarray:

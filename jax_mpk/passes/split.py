@@ -7,10 +7,15 @@ large and lie row by row: a slice of rows is contiguous memory, which streams, w
 map that adds the slices in order and applies the epilogue. The fuse pass then writes that map into its consumers, so
 the sum costs no hop. A contraction with several accumulators (gate and up) is first taken apart. The order of the
 sum is fixed by the slices: deterministic, but not bit-equal to the unsplit sum.
+
+Contractions of one left operand (Q, K and V) get equal slices on a device that streams: then their tasks have equal
+prologues, and a worker computes the norm and the sum before it once for all of them (see the pass `placement`).
 """
 
 from __future__ import annotations
 
+import functools
+import heapq
 import math
 
 from jax_mpk.ir import expr as E
@@ -38,20 +43,24 @@ def run(g: Graph, target: Target) -> Graph:
     if not target.ring and not target.rows:
         return g
     values = dict(g.values)
+    together = _together(g, target) if target.ring else {}
     ops: list[Op] = []
     for op in g.ops:
-        pieces = _split(values, op, target) if isinstance(op, Contract) else None
+        pieces = _split(values, op, target, together.get(op.out, 0)) if isinstance(op, Contract) else None
         ops.extend(pieces or [op])
     return g.with_ops(ops, values)
 
 
-def _split(values: dict[int, Value], op: Contract, target: Target) -> list[Op] | None:
-    if len(op.k) != 1 or any(values[v].role == "temp" for r in op.rhs for v in r.loads):
+def _of_weights(values: dict[int, Value], op: Op) -> bool:
+    return isinstance(op, Contract) and len(op.k) == 1 and all(values[v].role != "temp" for r in op.rhs for v in r.loads)
+
+
+def _split(values: dict[int, Value], op: Contract, target: Target, slices: int) -> list[Op] | None:
+    """`op` in `slices` slices (0: as many as suit it alone), or None to leave it."""
+    if not _of_weights(values, op):
         return None
-    columns = math.prod(op.domain[a] for a in op.axes("n"))
-    tasks = -(-columns // target.columns) * math.prod(op.domain[a] for a in op.axes("batch"))
-    tasks *= len(op.rhs)
-    slices = _slices(op.k[0][1], tasks, target) if target.ring else _row_slices(values, op, target)
+    tasks = _tasks(op, target)
+    slices = slices or (_slices(op.k[0][1], tasks, target) if target.ring else _row_slices(values, op, target))
     if slices == 1 and not target.ring:
         return None
     if slices == 1 and (len(op.rhs) == 1 or tasks > target.tasks):
@@ -73,10 +82,54 @@ def _split(values: dict[int, Value], op: Contract, target: Target) -> list[Op] |
     return [*out, Map(op.out, op.domain, op.source, op.store, body)]
 
 
+def _columns(op: Contract) -> int:
+    return math.prod(op.domain[a] for a in op.axes("n"))
+
+
+def _tasks(op: Contract, target: Target) -> int:
+    """Tasks without slices, of the fewest columns."""
+    batch = math.prod(op.domain[a] for a in op.axes("batch"))
+    return -(-_columns(op) // target.columns) * batch * len(op.rhs)
+
+
 def _slices(k: int, tasks: int, target: Target) -> int:
     """The largest number of equal slices, of whole frames, that keeps the tasks within one per worker."""
     fits = [s for s in range(1, SLICES + 1) if k % (s * SLICE_K) == 0 and tasks * s <= target.tasks]
     return max(fits, default=1)
+
+
+def _together(g: Graph, target: Target) -> dict[int, int]:
+    """Output -> slices, for contractions that share a left operand: the fewest that balance all of them."""
+    groups: dict[tuple, list[Contract]] = {}
+    for op in g.ops:
+        if _of_weights(g.values, op) and len(op.rhs) == 1 and not op.axes("batch"):
+            rows = tuple((a, op.domain[a]) for a in op.axes("m"))
+            groups.setdefault((op.lhs, op.k, rows), []).append(op)
+    out: dict[int, int] = {}
+    for ops in groups.values():
+        if len(ops) > 1:
+            k = ops[0].k[0][1]
+            most = max(_slices(k, _tasks(op, target), target) for op in ops)
+            columns = tuple(_columns(op) for op in ops)
+            fits = [s for s in range(1, most + 1) if k % (s * SLICE_K) == 0]
+            slices = min(fits, key=lambda s: (_load(k, columns, s, target), s), default=1)
+            out |= {op.out: slices for op in ops}
+    return out
+
+
+@functools.cache
+def _load(k: int, columns: tuple[int, ...], slices: int, target: Target) -> int:
+    """The most weights (k x columns) that a worker gets when contractions over one k, cut into `slices`, are dealt to
+    the workers; their tasks are as wide as `target.tasks` tasks an operator allow."""
+    sizes: list[int] = []
+    for n in columns:
+        blocks = -(-n // target.columns)
+        wide = -(-blocks // max(1, target.tasks // slices))
+        sizes += [wide * target.columns * (k // slices)] * (-(-blocks // wide) * slices)
+    load = [0] * target.workers
+    for x in sorted(sizes, reverse=True):
+        heapq.heapreplace(load, load[0] + x)
+    return max(load)
 
 
 def _row_slices(values: dict[int, Value], op: Contract, target: Target) -> int:
