@@ -25,8 +25,9 @@ from jax_mpk.ir.expr import Coord, Expr, Reduce
 from jax_mpk.ir.graph import Graph, Map, Op, Value
 from jax_mpk.targets import Target
 
-SLICE = 1024
-"""Elements of a slice, at least: shorter ones cost more in the second step than they save in the first."""
+SLICE = 2048
+"""Elements of a slice, at least: a task of its own, whose threads read all they need at once. Shorter slices share tasks
+(`MIN_COST` of `jax_mpk.tasks.rows`) and make the second step longer."""
 SLICES = 8
 """Slices of a row, at least: with fewer the second step costs more than it saves (a CPU never gets so many tasks)."""
 
