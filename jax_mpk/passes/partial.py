@@ -29,7 +29,7 @@ SLICE = 2048
 """Elements of a slice, at least: a task of its own, whose threads read all they need at once. Shorter slices share tasks
 (`MIN_COST` of `jax_mpk.tasks.rows`) and make the second step longer."""
 SLICES = 8
-"""Slices of a row, at least: with fewer the second step costs more than it saves (a CPU never gets so many tasks)."""
+"""Slices of a row, at least: with fewer the second step costs more than it saves."""
 
 
 def run(g: Graph, target: Target) -> Graph:
