@@ -22,7 +22,9 @@ DTYPES = abi.ENUMS["Dtype"]
 SCALAR, REDUCE_STAGE, VECTOR = range(3)
 STORES = ("STORE", "STORE_IF", "STORE_ADD")
 CARRY = 8
-"""Most points of a vector stage for which a thread keeps a value, and most values that it keeps early."""
+"""Most points of a vector stage for which a thread keeps a value of a reduction."""
+EARLY = 4
+"""Most values that a thread keeps from before the reductions: more would not stay in registers beside those."""
 
 
 _UNARY = frozenset(
@@ -167,6 +169,6 @@ class Reuse:
                 keep |= {x for x in before if any(OPCODES[int(instrs[y]["op"])] == "LOAD" for y in ready.get(x, ()))}
             if not store:
                 now[int(i["dst"])] = at
-        if not keep or len(keep) * turns > CARRY:
+        if not keep or len(keep) * turns > EARLY:
             return []
         return [(at, instrs[at], at in keep) for at in sorted(set().union(*(ready[x] for x in keep)))]
