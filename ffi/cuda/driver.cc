@@ -34,6 +34,7 @@ struct Loaded {
     get(d.MemFree, "cuMemFree_v2");
     get(d.MemcpyHtoD, "cuMemcpyHtoD_v2");
     get(d.MemcpyHtoDAsync, "cuMemcpyHtoDAsync_v2");
+    get(d.StreamSynchronize, "cuStreamSynchronize");
     get(d.MemHostAlloc, "cuMemHostAlloc");
     get(d.MemFreeHost, "cuMemFreeHost");
     get(d.MemHostGetDevicePointer, "cuMemHostGetDevicePointer_v2");

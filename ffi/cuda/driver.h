@@ -44,6 +44,7 @@ struct Driver {
   Result (*MemFree)(DevicePtr);
   Result (*MemcpyHtoD)(DevicePtr, const void*, size_t);
   Result (*MemcpyHtoDAsync)(DevicePtr, const void*, size_t, Stream);
+  Result (*StreamSynchronize)(Stream);
   Result (*MemHostAlloc)(void**, size_t, unsigned);
   Result (*MemFreeHost)(void*);
   Result (*MemHostGetDevicePointer)(DevicePtr*, void*, unsigned);

@@ -139,7 +139,10 @@ Error Site::load(Device& d) {
   state.spill = uint64_t(code.spill);
   state.epoch = 1;
   std::memcpy(p.bytes.data() + at, &state, sizeof state);
+  // From pageable memory the copy returns when the bytes are staged, not when they have arrived, and XLA's streams do not
+  // wait for the default stream: without the second line a first launch may read tables that are not there yet.
   MPK_TRY(cu.MemcpyHtoD(d.arena, p.bytes.data(), p.bytes.size()));
+  MPK_TRY(cu.StreamSynchronize(nullptr));
   d.state = d.arena + at;
   d.constants = d.arena + constants;
   d.maps = state.maps;
