@@ -82,6 +82,7 @@ def generate(program: abi.Program, arch: str, *, stream: bool = True, window: in
     streamed = set(np.unique(tasks["op"][streams["task"]]).tolist()) if stream else set()
     b = _Builder(program, streamed)
     units = [_unit(b, n) for n in range(len(program["Op"]))]
+    stream = any(u.stream for u in units)  # f32 weights have streams in the program, and no path here that takes them
     limit = SMEM.get(arch, 101376)
     act, acc = (-(-x // 128) * 128 for x in (b.need.act, b.need.acc))
     slots = max([1, *(int(x) for x in program["Op"]["slots"])])

@@ -1,0 +1,149 @@
+"""Runs the generated CUDA source of a program on the host: every CUDA thread is a fiber, in an order drawn from a seed.
+
+This executes the very text that NVRTC compiles, with `cuda/ptx.cuh` replaced by `device.h`, so task bodies, the kernel
+shell, the weight stream and the plan are tested where there is no GPU. What it cannot show: the GPU's memory model
+(memory is sequentially consistent here), timing, and instructions that the replacement spells differently.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jax_mpk import abi
+from jax_mpk.backends import cuda_build, cuda_plan, cuda_source
+
+HERE = Path(__file__).parent
+FLAGS = ["-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-U_FORTIFY_SOURCE", "-ffp-contract=off", "-fno-strict-aliasing",
+         "-fwrapv", "-fno-stack-protector"]  # fmt: skip
+THREADS, EVENT_WORDS, MOST = 18 * 32, 32, 1 << 34
+STATE = np.dtype([(n, "<u8") for n in ("tasks", "first", "units", "slots", "stream", "stream_first", "maps", "counters",
+                                       "tickets", "status", "limit_ns", "spill")]
+                 + [(n, "<u4") for n in ("counter_words", "ticket_words", "epoch", "exits", "abort", "pad")])  # fmt: skip
+MAP = np.dtype([("base", "<u8"), ("dims", "<u8", 4), ("strides", "<u8", 3), ("box", "<u4", 4), ("pad", "u1", 48)])
+STATUS = np.dtype([(n, "<u4") for n in ("code", "worker", "task", "event", "have", "want", "op", "pad")])
+
+
+class Deadlock(AssertionError):
+    """Every thread waits for another, or the program ran for too many steps."""
+
+
+@functools.cache
+def _directory() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="jax_mpk_emulator")
+
+
+def _library(name: str, source: str, mode: int = ctypes.RTLD_LOCAL) -> ctypes.CDLL:
+    out = Path(_directory().name) / f"{name}_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
+    if not out.with_suffix(".so").exists():
+        out.with_suffix(".cc").write_text(source)
+        subprocess.run(["g++", *FLAGS, f"{out}.cc", "-o", f"{out}.so"], check=True)
+    return ctypes.CDLL(f"{out}.so", mode=mode)
+
+
+@functools.cache
+def _runtime() -> ctypes.CDLL:
+    lib = _library("fibers", (HERE / "fibers.cc").read_text(), ctypes.RTLD_GLOBAL)
+    lib.emulated_run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int] * 3, *[ctypes.c_uint64] * 2]
+    return lib
+
+
+def _host(text: str) -> str:
+    """The generated source as the host compiler takes it."""
+    ptx = (cuda_source.root() / "ptx.cuh").read_text().replace("#pragma once", "")
+    assert ptx in text
+    text = text.replace(ptx, "")
+    text = text.replace("extern __shared__ __align__(1024) u8 smem[];", "u8* const smem = emulated_thread->shared;")
+    entry = 'extern "C" __attribute__((visibility("default"))) void emulated_entry(const void* p) { mpk_program(*(const mpk::Launch*)p); }'
+    # The shell names its own fixed-width types; the host compiler's headers are not included at all.
+    own = f"#pragma GCC visibility push(hidden)\n{text}\n#pragma GCC visibility pop"  # libraries of two programs must not mix
+    return f'#include "{HERE / "device.h"}"\n#define __CUDACC_RTC__\n{own}\n{entry}\n'
+
+
+@dataclass
+class Status:
+    """What a launch that gave up says of itself; `code` 0: it did not."""
+
+    code: int
+    worker: int
+    task: int
+    event: int
+    have: int
+    want: int
+    name: str = ""
+
+
+class Site:
+    """A program with its tables and counters: `site(operands)` is one launch and gives the results' bytes."""
+
+    def __init__(self, blob: bytes, on: cuda_build.Device, limit_steps: int = 1 << 40):
+        program = abi.decode(blob)
+        self.source = cuda_source.generate(program, on.arch, stream=on.stream, window=on.window, ring=on.ring)
+        self.plan = cuda_plan.plan(program, self.source, on.workers)
+        self.program = p = abi.decode(self.plan.blob)
+        self.grid = on.workers
+        _runtime()
+        self.entry = ctypes.cast(_library("kernel", _host(self.source.text)).emulated_entry, ctypes.c_void_p)
+        first, stream_first = (
+            np.searchsorted(p[s]["worker"], np.arange(on.workers + 1)).astype(np.uint32) for s in ("Task", "Stream")
+        )
+        slots = p["Slot"].copy()
+        buffers = p["Buffer"]
+        for s in slots:
+            b = buffers[int(s["buffer"])]
+            s["buffer"], s["offset"] = self._base(b), int(s["offset"]) + int(b["offset"])
+        self.maps = np.zeros(max(1, len(p["TensorMap"])), MAP)
+        self.status = np.zeros(1, STATUS)
+        self.const = p["Const"]["byte"].copy() if len(p["Const"]) else np.zeros(64, np.uint8)
+        tables = dict(tasks=p["Task"].copy(), first=first, units=p["Unit"].copy(), slots=slots, stream=p["Stream"].copy(),
+                      stream_first=stream_first, maps=self.maps, status=self.status,
+                      counters=np.zeros(len(p["Event"]) * EVENT_WORDS + 1, np.uint32),
+                      tickets=np.zeros(self.plan.tickets + 1, np.uint32))  # fmt: skip
+        self.tables = tables
+        self.state = np.zeros(1, STATE)
+        for name, table in tables.items():
+            self.state[name] = table.ctypes.data
+        self.state["limit_ns"], self.state["spill"] = limit_steps * 1000, self.plan.spill
+        self.state["counter_words"] = len(p["Event"]) * EVENT_WORDS
+        self.state["ticket_words"], self.state["epoch"] = self.plan.tickets, 1
+
+    def _base(self, b: np.void) -> int:
+        space, h = int(b["space"]), self.program.header
+        at = {"ARG": int(b["index"]), "RESULT": int(h["args"]) + int(b["index"]),
+              "WORKSPACE": int(h["args"]) + int(h["results"])}  # fmt: skip
+        return at.get(abi.ENUMS["Space"][space], int(h["args"]) + int(h["results"]) + 1)
+
+    def __call__(self, operands: Sequence[np.ndarray], results: Sequence[np.ndarray], seed: int = 0, most: int = MOST) -> Status:
+        """Runs on the arrays in place. Results that live in an operand are the same array in both lists."""
+        workspace = np.full(int(self.program.header["workspace"]) + 256, 0x7B, np.uint8)
+        held = [*operands, *results, workspace[-workspace.ctypes.data % 256 :], self.const]
+        bases = np.array([self.state.ctypes.data, *(x.ctypes.data for x in held)], np.uint64)
+        for m, t in zip(self.maps, self.program["TensorMap"], strict=False):
+            self._encode(m, t, held)
+        self.status[:] = 0
+        smem = self.source.smem
+        code = _runtime().emulated_run(self.entry, bases.ctypes.data, self.grid, THREADS, smem, seed, most)
+        if code:
+            raise Deadlock(("", "every thread waits for another", f"not done after {most} steps")[code])
+        s = self.status[0]
+        name = ""
+        if s["code"]:
+            name = self.program.name(int(self.program["Unit"]["name"][int(self.program["Task"]["op"][int(s["task"])])]))
+        return Status(*(int(s[n]) for n in ("code", "worker", "task", "event")), int(s["have"].astype(np.int32)), int(s["want"]), name)
+
+    def _encode(self, m: np.void, t: np.void, held: Sequence[np.ndarray]) -> None:
+        """As Site::encode of ffi/cuda/launcher.cc: four axes, unused ones of extent 1."""
+        b = self.program["Buffer"][int(t["buffer"])]
+        m["base"] = held[self._base(b)].ctypes.data + int(b["offset"]) + int(t["offset"])
+        rank = int(t["rank"])
+        m["dims"], m["box"], m["strides"] = 1, 1, 16
+        m["dims"][:rank], m["box"][:rank] = t["dims"][:rank], t["box"][:rank]
+        m["strides"][: rank - 1] = t["strides"][1:rank]

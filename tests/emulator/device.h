@@ -1,0 +1,139 @@
+// What the kernel shell and the task bodies need of CUDA, for a host compiler: every CUDA thread is a fiber (fibers.cc),
+// and this header takes the place of cuda/ptx.cuh. Included before the generated source.
+#pragma once
+
+#define __device__
+#define __global__
+#define __grid_constant__
+#define __launch_bounds__(...)
+#define __forceinline__ inline
+#define __noinline__ __attribute__((noinline))
+
+struct Index { unsigned x; };
+struct uint2 { unsigned x, y; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct alignas(16) float4 { float x, y, z, w; };
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+extern "C" {
+struct Thread { Index thread, block, grid; unsigned char* shared; };
+extern Thread* emulated_thread;
+void emulated_pause();                                        // somebody else's turn
+void emulated_barrier(unsigned id, unsigned threads, bool wait);
+// All 32 lanes meet; gives what each of them passed (`words` of up to 16).
+const unsigned (*emulated_exchange(const unsigned* mine, int words))[16];
+unsigned long long emulated_clock();
+void emulated_copy(void* to, const void* map, int x, int y, int z, int u, unsigned long long* barrier);
+float expf(float), exp2f(float), expm1f(float), logf(float), log1pf(float), sqrtf(float), cbrtf(float), tanhf(float), sinf(float),
+    cosf(float), erff(float), floorf(float), ceilf(float), rintf(float), roundf(float), fmodf(float, float), powf(float, float),
+    atan2f(float, float), fabsf(float), fmaxf(float, float), fminf(float, float), fmaf(float, float, float);
+}
+#define threadIdx (emulated_thread->thread)
+#define blockIdx (emulated_thread->block)
+#define gridDim (emulated_thread->grid)
+
+inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+inline float __uint_as_float(unsigned x) { float y; __builtin_memcpy(&y, &x, 4); return y; }
+inline unsigned __float_as_uint(float x) { unsigned y; __builtin_memcpy(&y, &x, 4); return y; }
+inline int __float2int_rz(float x) { return x != x ? 0 : x >= 2147483648.0f ? 2147483647 : x <= -2147483648.0f ? -2147483647 - 1 : (int)x; }
+inline unsigned __float2uint_rz(float x) { return !(x > 0) ? 0 : x >= 4294967296.0f ? ~0u : (unsigned)x; }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __clz(unsigned x) { return x ? __builtin_clz(x) : 32; }
+inline int __ffs(unsigned x) { return __builtin_ffs((int)x); }
+#define EMULATED_MINMAX(T) \
+  inline T min(T a, T b) { return b < a ? b : a; } \
+  inline T max(T a, T b) { return a < b ? b : a; }
+EMULATED_MINMAX(int)
+EMULATED_MINMAX(unsigned)
+EMULATED_MINMAX(long long)
+EMULATED_MINMAX(unsigned long long)
+
+inline unsigned emulated_bits(float x) { return __float_as_uint(x); }
+inline unsigned emulated_bits(unsigned x) { return x; }
+inline unsigned emulated_bits(int x) { return (unsigned)x; }
+inline void emulated_from(float& to, unsigned x) { to = __uint_as_float(x); }
+inline void emulated_from(unsigned& to, unsigned x) { to = x; }
+inline void emulated_from(int& to, unsigned x) { to = (int)x; }
+template <class T> T __shfl_sync(unsigned, T x, int lane) {
+  const unsigned mine = emulated_bits(x);
+  T out;
+  emulated_from(out, emulated_exchange(&mine, 1)[lane & 31][0]);
+  return out;
+}
+template <class T> T __shfl_xor_sync(unsigned mask, T x, int bits) { return __shfl_sync(mask, x, (int)(threadIdx.x & 31) ^ bits); }
+inline unsigned __ballot_sync(unsigned, bool p) {
+  const unsigned mine = p;
+  const auto* all = emulated_exchange(&mine, 1);
+  unsigned out = 0;
+  for (int i = 0; i < 32; ++i) out |= all[i][0] << i;
+  return out;
+}
+inline bool __all_sync(unsigned m, bool p) { return __ballot_sync(m, p) == ~0u; }
+inline bool __any_sync(unsigned m, bool p) { return __ballot_sync(m, p) != 0; }
+inline void __syncwarp() { __ballot_sync(~0u, true); }
+inline void __syncthreads() { emulated_barrier(0, 18 * 32, true); }
+
+namespace mpk {
+using u8 = unsigned char;
+using u16 = unsigned short;
+using u32 = unsigned;
+using u64 = unsigned long long;
+
+inline u64 now_ns() { return emulated_clock(); }
+inline u32 ld_acquire(const u32* p) { emulated_pause(); return *(const volatile u32*)p; }
+inline u32 ld_relaxed(const u32* p) { return *(const volatile u32*)p; }
+inline void red_release(u32* p, u32 n) { *p += n; }
+inline u32 atom_add_acq_rel(u32* p, u32 n) { emulated_pause(); const u32 old = *p; *p += n; return old; }
+inline bool claim(u32* p) { const bool first = *p == 0; *p = 1; return first; }
+inline void st_release_sys(u32* p, u32 v) { *p = v; }
+inline void prefetch_l2(const void*) {}
+inline void barrier_sync(u32 id, u32 threads) { emulated_barrier(id, threads, true); }
+inline void barrier_arrive(u32 id, u32 threads) { emulated_barrier(id, threads, false); }
+inline u32 smem_address(const void* p) { return (u32)((const u8*)p - emulated_thread->shared); }
+
+inline void emulated_matrix(u32 (&r)[4], u32 address, bool transposed) {
+  const auto* all = emulated_exchange(&address, 1);
+  const int lane = threadIdx.x & 31;
+  for (int m = 0; m < 4; ++m) {
+    auto at = [&](int row, int column) { return (u32)((const u16*)(emulated_thread->shared + all[8 * m + row][0]))[column]; };
+    const int row = lane / 4, column = 2 * (lane % 4);
+    r[m] = transposed ? at(column, row) | at(column + 1, row) << 16 : at(row, column) | at(row, column + 1) << 16;
+  }
+  __syncwarp();
+}
+inline void ldmatrix(u32 (&r)[4], u32 address) { emulated_matrix(r, address, false); }
+inline void ldmatrix_trans(u32 (&r)[4], u32 address) { emulated_matrix(r, address, true); }
+
+inline void mma_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+  const u32 mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  const auto* all = emulated_exchange(mine, 6);
+  const int lane = threadIdx.x & 31;
+  auto half = [](u32 x, int i) { return __uint_as_float(i ? x & 0xffff0000u : x << 16); };
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + (i >> 1) * 8, column = 2 * (lane % 4) + (i & 1);
+    for (int k = 0; k < 16; ++k) {
+      const float x = half(all[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2], k & 1);
+      const float y = half(all[column * 4 + k % 8 / 2][4 + k / 8], k & 1);
+      c[i] = fmaf(x, y, c[i]);
+    }
+  }
+}
+
+// An mbarrier in its 8 bytes: arrivals of a phase, arrivals missing, the phase, bytes missing.
+struct Emulated { u8 count, missing, phase, pad; int bytes; };
+inline void emulated_turn(Emulated* b) {
+  if (b->missing || b->bytes) return;
+  b->missing = b->count;
+  b->phase ^= 1;
+}
+inline void mbarrier_init(u64* b, u32 count) { *(Emulated*)b = {(u8)count, (u8)count, 0, 0, 0}; }
+inline void mbarrier_fence_init() {}
+inline void mbarrier_arrive(u64* b) { --((Emulated*)b)->missing; emulated_turn((Emulated*)b); }
+inline void mbarrier_expect(u64* b, u32 bytes) { ((Emulated*)b)->bytes += (int)bytes; mbarrier_arrive(b); }
+inline bool mbarrier_try_wait(u64* b, u32 parity) {
+  emulated_pause();
+  return ((volatile Emulated*)b)->phase != parity;
+}
+inline void copy_box(void* to, const void* map, int x, int y, int z, int u, u64* b) { emulated_copy(to, map, x, y, z, u, b); }
+}  // namespace mpk
