@@ -57,6 +57,9 @@ __device__ __forceinline__ void st_release_sys(u32* p, u32 v) {
 // Starts to bring the cache line of p to L2. Says nothing about what is there, and orders nothing.
 __device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
+// What memory holds is loaded again after this, not kept in registers from before. No instruction.
+__device__ __forceinline__ void forget() { asm volatile("" ::: "memory"); }
+
 // ---- named barriers -------------------------------------------------------------------------------------------------
 
 // `threads` threads meet at barrier `id`; their memory accesses before it are ordered before those after it.

@@ -62,7 +62,8 @@ struct Shared {
   u32 flag;                // a broadcast from thread 0
   int limit;               // SLOT_LIMIT
   u32 done;                // the consumers have left
-  u32 frame, phase, pad;   // ring position between two tasks
+  u32 epoch;               // of this launch
+  u32 frame, phase;        // ring position between two tasks
   u64 act_key;             // what the activation holds, 0: nothing
 #if MPK_STREAM
   u64 full[MPK_RING], empty[MPK_RING];
@@ -91,7 +92,6 @@ struct Worker {
   u64* stamps;    // four times for every task, after the scratch of the blocks
 #endif
   u64 act_key;
-  u32 epoch;
   u32 frame, phase;
 
   __device__ Worker(const Launch& launch, u8* smem, u64 spill_bytes) {
@@ -105,15 +105,15 @@ struct Worker {
 #if MPK_PROFILE
     stamps = (u64*)(workspace + state->spill + gridDim.x * spill_bytes);
 #endif
-    epoch = ld_relaxed(&state->epoch);
     act_key = sh->act_key;
     frame = sh->frame;
     phase = sh->phase;
   }
-  // After the last barrier of a task; the next one starts with a barrier.
-  __device__ void keep() const {
+  // After the last barrier of a task; the next one starts with a barrier. What did not change needs no register.
+  template <bool STREAMS> __device__ __forceinline__ void keep() const {
     if (threadIdx.x) return;
     sh->act_key = act_key;
+    if (!STREAMS) return;
     sh->frame = frame;
     sh->phase = phase;
   }
@@ -204,7 +204,7 @@ __device__ __forceinline__ bool wait_events(State* s, u32 epoch, u32 t, u32 word
 
 __device__ __forceinline__ void controller(const Launch& launch, Shared* sh) {
   State* s = launch.state;
-  const u32 lane = threadIdx.x & 31, epoch = ld_relaxed(&s->epoch);
+  const u32 lane = threadIdx.x & 31, epoch = sh->epoch;
   const u32 begin = s->first[blockIdx.x], end = s->first[blockIdx.x + 1];
   u32 word = 0, next = 0;
   if (begin < end) fetch(launch, s, begin, sh->desc[0], word);
@@ -244,7 +244,7 @@ __device__ __forceinline__ void finish(Worker& w, const Desc& d, bool publish) {
 __device__ __forceinline__ bool last_part(Worker& w, const Desc& d, u32 parts) {
   sync_consumers();
   if (threadIdx.x == 0)
-    w.sh->flag = atom_add_acq_rel(w.state->tickets + d.ticket + d.index, 1) + 1 == w.epoch * parts;
+    w.sh->flag = atom_add_acq_rel(w.state->tickets + d.ticket + d.index, 1) + 1 == w.sh->epoch * parts;
   sync_consumers();
   return w.sh->flag;
 }

@@ -18,6 +18,7 @@ from jax_mpk.backends.cuda_reuse import DTYPES, OPCODES, REDUCE_STAGE, SCALAR, S
 
 REDUCE = abi.ENUMS["ReduceOp"]
 THREADS = 512
+WARPS = THREADS // 32
 BATCH = 4
 """Points a thread has in flight."""
 LIGHT = 3
@@ -109,15 +110,21 @@ class Emitter(Reuse):
     def __init__(self, program: abi.Program, space: Space, n_axes: int, aligned: frozenset[int] = frozenset()):
         self.p, self.space, self.n_axes, self.aligned = program, space, n_axes, aligned
         self.out = Lines()
+        self.turn: int | None = None
+        """The warp that the next code starts at, if codes are spread over the warps; else they all start at the first."""
+
+    def _open(self, number: int, scratch: Mapping[int, Scratch]) -> list[int]:
+        """Makes a code the current one; its axes."""
+        self.scratch, self.c = scratch, self.p["Code"][number]
+        self.stages = self.p["Stage"][int(self.c["stage"]) : int(self.c["stage"]) + int(self.c["stages"])]
+        self.vector = int(self.c["vector"])
+        self.guards: list[tuple[tuple[int, ...], Span]] = []
+        self.static: dict[int, str] = {}
+        return [a for a in range(self.n_axes) if int(self.c["axes"]) >> a & 1]
 
     def code(self, number: int, scratch: Mapping[int, Scratch], spans: Sequence[Span] = ()) -> None:
         """Appends the statements of one code."""
-        self.scratch, self.c = scratch, self.p["Code"][number]
-        c = self.c
-        self.stages = self.p["Stage"][int(c["stage"]) : int(c["stage"]) + int(c["stages"])]
-        mask, self.vector = int(c["axes"]), int(c["vector"])
-        self.guards: list[tuple[tuple[int, ...], Span]] = []
-        axes = [a for a in range(self.n_axes) if mask >> a & 1]
+        axes = self._open(number, scratch)
         loops = self._loops(axes, spans)
         self.static = {a: self.space.lo(a) for a in range(self.n_axes) if a not in axes}
         self.out("{")
@@ -127,6 +134,54 @@ class Emitter(Reuse):
         else:
             self._flat(loops)
         self.out("}")
+
+    def everyone(self, number: int, scratch: Mapping[int, Scratch]) -> None:
+        """Appends the statements of one scalar code, which every thread runs for itself."""
+        self._open(number, scratch)
+        self.static = {a: self.space.lo(a) for a in range(self.n_axes)}
+        self.out("{")
+        self._straight(self._instrs_of_all(), {}, "")
+        self.out("}")
+
+    def point(self, number: int, at: Mapping[int, str], slot: int, name: str) -> None:
+        """Appends the statements of one code at one point: `at` gives the coordinates (those of other axes are the
+        tile's first), and the float `name` stands for the element of `slot`."""
+        axes = self._open(number, {})
+        self.static = {a: at.get(a, self.space.lo(a)) for a in range(self.n_axes)}
+        lo, hi = self.c["lo"], self.c["hi"]
+        inside = [f"{at[a]} >= {lo[a]}" for a in axes if a in at and lo[a] > 0]
+        inside += [f"{at[a]} < {hi[a]}" for a in axes if a in at and hi[a] < self.space.extent[a]]
+        self.out(f"if ({' && '.join(inside)}) {{" if inside else "{")
+        self._straight(self._instrs_of_all(), {slot: name}, name)
+        self.out("}")
+
+    def _straight(self, instrs: list[np.void], names: Mapping[int, str], name: str) -> None:
+        self._registers(instrs)
+        for i in instrs:
+            op = OPCODES[int(i["op"])]
+            here = op in ("LOAD", "STORE") and int(self._access(int(i["aux"]))["slot"]) in names
+            if here:
+                self.out(f"{reg(int(i['dst']))} = b({name});" if op == "LOAD" else f"{name} = f({reg(int(i['a']))});")
+            else:
+                self.out(self._store(i) if op in STORES else self._pure(i))
+
+    def _instrs_of_all(self) -> list[np.void]:
+        return [i for s in self.stages for i in self._instrs(int(s["first"]), int(s["count"]))]
+
+    def _thread(self, points: int) -> str:
+        """The number of this thread in a code of so many points; the next code starts after them."""
+        if self.turn is None:
+            return "(int)threadIdx.x"
+        first, self.turn = self.turn, (self.turn + -(-points // 32)) % WARPS
+        return f"((int)(threadIdx.x + {THREADS - 32 * first}) % {THREADS})" if first else "(int)threadIdx.x"
+
+    def _warp(self, points: int) -> str:
+        """The same for the warps."""
+        if not self.turn:
+            self.turn = None if self.turn is None else points % WARPS
+            return "WarpGroup::index()"
+        first, self.turn = self.turn, (self.turn + points) % WARPS
+        return f"(WarpGroup::index() + {WARPS - first}) % {WARPS}"
 
     # ---------------------------------------------------------------------------------------------------------- loops
 
@@ -355,12 +410,12 @@ class Emitter(Reuse):
         out("}")
 
     def _flat(self, loops: list[_Loop]) -> None:
-        instrs = [i for s in self.stages for i in self._instrs(int(s["first"]), int(s["count"]))]
+        instrs = self._instrs_of_all()
         most = math.prod(x.most for x in loops)
         if self._copies(instrs, loops):
             self._copy(instrs, loops, most)
         else:
-            self._points(instrs, loops, "(int)threadIdx.x", THREADS, most)
+            self._points(instrs, loops, self._thread(most), THREADS, most)
 
     def _copies(self, instrs: list[np.void], loops: Sequence[_Loop]) -> bool:
         """Whether the code only moves bf16, and 16 bytes at a time are contiguous and aligned on both sides."""
@@ -387,7 +442,7 @@ class Emitter(Reuse):
         """Points in groups of `WIDE`, all loads of a thread before its stores."""
         out, each = self.out, max(1, min(DEEP, -(-most // (WIDE * THREADS))))
         out(f"const int total = {' * '.join(x.count for x in loops)};")
-        out(f"for (int p0 = (int)threadIdx.x * {WIDE}; p0 < total; p0 += {each * WIDE * THREADS}) {{")
+        out(f"for (int p0 = {self._thread(-(-most // WIDE))} * {WIDE}; p0 < total; p0 += {each * WIDE * THREADS}) {{")
         out(f"uint4 wide[{each}];")
         for n, i in enumerate(instrs):
             pointer, at, _ = self._place(int(i["aux"]))
@@ -408,9 +463,10 @@ class Emitter(Reuse):
         warp = -(-points // 16) * (work / 32 + 8) < points * (work / THREADS + 32)
         group, size = ("WarpGroup", 32) if warp else ("BlockGroup", THREADS)
         out(f"const int points = {' * '.join(x.count for x in outer) or '1'};")
-        out(f"for (int o = {group}::index(); o < points; o += {group}::count) {{")
+        index = self._warp(points) if warp else "BlockGroup::index()"
+        out(f"for (int o = {index}; o < points; o += {group}::count) {{")
         self._declare(outer, "o")
-        every = [i for s in self.stages for i in self._instrs(int(s["first"]), int(s["count"]))]
+        every = self._instrs_of_all()
         scalars = [i for i in every if OPCODES[int(i["op"])] not in STORES and not int(i["dst"]) & abi.VECTOR_REG]
         names = {reg(int(i["dst"])) for i in scalars} | {reg(int(s["dst"])) for s in self.stages if int(s["kind"]) == REDUCE_STAGE}
         if names:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from jax_mpk import abi
 from jax_mpk.backends.cuda_code import DTYPES, Emitter, Scratch, Space, Span, rounds_only
 
 SHELL = ("ptx.cuh", "base.cuh", "ops.cuh", "reduce.cuh", "shell.cuh", "stream.cuh")
-TASKS = ("tasks/contract.cuh", "tasks/attention.cuh", "tasks/sort.cuh")
+TASKS = ("tasks/contract.cuh", "tasks/attention.cuh", "tasks/flash.cuh", "tasks/sort.cuh")
 FRAME = 16384
 SMEM = {"sm_80": 166912, "sm_86": 101376, "sm_89": 101376, "sm_90": 232448, "sm_90a": 232448, "sm_100": 232448, "sm_100a": 232448}
 ROOM = 65536
@@ -192,7 +193,7 @@ class _Op:
                 lines.append(f"  r.lo[{a}] += i % {c}; r.hi[{a}] = r.lo[{a}] + 1; i /= {c};")
         return "\n  ".join([*lines, "  return r;", "}"]), Space(self.extent, tile)
 
-    def function(self, name: str, arguments: str, codes: range, scratch: dict[int, Scratch], space: Space | None = None,
+    def function(self, name: str, arguments: str, codes: Iterable[int], scratch: dict[int, Scratch], space: Space | None = None,
                  spans: tuple[Span, ...] = ()) -> str:  # fmt: skip
         even = frozenset(n for n, x in enumerate(_aligned(self.p, self.op)) if x)
         e = Emitter(self.p, space or self.space, self.n, even)
@@ -330,13 +331,20 @@ def _attention(b: _Builder, op: np.void, streamed: bool) -> tuple[str, Unit]:
     nb, nr = o.param("N_BATCH"), o.param("N_ROWS")
     batch, rows, column, key, head = range(nb), range(nb, nb + nr), nb + nr, nb + nr + 1, nb + nr + 2
     R, DV, KEYS, HEAD = math.prod(o.tile[a] for a in rows), o.extent[column], o.extent[key], o.extent[head]
-    RC = min(R, 4)
     kx, vx = o.access(o.param("KEY")), o.access(o.param("VALUE"))
     exact = not rounds_only(b.program, _codes(op, "PROB"), lambda _: True)
-    adds = any(_has(b.program, _codes(op, f"APPEND{j}"), "STORE_ADD") for j in range(4))
+    appends = [n for j in range(4) for n in _codes(op, f"APPEND{j}")]
+    adds = _has(b.program, appends, "STORE_ADD")
     parts = 1 if exact or adds else max(1, min(PARTS // o.tasks, KEYS // 32, 32))
+    fast_k, fast_v = _fast(o, kx, head, HEAD), _fast(o, vx, column, DV)
+    single = not _reduces(b.program, [*_codes(op, "SCORE"), *_codes(op, "LIMIT")])
+    flash = fast_k and fast_v and HEAD == DV >= 32 and single and not exact
+    RC = min(R, 4, max(1, 512 // DV)) if flash else min(R, 4)
     kc = min(512, -(-(-(-KEYS // parts)) // 32) * 32)
-    need = RC * (HEAD + kc + DV + 4 + 8 * DV) * 4
+    if flash:
+        need = RC * (HEAD + DV + 32 + (8 if RC * DV > 256 else 16) * DV) * 4
+    else:
+        need = RC * (HEAD + kc + DV + 4 + 8 * DV) * 4
     if need > ROOM * 2:
         place, b.need.spill = "w.spill", max(b.need.spill, need)
     else:
@@ -345,20 +353,20 @@ def _attention(b: _Builder, op: np.void, streamed: bool) -> tuple[str, Unit]:
     more = ", int row0, int row1, int key0, int key1, float* buffer_"
     row_span, key_span = Span(tuple(rows), "row0", "row1"), Span((key,), "key0", "key1")
     scores = {abi.SLOT_ACC: Scratch("buffer_", "F32", KEYS, tuple(rows), kc, "row0", "key0")}
-    functions = [
-        o.function("query", ", int row0, int row1, float* buffer_", _codes(op, "Q"),
-                   {abi.SLOT_ACT: Scratch("buffer_", "F32", HEAD, tuple(rows), HEAD, "row0")}, None, (row_span,)),
-        o.function("score", more, _codes(op, "SCORE"), scores, None, (row_span, key_span)),
-        o.function("prob", more, _codes(op, "PROB") if exact else range(0), scores, None, (row_span, key_span)),
-        o.function("epilogue", ", int row0, int row1, float* buffer_", _codes(op, "EPILOGUE"),
-                   {abi.SLOT_ACC + 1: Scratch("buffer_", "F32", DV, tuple(rows), DV, "row0")}, None, (row_span,)),
-        o.function("limit", "", _codes(op, "LIMIT"), {abi.SLOT_LIMIT: Scratch("(&w.sh->limit)")}),
-    ]  # fmt: skip
-    e = Emitter(b.program, o.space, o.n)
-    for j in range(4):
-        for n in _codes(op, f"APPEND{j}"):
-            e.code(n, {})
-    functions.append("\n  ".join(["static __device__ __forceinline__ void append(Worker& w, const Desc& d, const Range& r) {", *e.out.text, "}"]))
+    queries = {abi.SLOT_ACT: Scratch("buffer_", "F32", HEAD, tuple(rows), HEAD, "row0")}
+    of_row, chunk = ", int row0, int row1, float* buffer_", (row_span,)
+    functions = [o.function("epilogue", of_row, _codes(op, "EPILOGUE"),
+                            {abi.SLOT_ACC + 1: Scratch("buffer_", "F32", DV, tuple(rows), DV, "row0")}, None, chunk)]  # fmt: skip
+    if flash:
+        functions += _flash(o, rows, key, appends, queries, row_span)
+    else:
+        functions += [
+            o.function("query", of_row, _codes(op, "Q"), queries, None, chunk),
+            o.function("score", more, _codes(op, "SCORE"), scores, None, (row_span, key_span)),
+            o.function("prob", more, _codes(op, "PROB") if exact else range(0), scores, None, (row_span, key_span)),
+            o.function("limit", "", _codes(op, "LIMIT"), {abi.SLOT_LIMIT: Scratch("(&w.sh->limit)")}),
+            o.function("append", "", appends, {}),
+        ]
     pick = lambda f, what: f"static __device__ __forceinline__ {f} {{ return {what}; }}"  # noqa: E731
     kt, vt = DTYPES[int(kx["dtype"])], DTYPES[int(vx["dtype"])]
     functions += [
@@ -371,21 +379,70 @@ def _attention(b: _Builder, op: np.void, streamed: bool) -> tuple[str, Unit]:
         pick("u32 load_value(const void* p, i64 i)", f"load<{vt}>(p, i)"),
     ]  # fmt: skip
     tickets = o.tasks if parts > 1 else 0
-    body = o.body("attention<@>(w, d)", o.range(), *functions, R=R, RC=RC, HEAD=HEAD, DV=DV, KEYS=KEYS, KC=kc, PARTS=parts,
-                  EXACT=int(exact), HAS_LIMIT=limit, FAST_K=_fast(o, kx, head, HEAD), FAST_V=_fast(o, vx, column, DV),
+    body = o.body(f"{'flash' if flash else 'attention'}<@>(w, d)", o.range(), *functions, R=R, RC=RC, HEAD=HEAD, DV=DV, KEYS=KEYS, KC=kc, PARTS=parts,
+                  EXACT=int(exact), HAS_LIMIT=limit, FAST_K=fast_k, FAST_V=fast_v,
                   KEY_STRIDE=int(kx["stride"][key]), KEY_HEAD=int(kx["stride"][head]),
                   VALUE_STRIDE=int(vx["stride"][key]), VALUE_COLUMN=int(vx["stride"][column]))  # fmt: skip
     return body, Unit(0, parts, tickets, o.tasks * parts * R * (DV + 2) * 4 if parts > 1 else 0)
 
 
-def _has(p: abi.Program, codes: range, op: str) -> bool:
-    number = abi.enum("Opcode", op)
+def _flash(o: _Op, rows: range, key: int, appends: list[int], queries: dict[int, Scratch], row_span: Span) -> list[str]:
+    """What `flash` of cuda/tasks/flash.cuh has instead of the functions of `attention`."""
+    e = Emitter(o.p, o.space, o.n)
+    for n in _codes(o.op, "LIMIT"):
+        e.everyone(n, {abi.SLOT_LIMIT: Scratch("(&limit_)")})
+    head = "static __device__ __forceinline__ int limit_of(Worker& w, const Desc& d, const Range& r) {"
+    limit = "\n  ".join([head, f"  int limit_ = {o.extent[key]};", *e.out.text, "  return limit_;", "}"])
+    e, at, below = Emitter(o.p, o.space, o.n), {key: "key"}, 1
+    for a in reversed(rows):
+        size = o.space.most(a)
+        at[a] = f"({o.space.lo(a)} + row{f' / {below}' if below > 1 else ''}{f' % {size}' if a != rows[0] else ''})"
+        below *= size
+    for n in _codes(o.op, "SCORE"):
+        e.point(n, at, abi.SLOT_ACC, "x")
+    head = "static __device__ __forceinline__ void score_at(const Desc& d, const Range& r, int row, int key, float& x) {"
+    score = "\n  ".join([head, *e.out.text, "}"])
+    # APPEND and Q start at different warps: their loads are on the way together.
+    e = Emitter(o.p, o.space, o.n, frozenset(n for n, x in enumerate(_aligned(o.p, o.op)) if x))
+    e.turn = 0
+    e.out("if (row0 == 0) {")
+    for n in appends:
+        e.code(n, {})
+    e.out("}")
+    if _slots(o.p, appends, "STORE") & _slots(o.p, _codes(o.op, "Q"), "LOAD"):
+        e.out("sync_consumers();")
+    for n in _codes(o.op, "Q"):
+        e.code(n, queries, (row_span,))
+    head = ("static __device__ __forceinline__ void start(Worker& w, const Desc& d, const Range& r, int row0, int row1, "
+            "float* buffer_) {")  # fmt: skip
+    return [limit, score, "\n  ".join([head, *e.out.text, "}"])]
+
+
+def _instrs(p: abi.Program, codes: Iterable[int]) -> Iterator[tuple[np.void, np.void]]:
+    """Every instruction with its code."""
     for n in codes:
         c = p["Code"][n]
         for s in p["Stage"][int(c["stage"]) : int(c["stage"]) + int(c["stages"])]:
-            if (p["Instr"]["op"][int(s["first"]) : int(s["first"]) + int(s["count"])] == number).any():
-                return True
-    return False
+            for i in p["Instr"][int(s["first"]) : int(s["first"]) + int(s["count"])]:
+                yield c, i
+
+
+def _slots(p: abi.Program, codes: Iterable[int], prefix: str) -> set[int]:
+    """The slots that instructions of this kind touch."""
+    ops = abi.ENUMS["Opcode"]
+    return {int(p["Access"][int(c["access"]) + int(i["aux"])]["slot"]) for c, i in _instrs(p, codes)
+            if ops[int(i["op"])].startswith(prefix)}  # fmt: skip
+
+
+def _has(p: abi.Program, codes: Iterable[int], op: str) -> bool:
+    number = abi.enum("Opcode", op)
+    return any(int(i["op"]) == number for _, i in _instrs(p, codes))
+
+
+def _reduces(p: abi.Program, codes: Iterable[int]) -> bool:
+    """Whether one of these codes has a reduction."""
+    stages = ((int(p["Code"][n]["stage"]), int(p["Code"][n]["stages"])) for n in codes)
+    return any((p["Stage"]["kind"][s : s + count] == abi.enum("StageKind", "REDUCE")).any() for s, count in stages)
 
 
 def _fast(o: _Op, x: np.void, inner: int, length: int) -> bool:
@@ -430,7 +487,7 @@ def _kernel(calls: list[str], stream: bool, spill: int, smem: int) -> str:
   Worker w(launch, smem, {spill});
   stamp(w, d, 0);
   {call};
-  w.keep();
+  w.keep<{str(call.startswith("contract_stream")).lower()}>();
 }}"""
         for n, call in enumerate(calls)
     )
@@ -454,6 +511,7 @@ extern "C" __global__ void __launch_bounds__(mpk::BLOCK, 1) mpk_program(const __
   if (threadIdx.x == 0) {{
     sh->done = sh->frame = sh->phase = 0;
     sh->act_key = 0;
+    sh->epoch = ld_relaxed(&s->epoch);
   }}{init}
   __syncthreads();
   {load}
