@@ -21,7 +21,8 @@ constexpr int WARPS = 16;          // consumer warps
 constexpr int THREADS = 32 * WARPS;
 constexpr int CONTROLLER = WARPS;  // fetches descriptors and polls events
 constexpr int LOADER = WARPS + 1;  // walks the stream
-constexpr int BLOCK = 32 * (WARPS + 2);
+constexpr int STORER = WARPS + 2;  // triggers events
+constexpr int BLOCK = 32 * (WARPS + 3);
 
 __device__ __forceinline__ float f(u32 x) { return __uint_as_float(x); }
 __device__ __forceinline__ u32 b(float x) { return __float_as_uint(x); }

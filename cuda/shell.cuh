@@ -1,8 +1,9 @@
 // The kernel shell: what one launch is given, how a block walks its task list, events, bounded waits, the way out.
 //
 // Warp roles. 16 consumer warps run task bodies. The controller warp fetches descriptors ahead, is the only poller of
-// the block, and hands tasks to the consumers. The loader warp walks the block's stream (stream.cuh) and never waits
-// for an event.
+// the block, and hands tasks to the consumers. The storer warp triggers the events of a task once all its writes have
+// been issued, so that the consumers do not wait for them to arrive. The loader warp walks the block's stream
+// (stream.cuh) and never waits for an event.
 //
 // Abort. Any wait that outlasts the limit claims `abort`, describes itself in the host's status record, and from then
 // on every wait of every block falls through: tasks already running finish on garbage, no new task
@@ -55,6 +56,11 @@ struct Desc {
 };
 constexpr u32 QUIT = ~0u;
 constexpr int DEPTH = 3;  // descriptors in flight
+
+// Named barriers. 0: the block, 1: the consumers; for each descriptor in flight, READY: the controller gives it to the
+// consumers, DONE: the consumers give it to the storer, FREE: the storer gives it back. LEFT: no trigger is to come.
+enum : u32 { READY = 2, DONE = READY + DEPTH, FREE = DONE + DEPTH, LEFT = FREE + DEPTH };
+static_assert(LEFT < 16);
 
 struct Shared {
   Desc desc[DEPTH];
@@ -212,31 +218,48 @@ __device__ __forceinline__ void controller(const Launch& launch, Shared* sh) {
   for (u32 t = begin; t <= end; ++t) {
     const u32 at = (t - begin) % DEPTH, after = (t + 1 - begin) % DEPTH;
     if (run && t + 1 < end) {  // the descriptor after this one, while this one waits
-      if (t + 1 - begin >= DEPTH) barrier_sync(2 + DEPTH + after, THREADS + 32);
+      if (t + 1 - begin >= DEPTH) barrier_sync(FREE + after, 64);
       fetch(launch, s, t + 1, sh->desc[after], next);
     }
     if (t == end || !run || !wait_events(s, epoch, t, word)) {
       // The last descriptor of a full list needs a free place of its own.
-      if (t == end && end - begin >= DEPTH) barrier_sync(2 + DEPTH + at, THREADS + 32);
+      if (t == end && end - begin >= DEPTH) barrier_sync(FREE + at, 64);
       if (lane == 0) sh->desc[at].variant = QUIT;
       __syncwarp();
-      barrier_arrive(2 + at, THREADS + 32);
+      barrier_arrive(READY + at, THREADS + 32);
       return;
     }
     __syncwarp();
-    barrier_arrive(2 + at, THREADS + 32);
+    barrier_arrive(READY + at, THREADS + 32);
     word = next;
   }
 }
 
+// ---- storer ----------------------------------------------------------------------------------------------------------
+
+// Every consumer's writes come before DONE, that barrier before the release, and a release publishes all that happened
+// before it. After an abort the triggers do no harm: no new task starts, and to look for one would put a read of memory
+// into every hop.
+__device__ __forceinline__ void storer(State* s, Shared* sh) {
+  for (u32 at = 0;; at = at + 1 < DEPTH ? at + 1 : 0) {
+    barrier_sync(DONE + at, THREADS + 32);
+    const Desc& d = sh->desc[at];
+    if (d.variant == QUIT) break;
+    const u32 lane = threadIdx.x & 31;
+    if (lane == 0)
+      for (u32 j = 0; j < d.n_triggers; ++j) red_release(s->counters + (u64)d.trigger[j] * EVENT_WORDS, 1);
+    __syncwarp();
+    barrier_arrive(FREE + at, 64);
+  }
+  barrier_arrive(LEFT, THREADS + 32);
+}
+
 // ---- consumers ------------------------------------------------------------------------------------------------------
 
-// The end of a task: every consumer's writes, then its triggers. After an abort they do no harm: no new task starts, and
-// to look for one would put a read of memory into every hop.
+// The end of a task: the storer triggers its events, unless another part of it does (`publish`). No barrier: the next
+// task starts with one.
 __device__ __forceinline__ void finish(Worker& w, const Desc& d, bool publish) {
-  sync_consumers();
-  if (threadIdx.x == 0 && publish)
-    for (u32 j = 0; j < d.n_triggers; ++j) red_release(w.state->counters + (u64)d.trigger[j] * EVENT_WORDS, 1);
+  if (threadIdx.x == 0 && !publish) const_cast<Desc&>(d).n_triggers = 0;
   stamp(w, d, 3);
 }
 
@@ -251,7 +274,7 @@ __device__ __forceinline__ bool last_part(Worker& w, const Desc& d, u32 parts) {
 
 // The last block to leave prepares the next launch: a new epoch, or, after an abort, counters at zero and epoch 1.
 __device__ __forceinline__ void leave(State* s, Shared* sh) {
-  sync_consumers();
+  barrier_sync(LEFT, THREADS + 32);
   if (threadIdx.x == 0) sh->flag = atom_add_acq_rel(&s->exits, 1) == gridDim.x - 1;
   sync_consumers();
   if (!sh->flag) return;

@@ -1,7 +1,7 @@
 // CONTRACT: acc_j[m][n] = sum over k of act[m][k] * rhs_j[n][k], for every batch point of the task.
 //
 // V, generated: Sum (float or int), N_RHS, M and N (rows and columns of a full tile), K, LDA (row length of the
-// activation), LAYOUT; range(), batches(), at_batch(), tile(), rows(), columns(), lhs(), epilogue(), act(), acc(), red().
+// activation), LAYOUT, TOGETHER (room for the partial sums of all operands at once); range(), batches(), at_batch(), tile(), rows(), columns(), lhs(), epilogue(), act(), acc(), red().
 #pragma once
 
 namespace mpk {
@@ -23,22 +23,6 @@ template <class V, class R> __device__ __forceinline__ void activate(Worker& w, 
 // are the A operand, up to 16 activation rows the B operand, so every row has the same sums whatever its neighbours.
 template <class V> __device__ __forceinline__ void contract_stream(Worker& w, const Desc& d) {
   constexpr int MT = (V::M + 7) / 8, FRAMES = (V::K + 127) / 128;
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, nt = warp & 3, kg = warp >> 2;
-  const int g = lane >> 2, t = lane & 3;
-  // Byte offsets inside a frame of this lane's rows for ldmatrix (128-byte rows, 16-byte chunks swizzled by row % 8).
-  u32 at[2];
-#pragma unroll
-  for (int s = 0; s < 2; ++s) {
-    if constexpr (V::COLUMNS_INNER) {  // [128 k][64 n]
-      const int k = kg * 32 + s * 16 + ((lane >> 4) << 3) + (lane & 7), chunk = nt * 2 + ((lane >> 3) & 1);
-      at[s] = k * 128 + ((chunk ^ (k & 7)) << 4);
-    } else {                           // [2][64 n][64 k]
-      const int n = nt * 16 + (((lane >> 3) & 1) << 3) + (lane & 7), chunk = (kg & 1) * 4 + s * 2 + (lane >> 4);
-      at[s] = (kg >> 1) * 8192 + n * 128 + ((chunk ^ (n & 7)) << 4);
-    }
-  }
-  const u32 ring = smem_address(w.ring);
-  float *red = (float*)V::red(w), *out = (float*)V::acc(w);
   const auto all = V::range(d.index);
 
 #pragma unroll 1
@@ -47,6 +31,22 @@ template <class V> __device__ __forceinline__ void contract_stream(Worker& w, co
     const int rows = V::rows(r), columns = V::columns(r);
     activate<V>(w, d, r);
     stamp(w, d, 1);
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, nt = warp & 3, kg = warp >> 2;
+    const int g = lane >> 2, t = lane & 3;
+    // Byte offsets inside a frame of this lane's rows for ldmatrix (128-byte rows, 16-byte chunks swizzled by row % 8).
+    u32 at[2];
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      if constexpr (V::COLUMNS_INNER) {  // [128 k][64 n]
+        const int k = kg * 32 + s * 16 + ((lane >> 4) << 3) + (lane & 7), chunk = nt * 2 + ((lane >> 3) & 1);
+        at[s] = k * 128 + ((chunk ^ (k & 7)) << 4);
+      } else {                           // [2][64 n][64 k]
+        const int n = nt * 16 + (((lane >> 3) & 1) << 3) + (lane & 7), chunk = (kg & 1) * 4 + s * 2 + (lane >> 4);
+        at[s] = (kg >> 1) * 8192 + n * 128 + ((chunk ^ (n & 7)) << 4);
+      }
+    }
+    const u32 ring = smem_address(w.ring);
+    float *red = (float*)V::red(w), *out = (float*)V::acc(w);
     const u16* act = (const u16*)V::act(w) + kg * 32 + t * 2;
 #pragma unroll 1
     for (int c0 = 0; c0 < columns; c0 += 64) {
@@ -83,16 +83,20 @@ template <class V> __device__ __forceinline__ void contract_stream(Worker& w, co
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             const int m = mt * 8 + t * 2 + (i & 1), n = nt * 16 + g + (i >> 1) * 8;
-            if (m < rows) red[(kg * V::M + m) * 64 + n] = acc[mt][i];
+            if (m < rows) red[((V::TOGETHER ? j * 4 : 0) + kg) * V::M * 64 + m * 64 + n] = acc[mt][i];
           }
+        if (V::TOGETHER && j + 1 < V::N_RHS) continue;  // the sums of all operands in one go
         sync_consumers();
-        for (int i = threadIdx.x; i < rows * 64; i += THREADS) {
-          const int m = i / 64, n = c0 + i % 64;
-          if (n >= columns) continue;
-          float sum = red[i];
+        const int j0 = V::TOGETHER ? 0 : j;
+#pragma unroll 1
+        for (int i = threadIdx.x; i < (j + 1 - j0) * V::M * 64; i += THREADS) {
+          const int o = i / (V::M * 64), m = i / 64 % V::M, n = c0 + i % 64;
+          if (m >= rows || n >= columns) continue;
+          const float* p = red + (o * 4) * V::M * 64 + i % (V::M * 64);
+          float sum = p[0];
 #pragma unroll
-          for (int q = 1; q < 4; ++q) sum += red[q * V::M * 64 + i];
-          out[(j * V::M + m) * V::N + n] = sum;
+          for (int q = 1; q < 4; ++q) sum += p[q * V::M * 64];
+          out[((j0 + o) * V::M + m) * V::N + n] = sum;
         }
         sync_consumers();
       }

@@ -6,7 +6,7 @@
 namespace mpk::cuda {
 namespace {
 
-constexpr uint32_t kThreads = 18 * 32;   // BLOCK of cuda/base.cuh
+constexpr uint32_t kThreads = 19 * 32;   // BLOCK of cuda/base.cuh
 constexpr uint32_t kEventWords = 32;     // EVENT_WORDS of cuda/shell.cuh
 
 #define MPK_TRY(call)                                   \

@@ -240,7 +240,8 @@ def _contract(b: _Builder, op: np.void, streamed: bool) -> tuple[str, Unit]:
     points, space = o.points(batch)
     # Where things live.
     lda = -(-K // 128) * 128 + 8 if streamed else K
-    act, red = M * lda * (2 if streamed else 4), (4 * M if streamed else 8 * min(M, 4)) * 64 * 4
+    together = streamed and len(rhs) * M <= 16
+    act, red = M * lda * (2 if streamed else 4), (4 * M * (len(rhs) if together else 1) if streamed else 8 * min(M, 4)) * 64 * 4
     acc = len(rhs) * M * N * 4
     spill = 0
     if act > ROOM:
@@ -279,7 +280,7 @@ def _contract(b: _Builder, op: np.void, streamed: bool) -> tuple[str, Unit]:
                   pick("u32 load_rhs(const void* p, i64 i)", f"load<{dtype}>(p, i)"), pick("Sum number(u32 x)", number)]  # fmt: skip
     parts += [lhs, epilogue]
     call = "contract_stream<@>(w, d)" if streamed else "contract_direct<@>(w, d)"
-    body = o.body(call, *parts, N_RHS=len(rhs), M=M, N=N, K=K, LDA=lda, LAYOUT=int(streamed),
+    body = o.body(call, *parts, N_RHS=len(rhs), M=M, N=N, K=K, LDA=lda, LAYOUT=int(streamed), TOGETHER=together,
                   COLUMNS_INNER=bool(steps[0][0] == 1))  # fmt: skip
     return body, Unit(0, stream=streamed)
 
@@ -516,19 +517,19 @@ extern "C" __global__ void __launch_bounds__(mpk::BLOCK, 1) mpk_program(const __
   __syncthreads();
   {load}
   if (warp == CONTROLLER) {{ controller(launch, sh); return; }}
+  if (warp == STORER) {{ storer(s, sh); return; }}
 
-  for (u32 i = 0;; ++i) {{
-    const u32 at = i % DEPTH;
-    barrier_sync(2 + at, THREADS + 32);
+  for (u32 at = 0;; at = at + 1 < DEPTH ? at + 1 : 0) {{  // little is live across a task: it may need every register
+    barrier_sync(READY + at, THREADS + 32);
     const Desc& d = sh->desc[at];
     const u32 variant = d.variant;
-    if (variant == QUIT) break;
     switch (variant) {{
 {cases}
     }}
-    barrier_arrive(2 + DEPTH + at, THREADS + 32);
+    barrier_arrive(DONE + at, THREADS + 32);
+    if (variant == QUIT) break;
   }}
   if (threadIdx.x == 0) *(volatile u32*)&sh->done = 1;
-  leave(s, sh);
+  leave(launch.state, sh);
 }}
 """

@@ -72,7 +72,7 @@ inline unsigned __ballot_sync(unsigned, bool p) {
 inline bool __all_sync(unsigned m, bool p) { return __ballot_sync(m, p) == ~0u; }
 inline bool __any_sync(unsigned m, bool p) { return __ballot_sync(m, p) != 0; }
 inline void __syncwarp() { __ballot_sync(~0u, true); }
-inline void __syncthreads() { emulated_barrier(0, 18 * 32, true); }
+inline void __syncthreads() { emulated_barrier(0, 19 * 32, true); }
 
 namespace mpk {
 using u8 = unsigned char;
