@@ -57,7 +57,7 @@ def profile(name: str, layers: int | None, batch: int, context: int, dtype: Any,
     if platform == "cuda":
         backend = backends.get("cuda")
         clock = time.perf_counter()
-        backend.build(lowered.program, backend.device(), uncached)
+        backend.build(lowered.program, backend.device(uncached))
         stages["device code"] = time.perf_counter() - clock
     processor = time.process_time() - processor
     tasks = lowered.tasks()

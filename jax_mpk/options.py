@@ -15,10 +15,16 @@ import contextlib
 import contextvars
 import dataclasses
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+SWITCH = {"1": True, "on": True, "true": True, "0": False, "off": False, "false": False}
+"""How an environment variable spells a bool."""
+WINDOW = 3
+"""Copies of the weight stream in flight, unless a knob says otherwise: what was fastest on an H100."""
 
 
 def _knob(default: Any, help: str, *, codegen: bool = False) -> Any:
@@ -42,15 +48,27 @@ class Options:
     workers: int = _knob(0, "workers that placement plans for; 0 = the target's number", codegen=True)
     tasks: int = _knob(0, "tasks an operator that decomposition aims for; 0 = the target's number", codegen=True)
     columns: int = _knob(0, "columns of a contraction task; 0 = the target's number", codegen=True)
+    arch: str = _knob(
+        "", "CUDA: use what this architecture has and no more, as sm_80; '' = the device's own", codegen=True
+    )
+    stream: bool = _knob(True, "CUDA: stream weights by tensor copies (sm_90 on); off = read them where they lie", codegen=True)
+    window: int = _knob(WINDOW, "CUDA: frames of the ring in flight at once, at least 1", codegen=True)
+    ring: int = _knob(0, "CUDA: frames of 16 KiB in a block's ring; 0 = what fits; more than the window", codegen=True)
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
-            kinds: tuple[type, ...] = {"str": (str,), "int": (int,), "str | None": (str, type(None))}[str(f.type)]
-            if not isinstance(value, kinds) or isinstance(value, bool):
+            kinds: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "bool": (bool,), "str | None": (str, type(None))}
+            if not isinstance(value, kinds[str(f.type)]) or isinstance(value, bool) != (f.type == "bool"):
                 raise TypeError(f"option {f.name} takes {f.type}, not {value!r}")
             if isinstance(value, int) and value < 0:
                 raise ValueError(f"option {f.name} is at least 0, not {value}")
+        if self.arch and not re.fullmatch(r"sm_[1-9]\d{1,2}[af]?", self.arch):
+            raise ValueError(f"option arch is the name of an architecture, as sm_80 or sm_90a, not {self.arch!r}")
+        if self.window < 1:
+            raise ValueError("option window is at least 1: without a frame in flight nothing moves")
+        if self.ring and self.ring <= self.window:
+            raise ValueError(f"option ring is 0 or more than the window of {self.window} frames, not {self.ring}")
 
     def codegen(self) -> tuple[tuple[str, Any], ...]:
         """The knobs that change the program: part of the key of every cache."""
@@ -78,11 +96,19 @@ def from_environment(environ: Mapping[str, str] | None = None) -> Options:
         if text is None:
             continue
         try:
-            values[f.name] = int(text) if f.type == "int" else text
-            Options(**{f.name: values[f.name]})
+            values[f.name] = _parse(str(f.type), text)
+            Options(**values)
         except ValueError as e:
             raise ValueError(f"{variable(f.name)}={text!r}: {e}") from None
     return Options(**values)
+
+
+def _parse(kind: str, text: str) -> Any:
+    if kind == "bool":
+        if text.lower() not in SWITCH:
+            raise ValueError(f"a switch is one of {', '.join(SWITCH)}")
+        return SWITCH[text.lower()]
+    return int(text) if kind == "int" else text
 
 
 _overrides: contextvars.ContextVar[tuple[tuple[str, Any], ...]] = contextvars.ContextVar("jax_mpk_options", default=())

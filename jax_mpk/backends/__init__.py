@@ -40,7 +40,7 @@ def get(name: str) -> ModuleType:
 
 def adjusted(target: Target, options: Options) -> Target:
     """The target with the overrides of the options (0 keeps the target's own value)."""
-    knobs = {k: v for k, v in options.codegen() if v}
+    knobs = {k: getattr(options, k) for k in ("workers", "tasks", "columns") if getattr(options, k)}
     return replace(target, **knobs)
 
 

@@ -8,42 +8,48 @@ architecture that `device` names.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from jax_mpk import backends, compiler, targets
-from jax_mpk.backends.cuda_build import Device, Executable, build
+from jax_mpk.backends.cuda_build import OLDEST, Device, Executable, build, generation
 from jax_mpk.errors import ExecutionError, UnsupportedError
-from jax_mpk.options import Options
+from jax_mpk.options import Options, current
 from jax_mpk.targets import Target
 
 TARGET_NAME = "jax_mpk_cuda"
 STATE_NAME = "jax_mpk_cuda_state"
 
 
-def device() -> Device:
-    """The first CUDA device of this process, or what JAX_MPK_CUDA_ARCH and the defaults say when there is none."""
-    stream = os.environ.get("JAX_MPK_CUDA_STREAM", "1") != "0"
-    arch = os.environ.get("JAX_MPK_CUDA_ARCH", "")
+def device(options: Options | None = None) -> Device:
+    """The first CUDA device of this process with the knobs of `options` (None: those in force); without a device, an
+    H100, or an example of `options.arch`. Raises `UnsupportedError` for an architecture that is too old or not there."""
+    o = current(options)
     try:
         d = jax.local_devices(backend="cuda")[0]
     except RuntimeError:
-        return Device(arch or "sm_90a", 132, stream)
-    if not arch:
-        arch = "sm_" + str(d.compute_capability).replace(".", "")
-        arch += "a" if arch in ("sm_90", "sm_100") else ""
-    return Device(arch, int(d.core_count), stream)
+        machine, workers = o.arch or "sm_90a", 132
+    else:
+        machine, workers = "sm_" + str(d.compute_capability).replace(".", ""), int(d.core_count)
+        machine += "a" if machine in ("sm_90", "sm_100") else ""
+    arch = o.arch or machine
+    for name in (arch, machine):
+        if generation(name) < OLDEST:
+            raise UnsupportedError("megakernel", f"the CUDA backend needs compute capability 8.0 or later, not {name}")
+    if generation(arch) > generation(machine):
+        raise UnsupportedError("megakernel", f"the option arch={arch} is newer than this device, {machine}")
+    return Device(arch, workers, o.stream, o.window, o.ring, machine=machine)
 
 
 def target(options: Options) -> Target:
     """The device as the compiler sees it, with the overrides of `options`."""
-    d = device()
+    d = device(options)
     base = targets.SM90
+    ring = d.ring or base.ring
     return backends.adjusted(Target("cuda", workers=d.workers, columns=base.columns, tasks=d.workers, frame=base.frame,
-                                    inner=base.inner, ring=base.ring if d.stream else 0), options)  # fmt: skip
+                                    inner=base.inner, ring=ring if d.stream else 0), options)  # fmt: skip
 
 
 @functools.cache
@@ -69,7 +75,7 @@ def lower(ctx: Any, operands: Sequence[Any], jaxpr: Any, options: Options, name:
     """The lowering rule of the primitive on CUDA devices: one custom call."""
     ready()
     blob = compiler.program(jaxpr, target(options), options, name=name)
-    e = _build(blob, device(), options)
+    e = _build(blob, device(options), options)
     return backends.ffi_call(ctx, operands, TARGET_NAME, e.plan.blob, e.attributes(options.deadline_ms))
 
 

@@ -10,19 +10,30 @@ import numpy as np
 
 from jax_mpk import abi
 from jax_mpk.backends import cuda_plan, cuda_source, nvrtc
+from jax_mpk.options import WINDOW
+
+OLDEST = 80
+"""The first compute capability that has what every kernel uses (bf16 `mma`)."""
+
+
+def generation(arch: str) -> int:
+    """The compute capability of "sm_90a", as 90."""
+    return int("".join(c for c in arch if c.isdigit()))
 
 
 @dataclass(frozen=True)
 class Device:
-    """What code is generated for: the architecture, its multiprocessors, whether tensor copies may be used,
-    how many of them are in flight at once, the frames of the ring (0: what fits), and whether tasks leave times."""
+    """What code is generated for: the architecture whose features it uses, the multiprocessors, whether tensor copies may
+    be used, how many of them are in flight at once, the frames of the ring (0: what fits), whether tasks leave times,
+    and the architecture of the machine code ("": the same), which may be newer than the features."""
 
     arch: str = "sm_90a"
     workers: int = 132
     stream: bool = True
-    window: int = 3
+    window: int = WINDOW
     ring: int = 0
     profile: bool = False
+    machine: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,5 +56,5 @@ def build(blob: bytes, on: Device, cache: Path | None = None) -> Executable:
     program = abi.decode(blob)
     source = cuda_source.generate(program, on.arch, stream=on.stream, window=on.window, ring=on.ring,
                                  profile=on.profile)  # fmt: skip
-    cubin = nvrtc.compile(source.text, on.arch, cache=cache)
+    cubin = nvrtc.compile(source.text, on.machine or on.arch, cache=cache)
     return Executable(cuda_plan.plan(program, source, on.workers, on.profile), source, cubin, on)

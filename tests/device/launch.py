@@ -7,13 +7,15 @@ import importlib.util
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
 
 from jax_mpk import abi
-from jax_mpk.backends import cuda_build
+from jax_mpk.backends import cuda, cuda_build
+from jax_mpk.options import Options
 
 TARGET, STATE = "jax_mpk_cuda_test", "jax_mpk_cuda_state"
 
@@ -40,10 +42,7 @@ def register() -> None:
 
 
 def device(**overrides: Any) -> cuda_build.Device:
-    d = jax.local_devices(backend="cuda")[0]
-    arch = "sm_" + str(d.compute_capability).replace(".", "")
-    arch += "a" if arch in ("sm_90", "sm_100") else ""
-    return cuda_build.Device(**({"arch": arch, "workers": int(d.core_count)} | overrides))
+    return replace(cuda.device(Options()), **overrides)
 
 
 def function(blob: bytes, results: Sequence[tuple[tuple[int, ...], Any]], on: cuda_build.Device, deadline_ms: int = 5000,

@@ -24,7 +24,7 @@ from jax_mpk.backends import cuda_build, cuda_plan, cuda_source
 HERE = Path(__file__).parent
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-U_FORTIFY_SOURCE", "-ffp-contract=off", "-fno-strict-aliasing",
          "-fwrapv", "-fno-stack-protector"]  # fmt: skip
-THREADS, EVENT_WORDS, MOST = 19 * 32, 32, 1 << 34
+THREADS, EVENT_WORDS, MOST = 19 * 32, 32, 1 << 28
 STATE = np.dtype([(n, "<u8") for n in ("tasks", "first", "units", "slots", "stream", "stream_first", "maps", "counters",
                                        "tickets", "status", "limit_ns", "spill")]
                  + [(n, "<u4") for n in ("counter_words", "ticket_words", "epoch", "exits", "abort", "pad")])  # fmt: skip

@@ -11,10 +11,11 @@ from jax_mpk import Options, megakernelize, options, override
 
 
 def test_every_knob_comes_from_its_variable():
-    text = {"str": "there", "str | None": "there", "int": "7"}
+    text = {"str": ("there", "there"), "str | None": ("there", "there"), "int": ("7", 7), "bool": ("off", False)}
     for f in dataclasses.fields(Options):
-        value = getattr(options.from_environment({options.variable(f.name): text[f.type]}), f.name)
-        assert value == (7 if f.type == "int" else "there")
+        given, want = ("sm_80", "sm_80") if f.name == "arch" else text[f.type]
+        value = getattr(options.from_environment({options.variable(f.name): given}), f.name)
+        assert value == want and value != f.default
         assert f.metadata["help"]
 
 
@@ -55,3 +56,55 @@ def test_the_table_prints():
     out = subprocess.run([sys.executable, "-m", "jax_mpk.options"], capture_output=True, text=True, check=True).stdout
     assert all(options.variable(f.name) in out for f in dataclasses.fields(Options))
     assert len(out.splitlines()) == len(dataclasses.fields(Options))
+
+
+@pytest.mark.parametrize("knobs,words", [
+    ({"arch": "hopper"}, "sm_90a"), ({"window": 0}, "at least 1"), ({"ring": 3}, "more than the window of 3"),
+    ({"ring": 4, "window": 5}, "more than the window of 5"),
+])  # fmt: skip
+def test_knobs_of_the_cuda_backend_are_checked(knobs, words):
+    with pytest.raises(ValueError, match=words):
+        Options(**knobs)
+    with pytest.raises(ValueError, match=words):
+        options.from_environment({options.variable(k): str(v) for k, v in knobs.items()})
+
+
+def test_a_switch_is_a_bool():
+    assert options.from_environment({"JAX_MPK_STREAM": "on"}).stream is True
+    with pytest.raises(ValueError, match="JAX_MPK_STREAM='maybe'"):
+        options.from_environment({"JAX_MPK_STREAM": "maybe"})
+    with pytest.raises(TypeError, match="stream takes bool"):
+        Options(stream=0)
+    with pytest.raises(TypeError, match="ring takes int"):
+        Options(ring=True)
+
+
+def test_knobs_of_the_cuda_backend_change_the_program_and_the_source():
+    """Where there is no GPU: the device that the knobs describe, and what is generated for it."""
+    from jax_mpk.backends import cuda, cuda_source
+    from jax_mpk.errors import UnsupportedError
+
+    default = Options()
+    for knobs in ({"arch": "sm_80"}, {"stream": False}, {"ring": 5}, {"window": 2}):
+        assert Options(**knobs).codegen() != default.codegen()
+        assert cuda.device(Options(**knobs)) != cuda.device(default)
+    assert cuda.target(Options(stream=False)).ring == 0 and cuda.target(Options(ring=5)).ring == 5
+
+    def step(x, w):
+        return jnp.tanh(x @ w)
+
+    args = jnp.ones((1, 256), jnp.bfloat16), jnp.ones((256, 512), jnp.bfloat16)
+    def source(**knobs):
+        o = Options(cache_dir="", cache_entries=0, **knobs)
+        on = cuda.device(o)
+        from jax_mpk import abi
+
+        program = abi.decode(megakernelize(step, implementation="cuda", options=o).lower(*args).program)
+        return cuda_source.generate(program, on.arch, stream=on.stream, window=on.window, ring=on.ring)
+
+    assert source().ring > 0 and source(ring=5, window=2).ring == 5
+    assert "#define MPK_WINDOW 2" in source(window=2).text
+    assert source(stream=False).ring == source(arch="sm_80").ring == 0
+    assert source(arch="sm_80").smem <= cuda_source.SMEM["sm_80"]
+    with pytest.raises(UnsupportedError, match=r"8\.0"):
+        cuda.device(Options(arch="sm_75"))
