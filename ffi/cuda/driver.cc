@@ -39,6 +39,17 @@ struct Loaded {
     get(d.MemFreeHost, "cuMemFreeHost");
     get(d.MemHostGetDevicePointer, "cuMemHostGetDevicePointer_v2");
     get(d.LaunchCooperativeKernel, "cuLaunchCooperativeKernel");
+    get(d.Init, "cuInit");
+    get(d.DeviceGet, "cuDeviceGet");
+    get(d.DevicePrimaryCtxRetain, "cuDevicePrimaryCtxRetain");
+    get(d.DevicePrimaryCtxRelease, "cuDevicePrimaryCtxRelease_v2");
+    get(d.MemsetD32, "cuMemsetD32_v2");
+    get(d.LaunchKernel, "cuLaunchKernel");
+    get(d.EventCreate, "cuEventCreate");
+    get(d.EventDestroy, "cuEventDestroy_v2");
+    get(d.EventRecord, "cuEventRecord");
+    get(d.EventSynchronize, "cuEventSynchronize");
+    get(d.EventElapsedTime, "cuEventElapsedTime");
     get(d.TensorMapEncodeTiled, "cuTensorMapEncodeTiled", false);
   }
 };

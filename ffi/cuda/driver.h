@@ -13,10 +13,12 @@ struct Context_;
 struct Module_;
 struct Function_;
 struct Stream_;
+struct Event_;
 using Context = Context_*;
 using Module = Module_*;
 using Function = Function_*;
 using Stream = Stream_*;
+using Event = Event_*;
 
 struct alignas(128) TensorMapBits {
   unsigned char bytes[128];
@@ -49,6 +51,17 @@ struct Driver {
   Result (*MemFreeHost)(void*);
   Result (*MemHostGetDevicePointer)(DevicePtr*, void*, unsigned);
   Result (*LaunchCooperativeKernel)(Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Stream, void**);
+  Result (*Init)(unsigned);
+  Result (*DeviceGet)(int*, int);
+  Result (*DevicePrimaryCtxRetain)(Context*, int);
+  Result (*DevicePrimaryCtxRelease)(int);
+  Result (*MemsetD32)(DevicePtr, unsigned, size_t);
+  Result (*LaunchKernel)(Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Stream, void**, void**);
+  Result (*EventCreate)(Event*, unsigned);
+  Result (*EventDestroy)(Event);
+  Result (*EventRecord)(Event, Stream);
+  Result (*EventSynchronize)(Event);
+  Result (*EventElapsedTime)(float*, Event, Event);
   Result (*TensorMapEncodeTiled)(TensorMapBits*, int, uint32_t, void*, const uint64_t*, const uint64_t*, const uint32_t*,
                                  const uint32_t*, int, int, int, int);  // null on drivers before 12.0
 };

@@ -5,6 +5,7 @@
 
 #include <cstring>
 
+#include "bandwidth.h"
 #include "launcher.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -103,6 +104,21 @@ void bind(nb::module_& m) {
     d["type_info"] = nb::capsule(reinterpret_cast<void*>(&info));
     return d;
   });
+  m.def(
+      "cuda_read_bandwidth",
+      [](nb::bytes cubin, uint64_t bytes, int passes, int device) {
+        const std::string code(cubin.c_str(), cubin.size());
+        std::string why;
+        double rate;
+        {
+          nb::gil_scoped_release free;
+          rate = read_bandwidth(code, bytes, passes, device, &why);
+        }
+        if (!why.empty()) throw std::runtime_error("the read-only stream cannot be measured: " + why);
+        return rate;
+      },
+      nb::arg("cubin"), nb::arg("bytes"), nb::arg("passes") = 5, nb::arg("device") = 0,
+      "Bytes per second of a read-only stream over `bytes` of device memory, by the machine code of cuda/read.cu.");
   m.def("cuda_check", [] { return check_all(); }, "The messages of launches that gave up since the last call.");
 }
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from jax_mpk import backends, compiler, targets
+from jax_mpk.backends import cuda_source, nvrtc
 from jax_mpk.backends.cuda_build import OLDEST, Device, Executable, build, generation
 from jax_mpk.errors import ExecutionError, UnsupportedError
 from jax_mpk.options import Options, current
@@ -77,6 +78,16 @@ def lower(ctx: Any, operands: Sequence[Any], jaxpr: Any, options: Options, name:
     blob = compiler.program(jaxpr, target(options), options, name=name)
     e = _build(blob, device(options), options)
     return backends.ffi_call(ctx, operands, TARGET_NAME, e.plan.blob, e.attributes(options.deadline_ms))
+
+
+def read_bandwidth(nbytes: int = 1 << 30) -> float:
+    """Bytes per second at which the first device reads `nbytes` of its memory and does nothing else: the fastest of a few
+    passes. Raises `RuntimeError` without a GPU, and where the memory has no room for so many bytes."""
+    from jax_mpk import _ext  # type: ignore[attr-defined]
+
+    on = device(Options())
+    code = nvrtc.compile((cuda_source.root() / "read.cu").read_text(), on.machine).code
+    return float(_ext.cuda_read_bandwidth(code, nbytes))
 
 
 def check() -> None:
