@@ -4,6 +4,16 @@
 
 namespace mpk {
 
+// ---- copies of a thread into shared memory -----------------------------------------------------------------------------
+
+// Starts to copy 16 bytes, both sides aligned to 16. Goes past L1; takes no register.
+__device__ __forceinline__ void copy16(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from) : "memory");
+}
+
+// Every copy16 of this thread has landed; other threads see it after a barrier.
+__device__ __forceinline__ void copy16_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
 // ---- time -----------------------------------------------------------------------------------------------------------
 
 // Nanoseconds since some moment, the same on all SMs up to its coarse ticks. For deadlines only.

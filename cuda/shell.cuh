@@ -147,7 +147,7 @@ struct Deadline {
   }
 };
 
-__device__ __noinline__ void give_up(State* s, u32 code, u32 task, u32 op, u32 event, u32 have, u32 want) {
+__device__ __forceinline__ void give_up(State* s, u32 code, u32 task, u32 op, u32 event, u32 have, u32 want) {
   if (!claim(&s->abort)) return;
   Status* r = s->status;
   volatile Status* v = r;
@@ -161,6 +161,8 @@ __device__ __noinline__ void give_up(State* s, u32 code, u32 task, u32 op, u32 e
 }
 
 // ---- controller -----------------------------------------------------------------------------------------------------
+
+// The roles are functions of their own: inlined into the kernel, they would take registers from each other.
 
 // Fetches task `t` and resolves its operands into `d`. All lanes.
 __device__ __forceinline__ void fetch(const Launch& launch, State* s, u32 t, Desc& d, u32& word) {
@@ -208,7 +210,7 @@ __device__ __forceinline__ bool wait_events(State* s, u32 epoch, u32 t, u32 word
   }
 }
 
-__device__ __forceinline__ void controller(const Launch& launch, Shared* sh) {
+__device__ __noinline__ void controller(const Launch& launch, Shared* sh) {
   State* s = launch.state;
   const u32 lane = threadIdx.x & 31, epoch = sh->epoch;
   const u32 begin = s->first[blockIdx.x], end = s->first[blockIdx.x + 1];
@@ -240,7 +242,7 @@ __device__ __forceinline__ void controller(const Launch& launch, Shared* sh) {
 // Every consumer's writes come before DONE, that barrier before the release, and a release publishes all that happened
 // before it. After an abort the triggers do no harm: no new task starts, and to look for one would put a read of memory
 // into every hop.
-__device__ __forceinline__ void storer(State* s, Shared* sh) {
+__device__ __noinline__ void storer(State* s, Shared* sh) {
   for (u32 at = 0;; at = at + 1 < DEPTH ? at + 1 : 0) {
     barrier_sync(DONE + at, THREADS + 32);
     const Desc& d = sh->desc[at];
@@ -273,7 +275,7 @@ __device__ __forceinline__ bool last_part(Worker& w, const Desc& d, u32 parts) {
 }
 
 // The last block to leave prepares the next launch: a new epoch, or, after an abort, counters at zero and epoch 1.
-__device__ __forceinline__ void leave(State* s, Shared* sh) {
+__device__ __noinline__ void leave(State* s, Shared* sh) {
   barrier_sync(LEFT, THREADS + 32);
   if (threadIdx.x == 0) sh->flag = atom_add_acq_rel(&s->exits, 1) == gridDim.x - 1;
   sync_consumers();

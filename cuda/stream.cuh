@@ -25,7 +25,7 @@ __device__ __forceinline__ bool wait_free(Shared* sh, u64* bar, u32 parity) {
 }
 
 // Runs on one warp; lane 0 issues. No deadline of its own: it ends with its list or with the consumers.
-__device__ __forceinline__ void loader(State* s, Shared* sh, u8* ring) {
+__device__ __noinline__ void loader(State* s, Shared* sh, u8* ring) {
   const u32 lane = threadIdx.x & 31;
   const u32 begin = s->stream_first[blockIdx.x], end = s->stream_first[blockIdx.x + 1];
   u32 next = begin < end && lane < 12 ? ((const u32*)(s->stream + begin))[lane] : 0;

@@ -31,7 +31,8 @@ WIDE = 8
 @dataclass(frozen=True)
 class Scratch:
     """Where a scratch slot lives. With `length`, elements go by (row, column) of rows that long in the program's
-    layout: `rows` are the axes that make up the row, `ld` the row length here, `row0` and `col0` what to subtract."""
+    layout: `rows` are the axes that make up the row, `ld` the row length here, `row0` and `col0` what to subtract.
+    `shared`: it is in shared memory, 16-byte aligned."""
 
     pointer: str
     dtype: str = ""
@@ -40,6 +41,7 @@ class Scratch:
     ld: int = 0
     row0: str = "0"
     col0: str = "0"
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -440,7 +442,11 @@ class Emitter(Reuse):
 
     def _copy(self, instrs: list[np.void], loops: Sequence[_Loop], most: int) -> None:
         """Points in groups of `WIDE`, all loads of a thread before its stores."""
-        out, each = self.out, max(1, min(DEEP, -(-most // (WIDE * THREADS))))
+        target = self.scratch.get(int(self._access(int(instrs[1]["aux"]))["slot"]))
+        if target is not None and target.shared:
+            self._copy_to_shared(instrs, loops, most)
+            return
+        out, each = self.out, max(1, min(BATCH, -(-most // (WIDE * THREADS))))
         out(f"const int total = {' * '.join(x.count for x in loops)};")
         out(f"for (int p0 = {self._thread(-(-most // WIDE))} * {WIDE}; p0 < total; p0 += {each * WIDE * THREADS}) {{")
         out(f"uint4 wide[{each}];")
@@ -455,6 +461,18 @@ class Emitter(Reuse):
             out(f"{place} = wide[u];" if n else f"wide[u] = {place};")
             out("}")
         out("}")
+
+    def _copy_to_shared(self, instrs: list[np.void], loops: Sequence[_Loop], most: int) -> None:
+        """The same by asynchronous copies: no registers, and everything is on the way at once."""
+        out = self.out
+        out(f"const int total = {' * '.join(x.count for x in loops)};")
+        out("#pragma unroll 4")
+        out(f"for (int p = {self._thread(-(-most // WIDE))} * {WIDE}; p < total; p += {WIDE * THREADS}) {{")
+        self._declare(loops, "p")
+        source, target = (self._place(int(i["aux"])) for i in instrs)
+        out(f"copy16((u16*)({target[0]}) + {target[1]}, (const u16*)({source[0]}) + {source[1]});")
+        out("}")
+        out("copy16_wait();")
 
     def _grouped(self, outer: list[_Loop], inner: list[_Loop]) -> None:
         out, points = self.out, math.prod(x.most for x in outer)

@@ -256,7 +256,7 @@ def _contract(b: _Builder, op: np.void, streamed: bool) -> tuple[str, Unit]:
     b.need.spill = max(b.need.spill, spill)
     type_ = "int" if integer else "float"
     kind = "BF16" if streamed else ""
-    act_scratch = Scratch("act_", kind, K, (*batch, *m), lda)
+    act_scratch = Scratch("act_", kind, K, (*batch, *m), lda, shared=act_at < 0)
     lhs = o.function("lhs", "", _codes(op, "LHS"), {abi.SLOT_ACT: act_scratch}, space)
     lhs = lhs.replace("{\n", "{\n    u8* act_ = act(w);\n", 1)
     accs = {abi.SLOT_ACC + j: Scratch(f"(acc(w) + {j * M * N * 4})") for j in range(len(rhs))}

@@ -89,6 +89,8 @@ inline bool claim(u32* p) { const bool first = *p == 0; *p = 1; return first; }
 inline void st_release_sys(u32* p, u32 v) { *p = v; }
 inline void prefetch_l2(const void*) {}
 inline void forget() {}
+inline void copy16(void* to, const void* from) { emulated_pause(); __builtin_memcpy(to, from, 16); }
+inline void copy16_wait() {}
 inline void barrier_sync(u32 id, u32 threads) { emulated_barrier(id, threads, true); }
 inline void barrier_arrive(u32 id, u32 threads) { emulated_barrier(id, threads, false); }
 inline u32 smem_address(const void* p) { return (u32)((const u8*)p - emulated_thread->shared); }

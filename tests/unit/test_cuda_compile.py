@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_mpk import abi
-from jax_mpk.backends import cuda_build, cuda_source, nvrtc
+from benchmarks.compile import abstract_step
+from jax_mpk import Options, abi, megakernelize
+from jax_mpk.backends import cuda, cuda_build, cuda_source, nvrtc
 from jax_mpk.errors import UnsupportedError
 
 try:
@@ -40,9 +44,7 @@ CASES = {
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_100a"])
 @pytest.mark.parametrize("case", CASES)
-def test_compiles(case, arch, request):
-    if (case, arch) == ("attention_128", "sm_80"):
-        request.applymarker(pytest.mark.xfail(reason="spills one register outside its loops"))
+def test_compiles(case, arch):
     source = cuda_source.generate(abi.decode(CASES[case]()), arch)
     used = nvrtc.compile(source.text, arch).resources()
     assert used["spill"] == 0 and used["stack"] == 0, used
@@ -50,6 +52,47 @@ def test_compiles(case, arch, request):
     assert source.smem <= cuda_source.SMEM[arch]
     if arch == "sm_80":
         assert source.ring == 0 and "#define MPK_STREAM 0" in source.text
+
+
+MODELS = {  # name, layers, batch, cache slots
+    "qwen3-tiny": ("qwen3-tiny", None, 1, 64), "llama-tiny_3": ("llama-tiny", None, 3, 64),
+    "llama-3.2-1b": ("llama-3.2-1b", 2, 1, 1000), "llama-3.2-1b_8": ("llama-3.2-1b", 2, 8, 1000),
+    "qwen3-0.6b_8": ("qwen3-0.6b", 2, 8, 1000), "qwen3-8b": ("qwen3-8b", 2, 1, 1024), "qwen3-8b_16": ("qwen3-8b", 2, 16, 1024),
+}  # fmt: skip
+SPILL = {"qwen3-8b": 80, "qwen3-8b_16": 120}
+"""Bytes that a task variant may spill, 48 for the others: registers of the kernel around a call, and of long prologues (rows
+of 4096 kept in registers, and at batch 16 an activation that has no room in shared memory)."""
+
+
+@functools.cache
+def program(case: str) -> abi.Program:
+    """A decode step of full width, from shapes alone."""
+    name, layers, batch, slots = MODELS[case]
+    step, shapes = abstract_step(name, layers, batch, slots, jnp.bfloat16)
+    options = Options(cache_dir="", cache_entries=0)
+    return abi.decode(megakernelize(step, implementation="cuda", options=options).lower(*shapes).program)
+
+
+@pytest.mark.parametrize("case,arch", [*((c, "sm_90a") for c in MODELS), ("qwen3-tiny", "sm_80"), ("llama-tiny_3", "sm_100a")])
+def test_models_compile(case, arch):
+    source = cuda_source.generate(program(case), arch)
+    used = nvrtc.compile(source.text, arch).resources()
+    assert used["spill"] <= SPILL.get(case, 48) and used["registers"] <= 96, used
+    assert source.smem <= cuda_source.SMEM[arch]
+    if arch == "sm_90a":
+        assert source.ring >= 8, "activations and accumulators leave room for a ring"
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_100a"])
+def test_the_read_only_stream_compiles(arch):
+    used = nvrtc.compile((cuda_source.root() / "read.cu").read_text(), arch).resources()
+    assert used["spill"] == 0 and used["registers"] <= 32, "four blocks of 512 threads on a multiprocessor"
+
+
+def test_without_a_gpu_the_read_only_stream_says_so():
+    if jax.default_backend() != "gpu":
+        with pytest.raises(RuntimeError, match="read-only stream cannot be measured: .*driver|no CUDA"):
+            cuda.read_bandwidth(1 << 20)
 
 
 def test_a_deep_model_has_the_code_of_a_shallow_one():
