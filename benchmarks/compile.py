@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -66,7 +67,7 @@ def profile(name: str, layers: int | None, batch: int, context: int, dtype: Any,
         "seconds": stages,
         "total": sum(stages.values()),
         "processor": processor,
-        "cached": cached(lowered),
+        "cached": cached(lowered, platform),
         "tasks": tasks.tasks,
         "events": tasks.events,
         "grids": len(tasks.grids),
@@ -75,14 +76,20 @@ def profile(name: str, layers: int | None, batch: int, context: int, dtype: Any,
     }
 
 
-def cached(lowered: Any) -> float:
-    """Seconds to find a program in a disk cache that another process might have written."""
-    from jax_mpk import Options, compiler
+def cached(lowered: Any, platform: str) -> float:
+    """Seconds to find a program in a disk cache that another process might have written, and its machine code."""
+    from jax_mpk import Options, backends, compiler
 
     compiled = lowered.compiled
     with tempfile.TemporaryDirectory() as directory:
         options = Options(cache_dir=directory)
-        find = partial(compiler.program, compiled.jaxpr, compiled.target, options, name=compiled.name)
+
+        def find() -> None:
+            blob = compiler.program(compiled.jaxpr, compiled.target, options, name=compiled.name)
+            if platform == "cuda":
+                backend = backends.get("cuda")
+                backend.build(blob, backend.device(options), Path(directory) / "cubin")
+
         find()
         compiler.clear_cache()
         clock = time.perf_counter()

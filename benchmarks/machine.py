@@ -65,7 +65,10 @@ def gpus() -> list[dict[str, str]] | None:
 
 
 def commit() -> str | None:
-    """The commit of this source tree, with ``-dirty`` if tracked files differ from it."""
+    """The commit of this source tree, with ``-dirty`` if tracked files differ from it; in a copy without its history,
+    what the environment variable GPU_CHECK_COMMIT says."""
+    if said := os.environ.get("GPU_CHECK_COMMIT"):
+        return said
     root = str(Path(__file__).parent)
     head = _output("git", "-C", root, "rev-parse", "--short=12", "HEAD")
     changed = _output("git", "-C", root, "status", "--porcelain", "--untracked-files=no")
