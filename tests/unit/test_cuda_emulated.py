@@ -56,7 +56,11 @@ def test_contractions(arch, batch, columns_inner):
         np.testing.assert_array_equal(out, first)
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 4, 64, 256), (1, 1, 2, 128, 640), (3, 2, 5, 128, 96), (1, 1, 3, 24, 50), (9, 8, 2, 64, 200)])
+SHAPES = [(1, 2, 4, 64, 256), (1, 1, 2, 128, 640), (3, 2, 5, 128, 96), (1, 1, 3, 24, 50), (9, 8, 2, 64, 200), (1, 1, 1, 32, 1100),
+          (2, 1, 3, 64, 160), (1, 1, 4, 256, 96), (20, 8, 3, 32, 70)]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", ["BF16", "F32"])
 def test_attention(shape, dtype):
     B, H, G, D, S = shape
