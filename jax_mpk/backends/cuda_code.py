@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from jax_mpk import abi
 from jax_mpk.backends.cuda_reuse import DTYPES, OPCODES, REDUCE_STAGE, SCALAR, STORES, VECTOR, Reuse, unary
+from jax_mpk.backends.cuda_space import Lines, Loop, Scratch, Space, Span, reg
 
 REDUCE = abi.ENUMS["ReduceOp"]
 THREADS = 512
@@ -26,83 +26,6 @@ LIGHT = 3
 DEEP, LONG = 8, 16
 WIDE = 8
 """bf16 elements of a 16-byte copy."""
-
-
-@dataclass(frozen=True)
-class Scratch:
-    """Where a scratch slot lives. With `length`, elements go by (row, column) of rows that long in the program's
-    layout: `rows` are the axes that make up the row, `ld` the row length here, `row0` and `col0` what to subtract.
-    `shared`: it is in shared memory, 16-byte aligned."""
-
-    pointer: str
-    dtype: str = ""
-    length: int = 0
-    rows: tuple[int, ...] = ()
-    ld: int = 0
-    row0: str = "0"
-    col0: str = "0"
-    shared: bool = False
-
-
-@dataclass(frozen=True)
-class Span:
-    """Loop axes taken as one flattened range [lo, hi) of their (full, tile-relative) index space."""
-
-    axes: tuple[int, ...]
-    lo: str
-    hi: str
-
-
-@dataclass
-class Space:
-    """The tile of one operator: how an axis' bounds are written, and how many points it can have."""
-
-    extent: Sequence[int]
-    tile: Sequence[int]
-
-    def lo(self, a: int) -> str:
-        return "0" if self.tile[a] >= self.extent[a] else f"r.lo[{a}]"
-
-    def hi(self, a: int) -> str:
-        return str(self.extent[a]) if self.tile[a] >= self.extent[a] else f"r.hi[{a}]"
-
-    def count(self, a: int) -> str:
-        if self.tile[a] >= self.extent[a] or self.extent[a] % self.tile[a] == 0:
-            return str(min(self.tile[a], self.extent[a]))
-        return f"({self.hi(a)} - {self.lo(a)})"
-
-    def most(self, a: int) -> int:
-        return min(int(self.tile[a]), int(self.extent[a]))
-
-
-@dataclass
-class Lines:
-    """Text with indentation."""
-
-    text: list[str] = field(default_factory=list)
-    depth: int = 1
-
-    def __call__(self, line: str) -> None:
-        if line.startswith("}"):
-            self.depth -= 1
-        self.text.append("  " * self.depth + line)
-        if line.endswith("{"):
-            self.depth += 1
-
-
-def reg(r: int) -> str:
-    return f"v{r & ~abi.VECTOR_REG}" if r & abi.VECTOR_REG else f"s{r}"
-
-
-@dataclass
-class _Loop:
-    """One loop dimension: axis numbers with their extents (several: a span), first value, number of values."""
-
-    axes: tuple[int, ...]
-    base: str
-    count: str
-    most: int
-    sizes: tuple[int, ...] = ()
 
 
 class Emitter(Reuse):
@@ -187,7 +110,7 @@ class Emitter(Reuse):
 
     # ---------------------------------------------------------------------------------------------------------- loops
 
-    def _loops(self, axes: list[int], spans: Sequence[Span]) -> list[_Loop]:
+    def _loops(self, axes: list[int], spans: Sequence[Span]) -> list[Loop]:
         s, c, loops, taken = self.space, self.c, [], set()
         for span in spans:
             full = all(c["lo"][a] <= 0 and c["hi"][a] >= s.extent[a] for a in span.axes)
@@ -195,11 +118,11 @@ class Emitter(Reuse):
             if len(span.axes) == 1 and inside:
                 a = span.axes[0]
                 lo, hi = self._clip(a, f"({s.lo(a)} + ({span.lo}))", f"({s.lo(a)} + ({span.hi}))")
-                loops.append(_Loop((a,), lo, f"({hi} - {lo})", s.most(a)))
+                loops.append(Loop((a,), lo, f"({hi} - {lo})", s.most(a)))
                 taken.add(a)
             elif full and len(inside) == len(span.axes) and self._whole(span):
                 sizes = tuple(s.most(a) for a in span.axes)
-                loops.append(_Loop(span.axes, span.lo, f"(({span.hi}) - ({span.lo}))", math.prod(sizes), sizes))
+                loops.append(Loop(span.axes, span.lo, f"(({span.hi}) - ({span.lo}))", math.prod(sizes), sizes))
                 taken.update(span.axes)
             elif inside:
                 self.guards.append((tuple(inside), span))
@@ -209,7 +132,7 @@ class Emitter(Reuse):
                 count = s.count(a) if (lo, hi) == (s.lo(a), s.hi(a)) else f"({hi} - {lo})"
                 if lo.isdigit() and hi.isdigit():
                     count = str(max(0, int(hi) - int(lo)))
-                loops.append(_Loop((a,), lo, count, s.most(a)))
+                loops.append(Loop((a,), lo, count, s.most(a)))
         loops.sort(key=lambda x: (self.vector in x.axes, x.axes))
         return loops
 
@@ -227,7 +150,7 @@ class Emitter(Reuse):
             hi = str(min(int(hi), box_hi)) if hi.isdigit() else f"min({hi}, {box_hi})"
         return lo, hi
 
-    def _declare(self, loops: Sequence[_Loop], flat: str) -> None:
+    def _declare(self, loops: Sequence[Loop], flat: str) -> None:
         """`flat` taken apart into axis values, the last loop fastest."""
         rest = flat
         for n, x in reversed(list(enumerate(loops))):
@@ -352,7 +275,7 @@ class Emitter(Reuse):
 
     # ---------------------------------------------------------------------------------------------------------- shapes
 
-    def _points(self, instrs: list[np.void], loops: Sequence[_Loop], rank: str, size: int, most: int,
+    def _points(self, instrs: list[np.void], loops: Sequence[Loop], rank: str, size: int, most: int,
                 carried: Mapping[int, str] = {}) -> None:  # fmt: skip
         """All points of `loops`, a thread a point. Instructions up to the first store run for several points first."""
         total = " * ".join(x.count for x in loops) or "1"
@@ -411,7 +334,7 @@ class Emitter(Reuse):
         out("}")
         out("}")
 
-    def _flat(self, loops: list[_Loop]) -> None:
+    def _flat(self, loops: list[Loop]) -> None:
         instrs = self._instrs_of_all()
         most = math.prod(x.most for x in loops)
         if self._copies(instrs, loops):
@@ -419,7 +342,7 @@ class Emitter(Reuse):
         else:
             self._points(instrs, loops, self._thread(most), THREADS, most)
 
-    def _copies(self, instrs: list[np.void], loops: Sequence[_Loop]) -> bool:
+    def _copies(self, instrs: list[np.void], loops: Sequence[Loop]) -> bool:
         """Whether the code only moves bf16, and 16 bytes at a time are contiguous and aligned on both sides."""
         if [OPCODES[int(i["op"])] for i in instrs] != ["LOAD", "STORE"] or int(instrs[0]["dst"]) != int(instrs[1]["a"]):
             return False
@@ -440,7 +363,7 @@ class Emitter(Reuse):
                 return False
         return all(self.space.most(a) % WIDE == 0 or self.space.most(a) == self.space.extent[a] for a in (inner,))
 
-    def _copy(self, instrs: list[np.void], loops: Sequence[_Loop], most: int) -> None:
+    def _copy(self, instrs: list[np.void], loops: Sequence[Loop], most: int) -> None:
         """Points in groups of `WIDE`, all loads of a thread before its stores."""
         target = self.scratch.get(int(self._access(int(instrs[1]["aux"]))["slot"]))
         if target is not None and target.shared:
@@ -462,7 +385,7 @@ class Emitter(Reuse):
             out("}")
         out("}")
 
-    def _copy_to_shared(self, instrs: list[np.void], loops: Sequence[_Loop], most: int) -> None:
+    def _copy_to_shared(self, instrs: list[np.void], loops: Sequence[Loop], most: int) -> None:
         """The same by asynchronous copies: no registers, and everything is on the way at once."""
         out = self.out
         out(f"const int total = {' * '.join(x.count for x in loops)};")
@@ -474,7 +397,7 @@ class Emitter(Reuse):
         out("}")
         out("copy16_wait();")
 
-    def _grouped(self, outer: list[_Loop], inner: list[_Loop]) -> None:
+    def _grouped(self, outer: list[Loop], inner: list[Loop]) -> None:
         out, points = self.out, math.prod(x.most for x in outer)
         work = max(self._reduction(s)[0] for s in self.stages if int(s["kind"]) == REDUCE_STAGE)
         work = max(work, math.prod(x.most for x in inner))
@@ -519,7 +442,7 @@ class Emitter(Reuse):
             self.static = keep
         out("}")
 
-    def _ahead(self, before: Sequence[tuple[int, np.void, bool]], inner: Sequence[_Loop], rank: str, size: int,
+    def _ahead(self, before: Sequence[tuple[int, np.void, bool]], inner: Sequence[Loop], rank: str, size: int,
                turns: int) -> None:  # fmt: skip
         """What the vector stage needs of memory and not of a reduction, before the reductions: one wait for memory."""
         out = self.out

@@ -15,7 +15,7 @@ import numpy as np
 from jax_mpk import abi
 
 if TYPE_CHECKING:
-    from jax_mpk.backends.cuda_code import _Loop
+    from jax_mpk.backends.cuda_space import Loop
 
 OPCODES = abi.ENUMS["Opcode"]
 DTYPES = abi.ENUMS["Dtype"]
@@ -77,7 +77,7 @@ class Reuse:
             keep.append(n)
         return keep[::-1]
 
-    def _carried(self, inner: Sequence[_Loop], size: int) -> list[tuple[int, int, int, int]]:
+    def _carried(self, inner: Sequence[Loop], size: int) -> list[tuple[int, int, int, int]]:
         """Values of a reduction that the vector stage would compute again, at the same points by the same threads:
         (reduction stage, vector stage, register there, position of the instruction here). Kept in registers."""
         s = self.stages

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from jax_mpk import abi
-from jax_mpk.backends.cuda_code import DTYPES, Emitter, Scratch, Space, Span, rounds_only
+from jax_mpk.backends.cuda_code import DTYPES, Emitter, rounds_only
+from jax_mpk.backends.cuda_space import Scratch, Space, Span
 
 SHELL = ("ptx.cuh", "base.cuh", "ops.cuh", "reduce.cuh", "shell.cuh", "stream.cuh")
 TASKS = ("tasks/contract.cuh", "tasks/attention.cuh", "tasks/flash.cuh", "tasks/sort.cuh")
