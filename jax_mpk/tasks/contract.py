@@ -23,6 +23,8 @@ ROWS = (16, 64)
 """Rows of a block when the rows are cut: at least, at most."""
 ACCUMULATORS = 1 << 18
 """Accumulators (f32 scratch) that a task may need."""
+SHARED_ACCUMULATORS = 1 << 14
+"""The same where they take shared memory from the ring of the weight stream."""
 
 
 def tile(graph: Graph, op: Contract, target: Target) -> dict[int, int]:
@@ -47,8 +49,10 @@ def tile(graph: Graph, op: Contract, target: Target) -> dict[int, int]:
     if role["n"]:
         x = role["n"][0]
         inner = max(1, n // max(1, x.extent))
-        most = max(target.columns, ACCUMULATORS // max(1, m * len(op.rhs)) // target.columns * target.columns)
-        columns = min(most, max(target.columns, math.ceil(n / wanted)))
+        limit = SHARED_ACCUMULATORS if target.ring else ACCUMULATORS
+        most = max(target.columns, limit // max(1, m * len(op.rhs)) // target.columns * target.columns)
+        waves = math.ceil(n / wanted / most)  # every worker gets that many equal tasks rather than a large and a small one
+        columns = min(most, max(target.columns, math.ceil(n / (wanted * waves))))
         step = target.columns // math.gcd(inner, target.columns)
         step = step if step * inner <= max(columns, 2 * target.columns) else 1
         tile[x.axis] = max(1, min(x.extent, math.ceil(max(1, columns // inner) / step) * step))

@@ -19,7 +19,7 @@ from jax_mpk.passes import decompose
 from jax_mpk.passes.boxes import take
 from jax_mpk.passes.decompose import buffer_of, tiles
 from jax_mpk.targets import CPU, SM90, Target, cpu
-from jax_mpk.tasks.contract import ACCUMULATORS
+from jax_mpk.tasks.contract import ACCUMULATORS, SHARED_ACCUMULATORS
 
 
 def points(op, tg: TaskGraph, t: int, skip: frozenset = frozenset()):
@@ -248,3 +248,11 @@ def test_a_machine_with_more_processors_gets_more_tasks(processors, workers, tas
     target = cpu(processors)
     assert (target.workers, target.tasks) == (workers, tasks)
     assert sizes(contraction(1, 4096, 4096), target) == [tasks]
+
+
+def test_tasks_with_too_many_accumulators_become_equal_waves():
+    m, n, _ = tile_of(contraction(16, 4096, 151936), SM90)
+    assert m == 16 and m * n <= SHARED_ACCUMULATORS
+    count = -(-151936 // n)
+    assert 1.9 * SM90.tasks < count <= 2 * SM90.tasks
+    assert tile_of(contraction(8, 4096, 151936), SM90)[1] == 1152, "one wave has room"
