@@ -49,9 +49,13 @@ def main() -> None:
     graphdef, abstract = nnx.split(abstract_model(kind, config, jnp.bfloat16))
     leaves, treedef = jax.tree.flatten(abstract)
     key = jax.random.key(0)
+
     def leaf(n, x):
         r = jax.random.normal(jax.random.fold_in(key, n), x.shape, jnp.float32)
-        return (1 + 0.1 * r if len(x.shape) == 1 else r / max(x.shape[0] if x.shape[0] < 20000 else x.shape[-1], 1) ** 0.5).astype(x.dtype)
+        return (
+            1 + 0.1 * r if len(x.shape) == 1 else r / max(x.shape[0] if x.shape[0] < 20000 else x.shape[-1], 1) ** 0.5
+        ).astype(x.dtype)
+
     leaves = [jax.jit(lambda n=n, x=x: leaf(n, x))() for n, x in enumerate(leaves)]
     nbytes = sum(x.nbytes for x in leaves)
 
@@ -64,7 +68,9 @@ def main() -> None:
                 token, cache, pos = carry
                 token, _, cache = f(leaves, token, cache, pos)
                 return token, cache, pos + 1
+
             return jax.lax.fori_loop(0, a.steps, body, (token, cache, pos))
+
         return jax.jit(run)
 
     graphdef32, abstract32 = nnx.split(abstract_model(kind, config, jnp.float32))
@@ -72,7 +78,13 @@ def main() -> None:
 
     def reference(leaves, token, cache, pos):
         wide = [x.astype(jnp.float32) for x in leaves]
-        return greedy_step(graphdef32, jax.tree.unflatten(treedef32, wide), token, jax.tree.map(lambda x: x.astype(jnp.float32), cache), pos)
+        return greedy_step(
+            graphdef32,
+            jax.tree.unflatten(treedef32, wide),
+            token,
+            jax.tree.map(lambda x: x.astype(jnp.float32), cache),
+            pos,
+        )
 
     mega = jax_mpk.megakernelize(step, implementation="cuda")
     for batch in a.batch:
@@ -87,13 +99,19 @@ def main() -> None:
         cuda.check()
         exact = np.asarray(jax.jit(reference)(leaves, token, cache, pos)[1])
         error = [float(np.linalg.norm(np.asarray(x[1]) - exact) / np.linalg.norm(exact)) for x in (want, got)]
-        print(f"{a.model} batch {batch}: lower and compile {seconds:.1f} s; error against f32: jax.jit {error[0]:.2e}, megakernel "
-              f"{error[1]:.2e}, ratio {error[1] / error[0]:.3f}; tokens equal {bool((want[0] == got[0]).all())}", flush=True)
+        print(
+            f"{a.model} batch {batch}: lower and compile {seconds:.1f} s; error against f32: jax.jit {error[0]:.2e}, megakernel "
+            f"{error[1]:.2e}, ratio {error[1] / error[0]:.3f}; tokens equal {bool((want[0] == got[0]).all())}",
+            flush=True,
+        )
         jit_loop, mega_loop = loop(step), loop(mega)
         for name, f in (("jax.jit", jit_loop), ("megakernel", mega_loop)):
             jax.block_until_ready(f(leaves, token, cache, pos))
             ms = median(lambda f=f: f(leaves, token, cache, pos)) / a.steps
-            print(f"{a.model} batch {batch} {name:10s} {ms:.4f} ms/step, {nbytes / ms / 1e6:.0f} GB/s of weights", flush=True)
+            print(
+                f"{a.model} batch {batch} {name:10s} {ms:.4f} ms/step, {nbytes / ms / 1e6:.0f} GB/s of weights",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

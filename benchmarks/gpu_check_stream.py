@@ -41,7 +41,9 @@ def main() -> None:
     shapes = [(a.d, a.ff), (a.d, a.ff), (a.ff, a.d)] * a.layers
     w = [jax.random.normal(jax.random.fold_in(key, n), s, jnp.bfloat16) / s[0] ** 0.5 for n, s in enumerate(shapes)]
     nbytes = sum(x.nbytes for x in w)
-    print(f"{jax.local_devices()[0].device_kind}: {a.layers} layers, d {a.d}, ff {a.ff}, {nbytes / 1e9:.3f} GB of weights")
+    print(
+        f"{jax.local_devices()[0].device_kind}: {a.layers} layers, d {a.d}, ff {a.ff}, {nbytes / 1e9:.3f} GB of weights"
+    )
 
     def jit_step(x, *w):
         for n in range(a.layers):
@@ -55,13 +57,18 @@ def main() -> None:
         x = jax.random.normal(key, (batch, a.d), jnp.float32)
         ms = milliseconds(jit_step, x, w, 20)
         print(f"batch {batch:2d} jax.jit                     {ms:8.4f} ms {nbytes / ms / 1e6:6.0f} GB/s", flush=True)
-        for window, ring, slices in [(1, 0, 4), (2, 0, 4), (3, 0, 4), (4, 0, 4), (2, 6, 4), (2, 0, 2)] if batch == 1 else [(2, 0, 4), (3, 0, 4)]:
+        for window, ring, slices in (
+            [(1, 0, 4), (2, 0, 4), (3, 0, 4), (4, 0, 4), (2, 6, 4), (2, 0, 2)] if batch == 1 else [(2, 0, 4), (3, 0, 4)]
+        ):
             blob = programs.split_chain(batch, a.d, a.ff, a.layers, slices)
             step = launch.function(blob, [((batch, a.d), jnp.float32)], launch.device(window=window, ring=ring))
             ms = milliseconds(step, x, w, 20)
             want, got = np.asarray(jax.jit(jit_step)(x, *w)[0]), np.asarray(jax.jit(step)(x, *w)[0])
             wrong = np.linalg.norm(want - got) / np.linalg.norm(want)
-            print(f"batch {batch:2d} window {window} ring {ring:2d} slices {slices} {ms:8.4f} ms {nbytes / ms / 1e6:6.0f} GB/s  error {wrong:.1e}", flush=True)
+            print(
+                f"batch {batch:2d} window {window} ring {ring:2d} slices {slices} {ms:8.4f} ms {nbytes / ms / 1e6:6.0f} GB/s  error {wrong:.1e}",
+                flush=True,
+            )
             message = launch.extension().cuda_check()
             if message:
                 print(message, flush=True)

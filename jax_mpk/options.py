@@ -51,14 +51,21 @@ class Options:
     arch: str = _knob(
         "", "CUDA: use what this architecture has and no more, as sm_80; '' = the device's own", codegen=True
     )
-    stream: bool = _knob(True, "CUDA: stream weights by tensor copies (sm_90 on); off = read them where they lie", codegen=True)
+    stream: bool = _knob(
+        True, "CUDA: stream weights by tensor copies (sm_90 on); off = read them where they lie", codegen=True
+    )
     window: int = _knob(WINDOW, "CUDA: frames of the ring in flight at once, at least 1", codegen=True)
     ring: int = _knob(0, "CUDA: frames of 16 KiB in a block's ring; 0 = what fits; more than the window", codegen=True)
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
-            kinds: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "bool": (bool,), "str | None": (str, type(None))}
+            kinds: dict[str, tuple[type, ...]] = {
+                "str": (str,),
+                "int": (int,),
+                "bool": (bool,),
+                "str | None": (str, type(None)),
+            }
             if not isinstance(value, kinds[str(f.type)]) or isinstance(value, bool) != (f.type == "bool"):
                 raise TypeError(f"option {f.name} takes {f.type}, not {value!r}")
             if isinstance(value, int) and value < 0:

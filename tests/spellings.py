@@ -175,16 +175,21 @@ ATTENTIONS = {"grouped": attend_grouped, "cache_left": attend_cache_left, "repea
 def weights(shape: Shape, dtype, seed: int = 0):
     """Random weights, scaled so that activations keep their size."""
     rng = np.random.default_rng(seed)
+
     def matrix(*dims):
         return jnp.asarray(rng.normal(size=dims) / np.sqrt(dims[-2]), dtype)
+
     def vector(n):
         return jnp.asarray(1 + 0.1 * rng.normal(size=n), jnp.float32)
+
     s = shape
+
     def layer():
         return dict(n1=vector(s.width), n2=vector(s.width), nq=vector(s.head), nk=vector(s.head),
                     q=matrix(s.width, s.heads * s.head), k=matrix(s.width, s.kv_heads * s.head),
                     v=matrix(s.width, s.kv_heads * s.head), o=matrix(s.heads * s.head, s.width),
                     gate=matrix(s.width, s.hidden), up=matrix(s.width, s.hidden), down=matrix(s.hidden, s.width))  # fmt: skip
+
     return dict(embed=jnp.asarray(rng.normal(size=(s.vocab, s.width)), dtype), norm=vector(s.width),
                 layers=[layer() for _ in range(s.layers)])  # fmt: skip
 

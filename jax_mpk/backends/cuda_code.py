@@ -269,7 +269,10 @@ class Emitter(Reuse):
         return f"if ({b}) store<{dtype}>({pointer}, {at}, add_as<{dtype}>(load<{dtype}>({pointer}, {at}), {a}));"
 
     def _registers(self, instrs: Sequence[np.void]) -> None:
-        names = sorted({reg(int(i["dst"])) for i in instrs if OPCODES[int(i["op"])] not in STORES}, key=lambda n: (n[0], int(n[1:])))
+        names = sorted(
+            {reg(int(i["dst"])) for i in instrs if OPCODES[int(i["op"])] not in STORES},
+            key=lambda n: (n[0], int(n[1:])),
+        )
         if names:
             self.out("u32 " + ", ".join(names) + ";")
 
@@ -304,7 +307,13 @@ class Emitter(Reuse):
             self._registers(instrs)
             for n, i in enumerate(instrs):
                 op = OPCODES[int(i["op"])]
-                out(self._store(i) if op in STORES else f"{reg(int(i['dst']))} = {carried[n]}[0];" if n in carried else self._pure(i))
+                out(
+                    self._store(i)
+                    if op in STORES
+                    else f"{reg(int(i['dst']))} = {carried[n]}[0];"
+                    if n in carried
+                    else self._pure(i)
+                )
             out("}")
             return
         made = {int(i["dst"]) for i in head}
@@ -346,14 +355,24 @@ class Emitter(Reuse):
         """Whether the code only moves bf16, and 16 bytes at a time are contiguous and aligned on both sides."""
         if [OPCODES[int(i["op"])] for i in instrs] != ["LOAD", "STORE"] or int(instrs[0]["dst"]) != int(instrs[1]["a"]):
             return False
-        if not loops or self.guards or len(loops[-1].axes) != 1 or loops[-1].most % WIDE or not loops[-1].count.isdigit():
+        if (
+            not loops
+            or self.guards
+            or len(loops[-1].axes) != 1
+            or loops[-1].most % WIDE
+            or not loops[-1].count.isdigit()
+        ):
             return False
         inner = loops[-1].axes[0]
         for i in instrs:
             x = self._access(int(i["aux"]))
             slot, strides = int(x["slot"]), self._strides(x)
             m = self.scratch.get(slot)
-            if ((m.dtype if m else "") or DTYPES[int(x["dtype"])]) != "BF16" or int(x["n_dyn"]) or int(x["offset"]) % WIDE:
+            if (
+                ((m.dtype if m else "") or DTYPES[int(x["dtype"])]) != "BF16"
+                or int(x["n_dyn"])
+                or int(x["offset"]) % WIDE
+            ):
                 return False
             if strides.pop(inner, 0) != 1 or any(v % WIDE for v in strides.values()):
                 return False
@@ -409,7 +428,9 @@ class Emitter(Reuse):
         self._declare(outer, "o")
         every = self._instrs_of_all()
         scalars = [i for i in every if OPCODES[int(i["op"])] not in STORES and not int(i["dst"]) & abi.VECTOR_REG]
-        names = {reg(int(i["dst"])) for i in scalars} | {reg(int(s["dst"])) for s in self.stages if int(s["kind"]) == REDUCE_STAGE}
+        names = {reg(int(i["dst"])) for i in scalars} | {
+            reg(int(s["dst"])) for s in self.stages if int(s["kind"]) == REDUCE_STAGE
+        }
         if names:
             out("u32 " + ", ".join(sorted(names, key=lambda n: int(n[1:]))) + ";")
         start = {a: x.base for x in inner for a in x.axes}
@@ -425,7 +446,9 @@ class Emitter(Reuse):
             instrs = self._instrs(int(s["first"]), int(s["count"]))
             if int(s["kind"]) == VECTOR:
                 out("{")
-                mine = {c[3]: f"c{c[0]}_{reg(c[2])}" for c in carried} | {at: f"e{at}" for at, _, keep in before if keep}
+                mine = {c[3]: f"c{c[0]}_{reg(c[2])}" for c in carried} | {
+                    at: f"e{at}" for at, _, keep in before if keep
+                }
                 self._points(instrs, inner, f"{group}::rank()", size, math.prod(x.most for x in inner), mine)
                 out("}")
                 continue
@@ -465,7 +488,9 @@ class Emitter(Reuse):
         ranges = [(int(s["lo"][j]), int(s["hi"][j])) for j in range(int(s["axes"]))]
         return math.prod(max(0, hi - lo) for lo, hi in ranges), ranges
 
-    def _reduce(self, s: np.void, instrs: list[np.void], group: str, size: int, carried: Mapping[int, str] = {}) -> None:
+    def _reduce(
+        self, s: np.void, instrs: list[np.void], group: str, size: int, carried: Mapping[int, str] = {}
+    ) -> None:
         out = self.out
         total, ranges = self._reduction(s)
         first = int(s["axis"])

@@ -43,7 +43,11 @@ def plan(program: abi.Program, source: cuda_source.Source, workers: int, profile
     out["worker"], out["pad"] = worker[order], part[order]
 
     streams = program["Stream"]
-    keep = np.array([u.stream for u in units], bool)[tasks["op"][streams["task"]]] if source.ring and len(streams) else np.zeros(0, bool)
+    keep = (
+        np.array([u.stream for u in units], bool)[tasks["op"][streams["task"]]]
+        if source.ring and len(streams)
+        else np.zeros(0, bool)
+    )
     streams = streams[keep].copy() if len(keep) else streams[:0].copy()
     if len(streams):
         place = np.full(len(tasks), -1, np.int64)
@@ -58,7 +62,15 @@ def plan(program: abi.Program, source: cuda_source.Source, workers: int, profile
     tickets = 0
     for n, u in enumerate(units):
         workspace = -(-workspace // ALIGN) * ALIGN
-        records[n] = (u.variant, ops[n]["slot"], ops[n]["slots"], ops[n]["prologue"], tickets, ops[n]["name"], workspace)
+        records[n] = (
+            u.variant,
+            ops[n]["slot"],
+            ops[n]["slots"],
+            ops[n]["prologue"],
+            tickets,
+            ops[n]["name"],
+            workspace,
+        )
         workspace += u.partial
         tickets += u.tickets
     spill = -(-workspace // ALIGN) * ALIGN

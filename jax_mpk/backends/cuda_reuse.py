@@ -94,7 +94,9 @@ class Reuse:
                 continue
             _, ranges = self._reduction(x)
             if len(ranges) == 1 and (str(ranges[0][0]), str(ranges[0][1] - ranges[0][0])) == (base, count):
-                final = {int(i["dst"]): at for at, i in enumerate(instrs)}  # a register carries what it holds at the end
+                final = {
+                    int(i["dst"]): at for at, i in enumerate(instrs)
+                }  # a register carries what it holds at the end
                 for at, key in enumerate(self._values(instrs, int(x["axis"]), written)):
                     if key is not None and final[int(instrs[at]["dst"])] == at:
                         seen.setdefault(key, (n, int(instrs[at]["dst"])))
@@ -119,8 +121,10 @@ class Reuse:
     def _values(self, instrs: Sequence[np.void], axis: int, written: Mapping[int, int]) -> list[tuple | None]:
         """What each instruction computes, as a term in which `axis` is the running index; None for stores."""
         now: dict[int, tuple] = {}
+
         def term(r: int) -> tuple:
             return now.get(r, ("reg", r, written.get(r, -1)))
+
         out: list[tuple | None] = []
         for i in instrs:
             op = OPCODES[int(i["op"])]
@@ -132,7 +136,10 @@ class Reuse:
                 strides = {("run" if a == axis else a): v for a, v in self._strides(x).items()}
                 if self.vector != axis:
                     strides.pop(self.vector, None)
-                dyn = tuple((term(int(x["dyn_reg"][d])), int(x["dyn_limit"][d]), int(x["dyn_stride"][d])) for d in range(int(x["n_dyn"])))
+                dyn = tuple(
+                    (term(int(x["dyn_reg"][d])), int(x["dyn_limit"][d]), int(x["dyn_stride"][d]))
+                    for d in range(int(x["n_dyn"]))
+                )
                 where = (int(x["slot"]), int(x["dtype"]), int(x["offset"])) if op == "LOAD" else (int(i["imm"]),)
                 key: tuple = (op, *where, tuple(sorted(strides.items(), key=str)), dyn)
             elif op == "CONST":
@@ -154,7 +161,11 @@ class Reuse:
         first, vector = kinds.index(REDUCE_STAGE), kinds.index(VECTOR)
         late: set[int] = set()  # scalar registers that come with or after the first reduction
         for x in self.stages[first:vector]:
-            late |= {int(x["dst"])} if int(x["kind"]) == REDUCE_STAGE else {int(i["dst"]) for i in self._instrs(int(x["first"]), int(x["count"]))}
+            late |= (
+                {int(x["dst"])}
+                if int(x["kind"]) == REDUCE_STAGE
+                else {int(i["dst"]) for i in self._instrs(int(x["first"]), int(x["count"]))}
+            )
         instrs = self._instrs(int(self.stages[vector]["first"]), int(self.stages[vector]["count"]))
         now: dict[int, int] = {}  # register -> position that wrote it last
         ready: dict[int, set[int]] = {}  # position -> the positions that it needs, itself included
@@ -163,7 +174,12 @@ class Reuse:
             i, store = instrs[at], OPCODES[int(instrs[at]["op"])] in STORES
             read = set() if at in given else self._inputs(i)
             before = {now[r] for r in read if r in now}
-            if not store and at not in given and before <= ready.keys() and not any(r in late for r in read if r not in now):
+            if (
+                not store
+                and at not in given
+                and before <= ready.keys()
+                and not any(r in late for r in read if r not in now)
+            ):
                 ready[at] = {at}.union(*(ready[x] for x in before))
             else:
                 keep |= {x for x in before if any(OPCODES[int(instrs[y]["op"])] == "LOAD" for y in ready.get(x, ()))}

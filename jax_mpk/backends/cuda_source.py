@@ -21,7 +21,15 @@ from jax_mpk.backends.cuda_space import Scratch, Space, Span
 SHELL = ("ptx.cuh", "base.cuh", "ops.cuh", "reduce.cuh", "shell.cuh", "stream.cuh")
 TASKS = ("tasks/contract.cuh", "tasks/attention.cuh", "tasks/flash.cuh", "tasks/sort.cuh")
 FRAME = 16384
-SMEM = {"sm_80": 166912, "sm_86": 101376, "sm_89": 101376, "sm_90": 232448, "sm_90a": 232448, "sm_100": 232448, "sm_100a": 232448}
+SMEM = {
+    "sm_80": 166912,
+    "sm_86": 101376,
+    "sm_89": 101376,
+    "sm_90": 232448,
+    "sm_90a": 232448,
+    "sm_100": 232448,
+    "sm_100a": 232448,
+}
 ROOM = 65536
 """Most bytes of activations, and of accumulators, in shared memory; beyond it they go to the workspace."""
 PARTS = 128
@@ -72,7 +80,9 @@ class _Builder:
 def root() -> Path:
     """The directory of the kernel shell: beside this package when installed, at the top of a source tree."""
     package = Path(__file__).resolve().parents[1]
-    return next((p for p in (package / "cuda", package.parent / "cuda") if (p / "shell.cuh").is_file()), package / "cuda")
+    return next(
+        (p for p in (package / "cuda", package.parent / "cuda") if (p / "shell.cuh").is_file()), package / "cuda"
+    )
 
 
 def generate(program: abi.Program, arch: str, *, stream: bool = True, window: int = 2, ring: int = 0,
@@ -176,7 +186,9 @@ class _Op:
             if parts == 1:
                 out.append(f"  r.lo[{a}] = 0; r.hi[{a}] = {e};")
             else:
-                out.append(f"  r.lo[{a}] = (int)(index % {parts}u) * {t}; r.hi[{a}] = min(r.lo[{a}] + {t}, {e}); index /= {parts}u;")
+                out.append(
+                    f"  r.lo[{a}] = (int)(index % {parts}u) * {t}; r.hi[{a}] = min(r.lo[{a}] + {t}, {e}); index /= {parts}u;"
+                )
         return "\n  ".join([*out, "  return r;", "}"])
 
     def product(self, axes: range) -> str:
@@ -204,11 +216,16 @@ class _Op:
         return "\n  ".join([head, *e.out.text, "}"])
 
     def offset(self, x: np.void, axes: range, space: Space) -> str:
-        terms = [f"(i64){space.lo(a)} * {int(x['stride'][a])}" for a in axes if int(x["stride"][a]) and space.lo(a) != "0"]
+        terms = [
+            f"(i64){space.lo(a)} * {int(x['stride'][a])}" for a in axes if int(x["stride"][a]) and space.lo(a) != "0"
+        ]
         return " + ".join([*terms, str(int(x["offset"]))])
 
     def body(self, call: str, *parts: str, **constants: object) -> str:
-        consts = [f"static constexpr {'bool' if isinstance(v, bool) else 'int'} {k} = {str(v).lower()};" for k, v in constants.items()]
+        consts = [
+            f"static constexpr {'bool' if isinstance(v, bool) else 'int'} {k} = {str(v).lower()};"
+            for k, v in constants.items()
+        ]
         inner = "\n".join([*consts, *parts]).replace("\n", "\n  ")
         return f"// call: {call}\nstruct @ {{\n  {inner}\n}};\n"
 
@@ -232,7 +249,9 @@ def _rows(b: _Builder, op: np.void, streamed: bool) -> tuple[str, Unit]:
 def _contract(b: _Builder, op: np.void, streamed: bool) -> tuple[str, Unit]:
     o = _Op(b, op)
     nb, nm, nn, nk = (o.param(x) for x in ("N_BATCH", "N_M", "N_N", "N_K"))
-    batch, m, n, k = (range(s, s + c) for s, c in zip(np.cumsum([0, nb, nm, nn]).tolist(), (nb, nm, nn, nk), strict=True))
+    batch, m, n, k = (
+        range(s, s + c) for s, c in zip(np.cumsum([0, nb, nm, nn]).tolist(), (nb, nm, nn, nk), strict=True)
+    )
     M, N, K = math.prod(o.tile[a] for a in m), math.prod(o.tile[a] for a in n), math.prod(o.extent[a] for a in k)
     rhs = [o.access(o.param(f"RHS{j}")) for j in range(o.param("N_RHS"))]
     steps = [(_step(x, n, o.extent), _step(x, k, o.extent)) for x in rhs]
@@ -242,7 +261,10 @@ def _contract(b: _Builder, op: np.void, streamed: bool) -> tuple[str, Unit]:
     # Where things live.
     lda = -(-K // 128) * 128 + 8 if streamed else K
     together = streamed and len(rhs) * M <= 16
-    act, red = M * lda * (2 if streamed else 4), (4 * M * (len(rhs) if together else 1) if streamed else 8 * min(M, 4)) * 64 * 4
+    act, red = (
+        M * lda * (2 if streamed else 4),
+        (4 * M * (len(rhs) if together else 1) if streamed else 8 * min(M, 4)) * 64 * 4,
+    )
     acc = len(rhs) * M * N * 4
     spill = 0
     if act > ROOM:
@@ -402,7 +424,9 @@ def _flash(o: _Op, rows: range, key: int, appends: list[int], queries: dict[int,
         below *= size
     for n in _codes(o.op, "SCORE"):
         e.point(n, at, abi.SLOT_ACC, "x")
-    head = "static __device__ __forceinline__ void score_at(const Desc& d, const Range& r, int row, int key, float& x) {"
+    head = (
+        "static __device__ __forceinline__ void score_at(const Desc& d, const Range& r, int row, int key, float& x) {"
+    )
     score = "\n  ".join([head, *e.out.text, "}"])
     # APPEND and Q start at different warps: their loads are on the way together.
     e = Emitter(o.p, o.space, o.n, frozenset(n for n, x in enumerate(_aligned(o.p, o.op)) if x))
@@ -478,7 +502,13 @@ def _sort(b: _Builder, op: np.void, streamed: bool) -> tuple[str, Unit]:
     return body, Unit(0)
 
 
-_EMIT = {KIND("NOP"): _nop, KIND("ROWS"): _rows, KIND("CONTRACT"): _contract, KIND("ATTENTION"): _attention, KIND("SORT"): _sort}
+_EMIT = {
+    KIND("NOP"): _nop,
+    KIND("ROWS"): _rows,
+    KIND("CONTRACT"): _contract,
+    KIND("ATTENTION"): _attention,
+    KIND("SORT"): _sort,
+}
 
 
 def _kernel(calls: list[str], stream: bool, spill: int, smem: int) -> str:
@@ -493,11 +523,15 @@ def _kernel(calls: list[str], stream: bool, spill: int, smem: int) -> str:
 }}"""
         for n, call in enumerate(calls)
     )
-    init = """
+    init = (
+        """
   if (threadIdx.x == 0) {
     for (int i = 0; i < MPK_RING; ++i) { mbarrier_init(&sh->full[i], 1); mbarrier_init(&sh->empty[i], WARPS); }
     mbarrier_fence_init();
-  }""" if stream else ""
+  }"""
+        if stream
+        else ""
+    )
     load = "if (warp == LOADER) { loader(s, sh, smem); return; }" if stream else "if (warp == LOADER) return;"
     return f"""
 static_assert(SMEM_BYTES == {smem}, "cuda_source.py and shell.cuh disagree");

@@ -49,7 +49,9 @@ def library() -> ctypes.CDLL:
                 if ".alt." not in extra:  # some wheels do not find their own builtins
                     ctypes.CDLL(extra, mode=ctypes.RTLD_GLOBAL)
             return ctypes.CDLL(path)
-    raise UnsupportedError("megakernel", "no NVRTC was found: pip install 'jax[cuda13]' (or nvidia-cuda-nvrtc) brings one")
+    raise UnsupportedError(
+        "megakernel", "no NVRTC was found: pip install 'jax[cuda13]' (or nvidia-cuda-nvrtc) brings one"
+    )
 
 
 def _candidates() -> list[str]:

@@ -355,6 +355,7 @@ def check(g: Graph) -> Graph:
     written: set[int] = set()
     consumed: set[int] = set()
     for n, op in enumerate(g.ops):
+
         def fail(msg: str, op: Op = op, n: int = n) -> None:
             raise GraphError(f"operator {n} ({op.kind} -> {g.value_name(op.out)}, from {op.source}): {msg}")
 

@@ -197,7 +197,9 @@ class TaskGraph:
             lines.append(f"  buffer {b.id} {b.name}: {b.space} {b.index}, {b.nbytes} bytes{at}{alias}")
         for n, g in enumerate(self.grids):
             axes = " x ".join(f"{e}/{t}" if t < e else str(e) for e, t in zip(g.extent, g.tile, strict=True))
-            lines.append(f"  grid {n} {g.name}: {g.kind} [{axes}], tasks {g.first}..{g.first + g.count - 1}  # {g.source}")
+            lines.append(
+                f"  grid {n} {g.name}: {g.kind} [{axes}], tasks {g.first}..{g.first + g.count - 1}  # {g.source}"
+            )
         if self.waits is not None and self.triggers is not None and self.threshold is not None:
             rows = self.triggers.row_of()
             for e in range(self.events):

@@ -136,6 +136,7 @@ def _int_binary(x: Binary) -> Expr:
 
 def _index_arithmetic(x: Binary) -> Expr:
     """Sums and multiples of indices are indices."""
+
     def coord(e: Expr) -> Coord | None:
         return e.coord if isinstance(e, Index) else E.coord_const(int(e.value)) if isinstance(e, Const) else None
 

@@ -151,7 +151,9 @@ def _fuse_epilogue(op: Map, ops: dict[int, Op], users: dict[int, set[int]], resu
         return None
     # The last contraction takes the epilogue, so that everything else that it reads has been computed.
     first, x, back = cores[0]
-    group = [(c, y) for c, y, b in cores if b == back and c.lhs is first.lhs and c.k == first.k and c.domain == first.domain]
+    group = [
+        (c, y) for c, y, b in cores if b == back and c.lhs is first.lhs and c.k == first.k and c.domain == first.domain
+    ]
     if len(group) > 4 or sum(len(c.rhs) for c, _ in group) > 4:
         group = group[:1]
     others = [v for v in op.expr.loads if all(v != c.out for c, _ in group)]
@@ -250,7 +252,11 @@ def _prologues(g: Graph, target: Target) -> Graph:
     ops: list[Op] = []
     users = {v: len(c) for v, c in g.consumers().items()}
     for op in g.ops:
-        op = inline(op, {v: maps[v].expr for v in op.reads() if v in maps and _inlines(g, maps[v], op, ready, users, target)}, gone)
+        op = inline(
+            op,
+            {v: maps[v].expr for v in op.reads() if v in maps and _inlines(g, maps[v], op, ready, users, target)},
+            gone,
+        )
         gone.update(old for old, _ in op.inplace())
         here = max((ready.get(v, 0) + (v in maps) for v in op.reads()), default=0)
         for v in op.writes():

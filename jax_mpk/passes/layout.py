@@ -36,6 +36,7 @@ def run(g: Graph) -> Graph:
 
 def _order(x: Load) -> tuple[int, ...] | None:
     """Dimensions from the slowest to the fastest as the load walks them, or None if they are in that order."""
+
     def speed(d: int) -> tuple[int, int, int]:
         terms = x.coords[d].terms
         if not terms:

@@ -66,7 +66,9 @@ def _two_steps(values: dict[int, Value], op: Op, r: Reduce, target: Target) -> t
     """The map that finds the candidates, and the index of the best of them in place of `r`."""
     (n,), (axis,), free = r.extents, r.bound, sorted(r.axes)
     least = math.ceil(n / _slices(op, r, target) / target.columns) * target.columns
-    step = min(range(least, 2 * least, target.columns), key=lambda x: x + n % x)  # the shortest slices that reach the end
+    step = min(
+        range(least, 2 * least, target.columns), key=lambda x: x + n % x
+    )  # the shortest slices that reach the end
     count, length = n // step, step + n % step
 
     rows = tuple(op.domain[a] for a in free)
@@ -92,7 +94,9 @@ def _replace(e: Expr, old: Expr, new: Expr) -> Expr:
 
     def go(x: Expr) -> Expr:
         if x not in memo:
-            memo[x] = E.rebuild(x, go, lambda c: Coord(c.const, c.terms, go(c.dyn), c.limit) if c.dyn is not None else c)
+            memo[x] = E.rebuild(
+                x, go, lambda c: Coord(c.const, c.terms, go(c.dyn), c.limit) if c.dyn is not None else c
+            )
         return memo[x]
 
     return go(e)

@@ -105,6 +105,7 @@ def _attention(g: Graph, op: Contract, maps: dict[int, Map], contracts: dict[int
 
 def _looks_normalised(e: Expr, maps: dict[int, Map]) -> bool:
     """Cheap: does a quotient or product of an exponential come next? (Writing everything out is not cheap.)"""
+
     def ahead(x: Expr) -> Expr:
         x = _strip(x)
         while isinstance(x, Load) and x.value in maps:
@@ -154,6 +155,7 @@ def _reciprocal(e: Expr) -> Expr | None:
 
 def _unrounded(e: Expr) -> Expr:
     """`e` without the roundings inside the softmax itself (those of the scores stay)."""
+
     def exp_part(x: Expr) -> Expr:
         x = _strip(x)
         if isinstance(x, Unary) and x.op == "exp":

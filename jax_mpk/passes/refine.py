@@ -301,6 +301,7 @@ def _stores(op: Op) -> list[tuple[int, tuple[Coord, ...]]]:
 
 def _affine(values: Mapping[int, Value], e: Expr, cuts: Mapping[int, list[int]], extent: Mapping[int, int]) -> Expr:
     """`e` with the digits computed that stay digits when the axes of `extent` are cut."""
+
     def bad(t: Term) -> bool:
         return not digits.plain_after(t, cuts, extent)
 
@@ -335,5 +336,3 @@ def _half(op: Op, axes_: frozenset[int], error: RegisterPressure) -> tuple[str, 
     if best is None:
         raise _unsupported(op, str(error))
     return best[1], best[2]
-
-

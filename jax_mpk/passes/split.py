@@ -52,7 +52,9 @@ def run(g: Graph, target: Target) -> Graph:
 
 
 def _of_weights(values: dict[int, Value], op: Op) -> bool:
-    return isinstance(op, Contract) and len(op.k) == 1 and all(values[v].role != "temp" for r in op.rhs for v in r.loads)
+    return (
+        isinstance(op, Contract) and len(op.k) == 1 and all(values[v].role != "temp" for r in op.rhs for v in r.loads)
+    )
 
 
 def _split(values: dict[int, Value], op: Contract, target: Target, slices: int) -> list[Op] | None:

@@ -28,6 +28,7 @@ def inline(op: Op, table: Mapping[int, Expr], gone: AbstractSet[int] = frozenset
     A load stays, so that its value must be computed after all, where the index map does not compose, where the role
     needs a plain load, or where the expression reads a value in `gone` (overwritten in place by now).
     """
+
     def replacement(role: str) -> Callable[[Load], Expr | None]:
         def f(x: Load) -> Expr | None:
             e = table.get(x.value)
@@ -39,6 +40,7 @@ def inline(op: Op, table: Mapping[int, Expr], gone: AbstractSet[int] = frozenset
                 return None
             plain = role in PLAIN and isinstance(op, Contract | Attention)
             return None if plain and not isinstance(out, Load) else out
+
         return f
 
     exprs = {}
@@ -50,6 +52,7 @@ def inline(op: Op, table: Mapping[int, Expr], gone: AbstractSet[int] = frozenset
 
 def settle(op: Op) -> Op:
     """Makes store coordinates static where their dynamic part has become a plain index."""
+
     def fix(a: Append) -> Append:
         coords = tuple(algebra.settle(c) for c in a.coords)
         oob = a.oob if any(c.dyn is not None for c in coords) else "clamp"

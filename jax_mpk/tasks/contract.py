@@ -51,7 +51,9 @@ def tile(graph: Graph, op: Contract, target: Target) -> dict[int, int]:
         inner = max(1, n // max(1, x.extent))
         limit = SHARED_ACCUMULATORS if target.ring else ACCUMULATORS
         most = max(target.columns, limit // max(1, m * len(op.rhs)) // target.columns * target.columns)
-        waves = math.ceil(n / wanted / most)  # every worker gets that many equal tasks rather than a large and a small one
+        waves = math.ceil(
+            n / wanted / most
+        )  # every worker gets that many equal tasks rather than a large and a small one
         columns = min(most, max(target.columns, math.ceil(n / (wanted * waves))))
         step = target.columns // math.gcd(inner, target.columns)
         step = step if step * inner <= max(columns, 2 * target.columns) else 1

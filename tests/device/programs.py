@@ -38,12 +38,19 @@ class Builder:
             index, self.results = self.results, self.results + 1
         else:
             offset, self.workspace = self.workspace, self.workspace + -(-nbytes // 256) * 256
-        r["space"], r["dtype"], r["index"], r["offset"] = abi.enum("Space", space), abi.enum("Dtype", dtype), index, offset
+        r["space"], r["dtype"], r["index"], r["offset"] = (
+            abi.enum("Space", space),
+            abi.enum("Dtype", dtype),
+            index,
+            offset,
+        )
         r["bytes"], r["alias"], r["name"] = nbytes, alias, self.name(f"b{len(self.rows['Buffer'])}")
         self.rows["Buffer"].append(r)
         return len(self.rows["Buffer"]) - 1
 
-    def access(self, slot: int, dtype: str, strides: dict[int, int], offset: int = 0, dyn: list[tuple[int, int, int]] = ()) -> np.void:
+    def access(
+        self, slot: int, dtype: str, strides: dict[int, int], offset: int = 0, dyn: list[tuple[int, int, int]] = ()
+    ) -> np.void:
         r = np.zeros((), abi.RECORDS["Access"])
         r["slot"], r["dtype"], r["offset"], r["n_dyn"] = slot, abi.enum("Dtype", dtype), offset, len(dyn)
         for a, s in strides.items():
@@ -52,16 +59,25 @@ class Builder:
             r["dyn_reg"][j], r["dyn_limit"][j], r["dyn_stride"][j] = register, limit, stride
         return r
 
-    def instr(self, op: str, dst: int = 0, a: int = 0, b: int = 0, c: int = 0, aux: int = 0, imm: float | int = 0) -> np.void:
+    def instr(
+        self, op: str, dst: int = 0, a: int = 0, b: int = 0, c: int = 0, aux: int = 0, imm: float | int = 0
+    ) -> np.void:
         r = np.zeros((), abi.RECORDS["Instr"])
         bits = int(np.float32(imm).view(np.uint32)) if isinstance(imm, float) else int(np.int64(imm) & 0xFFFFFFFF)
         r["op"], r["dst"], r["a"], r["b"], r["c"], r["aux"], r["imm"] = abi.enum("Opcode", op), dst, a, b, c, aux, bits
         return r
 
-    def code(self, n_axes: int, axes: list[int], vector: int, accesses: list[np.void], stages: list[tuple], extent: list[int]) -> int:
+    def code(
+        self, n_axes: int, axes: list[int], vector: int, accesses: list[np.void], stages: list[tuple], extent: list[int]
+    ) -> int:
         """`stages`: ("SCALAR" | "VECTOR", instrs) or ("REDUCE", instrs, op, [(lo, hi)], src, dst)."""
         c = np.zeros((), abi.RECORDS["Code"])
-        c["stage"], c["stages"], c["access"], c["accesses"] = len(self.rows["Stage"]), len(stages), len(self.rows["Access"]), len(accesses)
+        c["stage"], c["stages"], c["access"], c["accesses"] = (
+            len(self.rows["Stage"]),
+            len(stages),
+            len(self.rows["Access"]),
+            len(accesses),
+        )
         c["axes"], c["vector"], c["n_axes"] = sum(1 << a for a in axes), vector, n_axes
         c["scalar_regs"] = c["vector_regs"] = 32
         c["hi"][: len(extent)] = extent
@@ -72,7 +88,12 @@ class Builder:
             if kind == "REDUCE":
                 op, ranges, src, dst = more[:4]
                 dtype = more[4] if len(more) > 4 else "F32"
-                s["reduce"], s["dtype"], s["axis"], s["axes"] = abi.enum("ReduceOp", op), abi.enum("Dtype", dtype), n_axes, len(ranges)
+                s["reduce"], s["dtype"], s["axis"], s["axes"] = (
+                    abi.enum("ReduceOp", op),
+                    abi.enum("Dtype", dtype),
+                    n_axes,
+                    len(ranges),
+                )
                 s["src"], s["dst"] = src, dst
                 for j, (lo, hi) in enumerate(ranges):
                     s["lo"][j], s["hi"][j] = lo, hi
@@ -84,7 +105,12 @@ class Builder:
     def op(self, kind: str, name: str, extent: list[int], tile: list[int], slots: list[int], codes: dict[str, list[int]],
            params: dict[str, int] = {}, accesses: list[np.void] = (), prologue: int = 0) -> int:  # fmt: skip
         r = np.zeros((), abi.RECORDS["Op"])
-        r["kind"], r["n_axes"], r["prologue"], r["name"] = abi.enum("Kind", kind), len(extent), prologue, self.name(name)
+        r["kind"], r["n_axes"], r["prologue"], r["name"] = (
+            abi.enum("Kind", kind),
+            len(extent),
+            prologue,
+            self.name(name),
+        )
         r["slot"], r["slots"] = len(self.rows["Slot"]), len(slots)
         r["access"], r["accesses"] = len(self.rows["Access"]), len(accesses)
         self.rows["Access"] += list(accesses)
@@ -103,7 +129,10 @@ class Builder:
     def tasks(self, op: int, workers: int, waits: list[int] = (), triggers: list[int] = ()) -> list[int]:
         """All tasks of `op`, dealt round; each waits for and triggers these events (thresholds are counted)."""
         r = self.rows["Op"][op]
-        count = math.prod(-(-int(e) // max(1, int(t))) for e, t in zip(r["extent"][: r["n_axes"]], r["tile"][: r["n_axes"]], strict=True))
+        count = math.prod(
+            -(-int(e) // max(1, int(t)))
+            for e, t in zip(r["extent"][: r["n_axes"]], r["tile"][: r["n_axes"]], strict=True)
+        )
         out = []
         for i in range(count):
             t = np.zeros((), abi.RECORDS["Task"])
@@ -142,7 +171,9 @@ class Builder:
     def finish(self, workers: int) -> bytes:
         sections = {k: np.array(v, abi.RECORDS[k]) if v else np.zeros(0, abi.RECORDS[k]) for k, v in self.rows.items()}
         sections["Name"] = np.frombuffer(self.names, abi.RECORDS["Name"]) if self.names else sections["Name"]
-        return abi.encode(sections, workspace=self.workspace, workers=workers, args=self.args, results=self.results, ranks=1)
+        return abi.encode(
+            sections, workspace=self.workspace, workers=workers, args=self.args, results=self.results, ranks=1
+        )
 
 
 def decoder_step(batch: int = 1, d: int = 2048, ff: int = 4096, layers: int = 2, workers: int = 132, columns_inner: bool = True,
@@ -151,7 +182,10 @@ def decoder_step(batch: int = 1, d: int = 2048, ff: int = 4096, layers: int = 2,
     """x -> layers of x + down(silu(gate(norm x)) * up(norm x)); operands x f32[batch, d], then gate, up, down a layer."""
     b = Builder()
     x = b.buffer("ARG", "F32", batch, d)
-    weights = [[b.buffer("ARG", dtype, d, ff), b.buffer("ARG", dtype, d, ff), b.buffer("ARG", dtype, ff, d)] for _ in range(layers)]
+    weights = [
+        [b.buffer("ARG", dtype, d, ff), b.buffer("ARG", dtype, d, ff), b.buffer("ARG", dtype, ff, d)]
+        for _ in range(layers)
+    ]
     y = b.buffer("RESULT", "F32", batch, d)
     codes: dict[tuple, int] = {}
     before: list[int] = []
@@ -282,14 +316,24 @@ def rows_program(B: int, N: int, workers: int = 132) -> bytes:
                  [("REDUCE", [load], "ARGMAX", [(0, N)], V | 0, 0), ("SCALAR", [b.instr("STORE", a=0, aux=1)])], [B])  # fmt: skip
     b.tasks(b.op("ROWS", "argmax", [B], [1], [x, top], {"MAIN": [arg]}), workers)
     exp = [load, b.instr("F_SUB", V | 1, V | 0, 0), b.instr("F_EXP", V | 1, V | 1)]
-    exp2 = [b.instr("LOAD", V | 0, aux=1), *exp[1:], b.instr("F_DIV", V | 1, V | 1, 1), b.instr("STORE", a=V | 1, aux=2)]
+    exp2 = [
+        b.instr("LOAD", V | 0, aux=1),
+        *exp[1:],
+        b.instr("F_DIV", V | 1, V | 1, 1),
+        b.instr("STORE", a=V | 1, aux=2),
+    ]
     softmax = b.code(2, [0, 1], 1, [b.access(0, "F32", {0: N, 2: 1}), b.access(0, "F32", {0: N, 1: 1}), b.access(1, "F32", {0: N, 1: 1})],
                      [("REDUCE", [load], "MAX", [(0, N)], V | 0, 0), ("REDUCE", exp, "SUM", [(0, N)], V | 1, 1), ("VECTOR", exp2)], [B, N])  # fmt: skip
     b.tasks(b.op("ROWS", "softmax", [B, N], [min(B, 3), N], [x, soft], {"MAIN": [softmax]}), workers)
     accesses = lambda: [b.access(0, "F32", {0: N, 1: 1}), b.access(1, "F32", {0: N, 1: 1})]  # noqa: E731
     codes = []
     for lo, hi, add in ((0, 3, 0.0), (3, 10, 1.0), (10, N, 0.0)):
-        body = [load, b.instr("CONST", V | 1, imm=add), b.instr("F_ADD", V | 0, V | 0, V | 1), b.instr("STORE", a=V | 0, aux=1)]
+        body = [
+            load,
+            b.instr("CONST", V | 1, imm=add),
+            b.instr("F_ADD", V | 0, V | 0, V | 1),
+            b.instr("STORE", a=V | 0, aux=1),
+        ]
         codes.append(b.code(2, [0, 1], 1, accesses(), [("VECTOR", body)], [B, N]))
         b.rows["Code"][-1]["lo"][1], b.rows["Code"][-1]["hi"][1] = lo, hi
     b.tasks(b.op("ROWS", "edge", [B, N], [2, 7], [x, edge], {"MAIN": codes}), workers)
@@ -303,8 +347,23 @@ def sort_program(B: int, N: int, count: int, descending: bool, positions: bool, 
     y = b.buffer("RESULT", "I32" if positions else "F32", B, count)
     key = b.code(2, [0, 1], 1, [b.access(0, "F32", {0: N, 1: 1}), b.access(abi.SLOT_ACC, "F32", {1: 1})],
                  [("VECTOR", [b.instr("LOAD", V | 0, aux=0), b.instr("STORE", a=V | 0, aux=1)])], [B, N])  # fmt: skip
-    params = {"KEY_DTYPE": abi.enum("Dtype", "F32"), "COUNT": count, "OUT": 0, "DESCENDING": int(descending), "PAYLOAD": int(positions)}
-    op = b.op("SORT", "sort", [B, N], [2, N], [x, y], {"MAIN": [key]}, params, [b.access(1, "I32" if positions else "F32", {0: count, 1: 1})])
+    params = {
+        "KEY_DTYPE": abi.enum("Dtype", "F32"),
+        "COUNT": count,
+        "OUT": 0,
+        "DESCENDING": int(descending),
+        "PAYLOAD": int(positions),
+    }
+    op = b.op(
+        "SORT",
+        "sort",
+        [B, N],
+        [2, N],
+        [x, y],
+        {"MAIN": [key]},
+        params,
+        [b.access(1, "I32" if positions else "F32", {0: count, 1: 1})],
+    )
     b.tasks(op, workers)
     return b.finish(workers)
 
@@ -314,13 +373,19 @@ def split_chain(batch: int, d: int, ff: int, layers: int, slices: int, workers: 
     next prologue, and beside the critical path by an operator that keeps the residual."""
     b = Builder()
     x = b.buffer("ARG", "F32", batch, d)
-    weights = [[b.buffer("ARG", "BF16", d, ff), b.buffer("ARG", "BF16", d, ff), b.buffer("ARG", "BF16", ff, d)] for _ in range(layers)]
+    weights = [
+        [b.buffer("ARG", "BF16", d, ff), b.buffer("ARG", "BF16", d, ff), b.buffer("ARG", "BF16", ff, d)]
+        for _ in range(layers)
+    ]
     y = b.buffer("RESULT", "F32", batch, d)
     part = ff // slices
 
     def total(scale: int, axis: int) -> tuple[list[np.void], list[np.void]]:
         """Loads x (slot 0) and adds the slices (slot 1): accesses and instructions, the sum in V | 1."""
-        accesses = [b.access(0, "F32", {0: scale, axis: 1}), *(b.access(1, "F32", {0: scale, axis: 1}, s * batch * d) for s in range(slices))]
+        accesses = [
+            b.access(0, "F32", {0: scale, axis: 1}),
+            *(b.access(1, "F32", {0: scale, axis: 1}, s * batch * d) for s in range(slices)),
+        ]
         out = [b.instr("LOAD", V | 1, aux=0)]
         for s in range(slices):
             out += [b.instr("LOAD", V | 2, aux=1 + s), b.instr("F_ADD", V | 1, V | 1, V | 2)]

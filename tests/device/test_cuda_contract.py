@@ -13,7 +13,9 @@ import pytest
 pytestmark = pytest.mark.device
 
 
-def operands(batch: int, d: int, ff: int, layers: int, dtype: type, columns_inner: bool = True) -> tuple[np.ndarray, list[np.ndarray]]:
+def operands(
+    batch: int, d: int, ff: int, layers: int, dtype: type, columns_inner: bool = True
+) -> tuple[np.ndarray, list[np.ndarray]]:
     rng = np.random.default_rng(batch + d + layers)
     x = rng.standard_normal((batch, d), np.float32)
     shapes = [(d, ff), (d, ff), (ff, d)] * layers
@@ -89,7 +91,9 @@ def test_a_stuck_launch_ends_and_the_next_one_works():
     jax.block_until_ready(f(*held))  # gives up again: the counters were cleared, and nothing hangs
     with pytest.raises(Exception, match="down0"):
         jax.block_until_ready(f(*held))
-    good = jax.jit(launch.function(programs.decoder_step(batch, d, ff, 1), [((batch, d), jnp.float32)], launch.device()))
+    good = jax.jit(
+        launch.function(programs.decoder_step(batch, d, ff, 1), [((batch, d), jnp.float32)], launch.device())
+    )
     assert error(np.asarray(good(*held)[0]), programs.decoder_reference(x, w)) < 3e-3
 
 

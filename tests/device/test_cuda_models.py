@@ -39,7 +39,9 @@ def gate(step, exact_step, args, logits: int, arch: str) -> None:
     assert error[0] <= 1.25 * error[1] + 1e-5 * size
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(xla), strict=True):
         if jnp.issubdtype(a.dtype, jnp.floating):
-            np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), rtol=0.05, atol=0.05 * max(1.0, size))
+            np.testing.assert_allclose(
+                a.astype(jnp.float32), b.astype(jnp.float32), rtol=0.05, atol=0.05 * max(1.0, size)
+            )
 
 
 @functools.cache
@@ -63,7 +65,12 @@ def test_models(name, dtype, batch, arch):
 
 def choices():
     """Every spelling of each part once, beside the first spellings of the others."""
-    parts = {"norm": spellings.NORMS, "rope": spellings.ROPES, "update": spellings.UPDATES, "attend": spellings.ATTENTIONS}
+    parts = {
+        "norm": spellings.NORMS,
+        "rope": spellings.ROPES,
+        "update": spellings.UPDATES,
+        "attend": spellings.ATTENTIONS,
+    }
     first = {k: next(iter(v)) for k, v in parts.items()}
     return [first, *({**first, k: n} for k, v in parts.items() for n in list(v)[1:])]
 
@@ -74,5 +81,10 @@ def choices():
 def test_spellings(how, dtype, batch, arch):
     shape = spellings.Shape()
     step = spellings.decoder(shape, **how)
-    args = spellings.weights(shape, dtype), jnp.arange(batch, dtype=jnp.int32) + 3, spellings.cache(shape, batch, dtype), jnp.int32(11)
+    args = (
+        spellings.weights(shape, dtype),
+        jnp.arange(batch, dtype=jnp.int32) + 3,
+        spellings.cache(shape, batch, dtype),
+        jnp.int32(11),
+    )
     gate(step, step, args, 1, arch)

@@ -67,7 +67,10 @@ def test_a_program_without_one_of_its_events_ends_in_an_error_that_names_everyth
     want = np.asarray(run(good)(*held)[0])
     stuck = run(damaged(good, 0))
     jax.block_until_ready(stuck(*held))
-    with pytest.raises(Exception, match=r"gave up after 50 ms: task \d+ \(down0\[\d+\] on worker \d+\) waits for event 0, which has 0 of 16"):
+    with pytest.raises(
+        Exception,
+        match=r"gave up after 50 ms: task \d+ \(down0\[\d+\] on worker \d+\) waits for event 0, which has 0 of 16",
+    ):
         jax.block_until_ready(stuck(*held))
     jax.block_until_ready(stuck(*held))
     assert "event 0" in launch.extension().cuda_check()
@@ -78,9 +81,15 @@ def test_two_programs_on_two_streams():
     """Two executables dispatched from two threads, many times: each keeps its counters, and its bits."""
     d, ff = 512, 1024
     rng = np.random.default_rng(1)
-    w = [jnp.asarray((rng.standard_normal(s, np.float32) / s[0] ** 0.5).astype(jnp.bfloat16)) for s in [(d, ff), (d, ff), (ff, d)]]
+    w = [
+        jnp.asarray((rng.standard_normal(s, np.float32) / s[0] ** 0.5).astype(jnp.bfloat16))
+        for s in [(d, ff), (d, ff), (ff, d)]
+    ]
     x = [jnp.asarray(rng.standard_normal((b, d), np.float32)) for b in (1, 8)]
-    runs = [jax.jit(launch.function(programs.decoder_step(b, d, ff, 1), [((b, d), jnp.float32)], launch.device())) for b in (1, 8)]
+    runs = [
+        jax.jit(launch.function(programs.decoder_step(b, d, ff, 1), [((b, d), jnp.float32)], launch.device()))
+        for b in (1, 8)
+    ]
     want = [np.asarray(f(a, *w)[0]) for f, a in zip(runs, x, strict=True)]
     wrong: list[int] = []
 

@@ -13,7 +13,9 @@ import pytest
 pytestmark = pytest.mark.device
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 4, 64, 1024), (1, 8, 2, 128, 640), (3, 2, 5, 128, 96), (20, 8, 4, 64, 256), (1, 2, 3, 24, 50)])
+@pytest.mark.parametrize(
+    "shape", [(1, 8, 4, 64, 1024), (1, 8, 2, 128, 640), (3, 2, 5, 128, 96), (20, 8, 4, 64, 256), (1, 2, 3, 24, 50)]
+)
 @pytest.mark.parametrize("dtype", ["BF16", "F32"])
 def test_attention(shape, dtype):
     B, H, G, D, S = shape
@@ -42,7 +44,9 @@ def test_rows(shape):
     x = np.random.default_rng(0).standard_normal(shape, np.float32)
     x[0, [7, 20]] = 9.0  # a tie: the first wins
     results = [(shape[:1], jnp.int32), (shape, jnp.float32), (shape, jnp.float32)]
-    top, soft, edge = (np.asarray(a) for a in jax.jit(launch.function(programs.rows_program(*shape), results, launch.device()))(x))
+    top, soft, edge = (
+        np.asarray(a) for a in jax.jit(launch.function(programs.rows_program(*shape), results, launch.device()))(x)
+    )
     assert (top == x.argmax(-1)).all()
     p = np.exp(x.astype(np.float64) - x.max(-1, keepdims=True))
     assert np.abs(soft - p / p.sum(-1, keepdims=True)).max() < 1e-6
@@ -50,7 +54,9 @@ def test_rows(shape):
     want[:, 3:10] += 1
     assert (edge == want).all()
     x[:, 30] = np.nan
-    assert (np.asarray(jax.jit(launch.function(programs.rows_program(*shape), results, launch.device()))(x)[0]) == 30).all()
+    assert (
+        np.asarray(jax.jit(launch.function(programs.rows_program(*shape), results, launch.device()))(x)[0]) == 30
+    ).all()
 
 
 @pytest.mark.parametrize("n,count", [(100, 100), (2048, 50), (40000, 8)])
@@ -59,6 +65,8 @@ def test_rows(shape):
 def test_sort(n, count, descending, positions):
     x = np.round(np.random.default_rng(n).standard_normal((3, n), np.float32) * 50) / 8  # many equal keys
     blob = programs.sort_program(3, n, count, descending, positions)
-    got = np.asarray(jax.jit(launch.function(blob, [((3, count), jnp.int32 if positions else jnp.float32)], launch.device()))(x)[0])
+    got = np.asarray(
+        jax.jit(launch.function(blob, [((3, count), jnp.int32 if positions else jnp.float32)], launch.device()))(x)[0]
+    )
     at = np.argsort(-x if descending else x, axis=-1, kind="stable")[:, :count]
     assert (got == (at if positions else np.take_along_axis(x, at, -1))).all()

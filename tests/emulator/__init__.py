@@ -121,7 +121,9 @@ class Site:
               "WORKSPACE": int(h["args"]) + int(h["results"])}  # fmt: skip
         return at.get(abi.ENUMS["Space"][space], int(h["args"]) + int(h["results"]) + 1)
 
-    def __call__(self, operands: Sequence[np.ndarray], results: Sequence[np.ndarray], seed: int = 0, most: int = MOST) -> Status:
+    def __call__(
+        self, operands: Sequence[np.ndarray], results: Sequence[np.ndarray], seed: int = 0, most: int = MOST
+    ) -> Status:
         """Runs on the arrays in place. Results that live in an operand are the same array in both lists."""
         workspace = np.full(int(self.program.header["workspace"]) + 256, 0x7B, np.uint8)
         held = [*operands, *results, workspace[-workspace.ctypes.data % 256 :], self.const]
@@ -137,7 +139,12 @@ class Site:
         name = ""
         if s["code"]:
             name = self.program.name(int(self.program["Unit"]["name"][int(self.program["Task"]["op"][int(s["task"])])]))
-        return Status(*(int(s[n]) for n in ("code", "worker", "task", "event")), int(s["have"].astype(np.int32)), int(s["want"]), name)
+        return Status(
+            *(int(s[n]) for n in ("code", "worker", "task", "event")),
+            int(s["have"].astype(np.int32)),
+            int(s["want"]),
+            name,
+        )
 
     def _encode(self, m: np.void, t: np.void, held: Sequence[np.ndarray]) -> None:
         """As Site::encode of ffi/cuda/launcher.cc: four axes, unused ones of extent 1."""

@@ -53,16 +53,22 @@ def test_numeric_gate(name, dtype, batch):
     cache, pos = filled_cache(model, batch, dtype), jnp.int32(41)
     graphdef32 = loaded(name, jnp.float32)[0]
     with jax.default_matmul_precision("highest"):
-        _, exact, _ = jax.jit(functools.partial(decode.greedy_step, graphdef32))(as_f32(state), tokens, as_f32(cache), pos)
+        _, exact, _ = jax.jit(functools.partial(decode.greedy_step, graphdef32))(
+            as_f32(state), tokens, as_f32(cache), pos
+        )
     _, xla, want_cache = jax.jit(step)(state, tokens, cache, pos)
     next_, ours, new_cache = jax.jit(jax_mpk.megakernelize(step, implementation="cpu"))(state, tokens, cache, pos)
+
     def error(x):
         return float(jnp.sqrt(jnp.mean((x - exact) ** 2)))
+
     scale = float(jnp.sqrt(jnp.mean(exact**2)))
     assert error(ours) <= 1.25 * error(xla) + 2e-6 * scale
     np.testing.assert_array_equal(next_, jnp.argmax(ours, -1))
     for a, b in zip(jax.tree.leaves(new_cache), jax.tree.leaves(want_cache), strict=True):
-        np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), atol=0.05 if dtype == jnp.bfloat16 else 1e-4)
+        np.testing.assert_allclose(
+            a.astype(jnp.float32), b.astype(jnp.float32), atol=0.05 if dtype == jnp.bfloat16 else 1e-4
+        )
         # Everything but the new row is exactly what it was.
         rest = np.arange(SLOTS) != 41
         np.testing.assert_array_equal(np.asarray(a)[:, rest].view(np.uint8), np.asarray(b)[:, rest].view(np.uint8))
@@ -71,12 +77,15 @@ def test_numeric_gate(name, dtype, batch):
 @pytest.mark.parametrize("name", NAMES)
 def test_greedy_tokens_are_identical_over_64_steps(name):
     step, state, model = step_of(name, jnp.float32)
+
     def decode64(step, state, tokens, cache):
         def body(i, carry):
             token, cache, out = carry
             token, _, cache = step(state, token, cache, i)
             return token, cache, out.at[i].set(token)
+
         return jax.lax.fori_loop(0, 64, body, (tokens, cache, jnp.zeros((64, 2), jnp.int32)))[2]
+
     tokens = jnp.array([3, 11], jnp.int32)
     want = jax.jit(functools.partial(decode64, step))(state, tokens, model.init_cache(2, SLOTS))
     ours = jax.jit(functools.partial(decode64, jax_mpk.megakernelize(step, implementation="cpu")))
@@ -124,6 +133,7 @@ def test_the_shipped_model_writes_the_same_text():
     model, _ = registry.load("demo", dtype=jnp.bfloat16)
     graphdef, state = nnx.split(model)
     step = functools.partial(decode.greedy_step, graphdef)
+
     def text(step):
         step = jax.jit(step, donate_argnums=2)
         token, cache, out = jnp.array([17], jnp.int32), model.init_cache(1, 80), []
@@ -131,6 +141,7 @@ def test_the_shipped_model_writes_the_same_text():
             token, _, cache = step(state, token, cache, jnp.int32(i))
             out.append(int(token[0]))
         return out
+
     ours = text(jax_mpk.megakernelize(step, implementation="cpu"))
     assert ours == text(step)
     assert len(set(ours)) > 8

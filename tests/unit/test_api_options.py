@@ -94,6 +94,7 @@ def test_knobs_of_the_cuda_backend_change_the_program_and_the_source():
         return jnp.tanh(x @ w)
 
     args = jnp.ones((1, 256), jnp.bfloat16), jnp.ones((256, 512), jnp.bfloat16)
+
     def source(**knobs):
         o = Options(cache_dir="", cache_entries=0, **knobs)
         on = cuda.device(o)

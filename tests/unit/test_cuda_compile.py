@@ -73,7 +73,9 @@ def program(case: str) -> abi.Program:
     return abi.decode(megakernelize(step, implementation="cuda", options=options).lower(*shapes).program)
 
 
-@pytest.mark.parametrize("case,arch", [*((c, "sm_90a") for c in MODELS), ("qwen3-tiny", "sm_80"), ("llama-tiny_3", "sm_100a")])
+@pytest.mark.parametrize(
+    "case,arch", [*((c, "sm_90a") for c in MODELS), ("qwen3-tiny", "sm_80"), ("llama-tiny_3", "sm_100a")]
+)
 def test_models_compile(case, arch):
     source = cuda_source.generate(program(case), arch)
     used = nvrtc.compile(source.text, arch).resources()
@@ -104,7 +106,9 @@ def test_a_deep_model_has_the_code_of_a_shallow_one():
 
 def test_equal_inputs_give_equal_text():
     blob = programs.attention_step(1, 8, 4, 64, 1024)
-    assert cuda_source.generate(abi.decode(blob), "sm_90a").text == cuda_source.generate(abi.decode(blob), "sm_90a").text
+    assert (
+        cuda_source.generate(abi.decode(blob), "sm_90a").text == cuda_source.generate(abi.decode(blob), "sm_90a").text
+    )
 
 
 def test_plan_keeps_every_task_and_its_order():
@@ -126,7 +130,9 @@ def test_split_attention_has_parts_on_many_workers():
     e = cuda_build.build(programs.attention_step(1, 8, 4, 64, 1024), cuda_build.Device(workers=132))
     t = abi.decode(e.plan.blob)["Task"]
     assert len(t) == 128 and len(set(t["worker"].tolist())) == 128 and e.plan.tickets == 8
-    assert sorted(zip(t["index"].tolist(), t["pad"].tolist(), strict=True)) == [(i, p) for i in range(8) for p in range(16)]
+    assert sorted(zip(t["index"].tolist(), t["pad"].tolist(), strict=True)) == [
+        (i, p) for i in range(8) for p in range(16)
+    ]
 
 
 def test_the_cubin_cache_is_by_content_and_survives_damage(tmp_path):

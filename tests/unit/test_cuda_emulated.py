@@ -45,7 +45,9 @@ def test_contractions(arch, batch, columns_inner):
     x = rng.standard_normal((batch, d), np.float32)
     w = [(rng.standard_normal(s, np.float32) / s[0] ** 0.5).astype(BF16) for s in [(d, ff), (d, ff), (ff, d)] * layers]
     held = [x, *(a if columns_inner else a.T.copy() for a in w)]
-    site = emulator.Site(programs.decoder_step(batch, d, ff, layers, columns_inner=columns_inner), Device(arch=arch, workers=3))
+    site = emulator.Site(
+        programs.decoder_step(batch, d, ff, layers, columns_inner=columns_inner), Device(arch=arch, workers=3)
+    )
     assert (site.source.ring > 0) == (arch == "sm_90a")
     first = None
     for seed in range(3):  # epochs go on from launch to launch
@@ -86,7 +88,11 @@ def test_attention(shape, dtype):
 def test_rows(shape):
     x = np.random.default_rng(0).standard_normal(shape, np.float32)
     x[0, [7, 20]] = 9.0  # a tie: the first wins
-    top, soft, edge = np.zeros(shape[:1], np.int32), np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
+    top, soft, edge = (
+        np.zeros(shape[:1], np.int32),
+        np.full(shape, np.nan, np.float32),
+        np.full(shape, np.nan, np.float32),
+    )
     assert emulator.Site(programs.rows_program(*shape), Device(workers=4))([x], [top, soft, edge]).code == 0
     assert (top == x.argmax(-1)).all()
     p = np.exp(x.astype(np.float64) - x.max(-1, keepdims=True))
@@ -142,7 +148,10 @@ def test_models(name, batch, dtype, arch):
     runs = []
     for seed in range(2):
         args = [x.copy() for x in runner.args]
-        results = [args[runner.alias[n]] if runner.alias.get(n, -1) >= 0 else np.zeros(s.shape, s.dtype) for n, s in enumerate(runner.shapes)]
+        results = [
+            args[runner.alias[n]] if runner.alias.get(n, -1) >= 0 else np.zeros(s.shape, s.dtype)
+            for n, s in enumerate(runner.shapes)
+        ]
         assert site(args, results, seed=seed).code == 0
         runs.append(results)
     for got, again, x in zip(*runs, want, strict=True):

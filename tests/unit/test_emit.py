@@ -262,6 +262,7 @@ def test_prologues_are_equal_where_the_activation_is() -> None:
 
 def test_an_overwritten_activation_is_another_prologue() -> None:
     """Versions of a buffer that is updated in place have one address, but not one content."""
+
     def f(x: jax.Array, y: jax.Array, a: jax.Array) -> tuple[jax.Array, ...]:
         one = x @ a
         x = lax.dynamic_update_slice(x, y + one[:1, :8], (1, 0))
@@ -276,6 +277,7 @@ def test_an_overwritten_activation_is_another_prologue() -> None:
 
 def test_slices_of_one_array_share_code() -> None:
     """The constant offset of a layer inside a stacked weight is part of the slot."""
+
     def f(x: jax.Array, w: jax.Array) -> jax.Array:
         for n in range(w.shape[0]):
             x = jnp.tanh(x @ w[n])
@@ -341,6 +343,7 @@ def test_bf16_stores_round_exactly_once() -> None:
 @pytest.mark.parametrize("shape", [(300,), ()])
 def test_more_values_than_registers(shape: tuple[int, ...]) -> None:
     """75 values that wait for their partners: vector registers, and scalar ones."""
+
     def f(x: jax.Array) -> jax.Array:
         y = [jnp.sqrt(x * x + i) for i in range(150)]
         return sum(y[i] * y[149 - i] for i in range(150))
@@ -350,7 +353,11 @@ def test_more_values_than_registers(shape: tuple[int, ...]) -> None:
 
 
 def test_many_dynamic_coordinates() -> None:
-    same(lambda x, i: lax.dynamic_slice(x, [i[j] for j in range(6)], (2, 1, 2, 1, 2, 1)), data(3, 2, 3, 2, 3, 2), ints(3, 6))
+    same(
+        lambda x, i: lax.dynamic_slice(x, [i[j] for j in range(6)], (2, 1, 2, 1, 2, 1)),
+        data(3, 2, 3, 2, 3, 2),
+        ints(3, 6),
+    )
 
 
 def test_any_legal_order_gives_the_same_bits() -> None:
@@ -385,7 +392,9 @@ def test_any_legal_order_gives_the_same_bits() -> None:
     ("Task", "wait", 99), ("Event", "threshold", 77), ("Buffer", "bytes", 1 << 40),
 ])  # fmt: skip
 def test_check_finds_damage(section: str, field: str, value: int) -> None:
-    blob = finish(refine.run(graphs(lambda x, w: jax.nn.softmax(jnp.tanh(x @ w) + x[:, :1]), data(4, 8), data(8, 40))[1]))
+    blob = finish(
+        refine.run(graphs(lambda x, w: jax.nn.softmax(jnp.tanh(x @ w) + x[:, :1]), data(4, 8), data(8, 40))[1])
+    )
     p = check(blob)
     sections = {s: rows.copy() for s, rows in p.sections.items()}
     sections[section][field] = value

@@ -44,7 +44,13 @@ def compiled(*shapes: int) -> compiler.Compiled:
 
 
 # width of the input, columns of Q, of K and V -> slices
-SHAPES = {(2048, 2048, 512): 8, (1024, 2048, 1024): 2, (2048, 2048, 1024): 2, (4096, 4096, 1024): 4, (2048, 9000, 64): 8}
+SHAPES = {
+    (2048, 2048, 512): 8,
+    (1024, 2048, 1024): 2,
+    (2048, 2048, 1024): 2,
+    (4096, 4096, 1024): 4,
+    (2048, 9000, 64): 8,
+}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -100,14 +106,19 @@ def test_tasks_of_a_level_go_to_different_workers(shape):
         tasks = np.isin(tg.grid_of, first[n : n + 3])
         assert np.bincount(tg.worker[tasks]).max() == 1
     frames = np.bincount(tg.worker[tg.streams.task], tg.streams.frames, SM90.workers)
-    assert frames.max() <= frames.mean() + np.bincount(tg.streams.task, tg.streams.frames).max(), "remainders do not rotate"
+    assert frames.max() <= frames.mean() + np.bincount(tg.streams.task, tg.streams.frames).max(), (
+        "remainders do not rotate"
+    )
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("target", [CPU, SM90], ids=["cpu", "cuda"])
 def test_shared_prologues_on_the_executor(threads, target):
     r = np.random.default_rng(3)
-    args = [r.normal(size=s.shape, scale=s.shape[0] ** -0.5).astype(np.float32) for s in operands(256, 256, 256, 2, 3, np.float32)]
+    args = [
+        r.normal(size=s.shape, scale=s.shape[0] ** -0.5).astype(np.float32)
+        for s in operands(256, 256, 256, 2, 3, np.float32)
+    ]
     run = execute.Runner(layers, *args, target=target)
     ops = abi.decode(run.blob)["Op"]
     shared = [n for n in Counter(ops["prologue"][ops["prologue"] > 0].tolist()).values() if n > 1]

@@ -137,7 +137,9 @@ def apply(x: jax.Array, steps: list[tuple]) -> jax.Array:
             factors = [d for d in range(1, x.size + 1) if x.size % d == 0]
             first = factors[a % len(factors)]
             rest = x.size // first
-            second = [d for d in range(1, rest + 1) if rest % d == 0][b % sum(rest % d == 0 for d in range(1, rest + 1))]
+            second = [d for d in range(1, rest + 1) if rest % d == 0][
+                b % sum(rest % d == 0 for d in range(1, rest + 1))
+            ]
             x = x.reshape(first, second, rest // second)
         elif kind == "transpose":
             orders = list(itertools.permutations(range(x.ndim)))
@@ -163,9 +165,15 @@ def apply(x: jax.Array, steps: list[tuple]) -> jax.Array:
 
 
 @settings(max_examples=120, deadline=None, derandomize=True)
-@given(st.sampled_from(SHAPES), st.lists(STEP, min_size=1, max_size=6), st.sampled_from(["none", "sum", "argmax", "max"]), st.integers(0, 5))
+@given(
+    st.sampled_from(SHAPES),
+    st.lists(STEP, min_size=1, max_size=6),
+    st.sampled_from(["none", "sum", "argmax", "max"]),
+    st.integers(0, 5),
+)
 def test_any_chain_of_views(shape: tuple[int, ...], steps: list[tuple], end: str, axis: int) -> None:
     """Splits, copies and computed digits of every kind, alone and below a reduction."""
+
     def f(x: jax.Array) -> jax.Array:
         y = apply(x, steps)
         if end == "none":
@@ -371,6 +379,7 @@ def test_sorted_rows_keep_their_axis() -> None:
 
 def test_values_keep_their_places() -> None:
     """Arguments, constants and results are neither renamed nor reordered; temporaries are new."""
+
     def f(x: jax.Array, w: jax.Array) -> tuple[jax.Array, ...]:
         return jnp.einsum("bk,hkd->bhd", x, w), x + np.arange(6, dtype=np.float32)
 
