@@ -81,8 +81,8 @@ struct ColBF16 {  // even and odd columns: a shift and a mask widen two at a tim
 // The order of k in a sum: STREAMS values of k a block, `gap` apart, each block `next` further; then what is left over.
 //
 // `spread` takes k from STREAMS places far apart, so that w is read as that many long sequential streams: a memory
-// system fetches those at twice the speed of one, or of eight rows that lie side by side in the same pages (measured on
-// an EPYC, 768 columns: 19 GB/s with neighbouring rows, 34 GB/s spread). It depends on the number of k and nothing else.
+// system fetches those up to twice as fast as one, or as eight rows that lie side by side in the same pages
+// (docs/decisions.md, 23). It depends on the number of k and nothing else.
 constexpr int STREAMS = 8;
 struct Order {
   i64 gap, next, blocks;
