@@ -137,17 +137,11 @@ __device__ __forceinline__ bool mbarrier_try_wait(u64* b, u32 parity) {
   return done;
 }
 
-// Copies the box at `at` of the tensor to shared memory, zeros where it sticks out; completes on `b`. The tensor
+// Copies the box at (x, y, z, u) of the tensor to shared memory, zeros where it sticks out; completes on `b`. The tensor
 // must not be written while the kernel runs: nothing orders this copy after writes of this kernel.
-__device__ __forceinline__ void copy_box(void* to, const void* map, const int (&at)[4], u64* b) {
+__device__ __forceinline__ void copy_box(void* to, const void* map, int x, int y, int z, int u, u64* b) {
   asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];"
-               ::"r"(smem_address(to)), "l"(map), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(smem_address(b)) : "memory");
-}
-
-// Starts to bring that box to L2. Says nothing about when, and orders nothing.
-__device__ __forceinline__ void prefetch_box(const void* map, const int (&at)[4]) {
-  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global.tile [%0, {%1, %2, %3, %4}];"
-               ::"l"(map), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]));
+               ::"r"(smem_address(to)), "l"(map), "r"(x), "r"(y), "r"(z), "r"(u), "r"(smem_address(b)) : "memory");
 }
 #endif
 

@@ -25,8 +25,6 @@ SWITCH = {"1": True, "on": True, "true": True, "0": False, "off": False, "false"
 """How an environment variable spells a bool."""
 WINDOW = 3
 """Copies of the weight stream in flight, unless a knob says otherwise: what was fastest on an H100."""
-AHEAD = 8
-"""Frames a block that come to the L2 cache while its ring is full, unless a knob says otherwise."""
 
 
 def _knob(default: Any, help: str, *, codegen: bool = False) -> Any:
@@ -58,7 +56,6 @@ class Options:
     )
     window: int = _knob(WINDOW, "CUDA: frames of the ring in flight at once, at least 1", codegen=True)
     ring: int = _knob(0, "CUDA: frames of 16 KiB in a block's ring; 0 = what fits; more than the window", codegen=True)
-    ahead: int = _knob(AHEAD, "CUDA: frames that come to the L2 cache while the ring is full; 0 = none", codegen=True)
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):

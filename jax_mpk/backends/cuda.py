@@ -41,7 +41,7 @@ def device(options: Options | None = None) -> Device:
             raise UnsupportedError("megakernel", f"the CUDA backend needs compute capability 8.0 or later, not {name}")
     if generation(arch) > generation(machine):
         raise UnsupportedError("megakernel", f"the option arch={arch} is newer than this device, {machine}")
-    return Device(arch, workers, o.stream, o.window, o.ring, o.ahead, machine=machine)
+    return Device(arch, workers, o.stream, o.window, o.ring, machine=machine)
 
 
 def target(options: Options) -> Target:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jax_mpk import abi
 from jax_mpk.backends import cuda_plan, cuda_source, nvrtc
-from jax_mpk.options import AHEAD, WINDOW
+from jax_mpk.options import WINDOW
 
 OLDEST = 80
 """The first compute capability that has what every kernel uses (bf16 `mma`)."""
@@ -24,15 +24,14 @@ def generation(arch: str) -> int:
 @dataclass(frozen=True)
 class Device:
     """What code is generated for: the architecture whose features it uses, the multiprocessors, whether tensor copies may
-    be used, how many of them are in flight at once, the frames of the ring (0: what fits), those that come to the L2 cache
-    before the ring has room, whether tasks leave times, and the architecture of the machine code ("": the same), which may be newer than the features."""
+    be used, how many of them are in flight at once, the frames of the ring (0: what fits), whether tasks leave times,
+    and the architecture of the machine code ("": the same), which may be newer than the features."""
 
     arch: str = "sm_90a"
     workers: int = 132
     stream: bool = True
     window: int = WINDOW
     ring: int = 0
-    ahead: int = AHEAD
     profile: bool = False
     machine: str = ""
 
@@ -56,6 +55,6 @@ def build(blob: bytes, on: Device, cache: Path | None = None) -> Executable:
     """Source, machine code and plan of a program; raises `nvrtc.CompileError` (a bug of this package)."""
     program = abi.decode(blob)
     source = cuda_source.generate(program, on.arch, stream=on.stream, window=on.window, ring=on.ring,
-                                 ahead=on.ahead, profile=on.profile)  # fmt: skip
+                                 profile=on.profile)  # fmt: skip
     cubin = nvrtc.compile(source.text, on.machine or on.arch, cache=cache)
     return Executable(cuda_plan.plan(program, source, on.workers, on.profile), source, cubin, on)

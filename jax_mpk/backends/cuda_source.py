@@ -86,9 +86,9 @@ def root() -> Path:
 
 
 def generate(program: abi.Program, arch: str, *, stream: bool = True, window: int = 2, ring: int = 0,
-             ahead: int = 0, profile: bool = False) -> Source:  # fmt: skip
+             profile: bool = False) -> Source:  # fmt: skip
     """The source for `arch` ("sm_90a"). `stream` False keeps to instructions that sm_80 has; `ring` 0 = what fits;
-    `ahead`: frames beyond the ring that come to L2; `profile`: every task leaves four times (`stamp` of shell.cuh) at the end of the workspace."""
+    `profile`: every task leaves four times (`stamp` of shell.cuh) at the end of the workspace."""
     stream = stream and arch[:5] not in ("sm_80", "sm_86", "sm_87", "sm_89") and len(program["Stream"]) > 0
     tasks, streams = program["Task"], program["Stream"]
     streamed = set(np.unique(tasks["op"][streams["task"]]).tolist()) if stream else set()
@@ -104,7 +104,7 @@ def generate(program: abi.Program, arch: str, *, stream: bool = True, window: in
         return generate(program, arch, stream=False, profile=profile)
     smem = act + acc + shared + (depth * (FRAME + 16) if stream else 0)
     bases = int(program.header["args"]) + int(program.header["results"]) + 2
-    defines = {"MPK_PROFILE": int(profile), "MPK_STREAM": int(stream), "MPK_RING": max(depth, 1), "MPK_WINDOW": window, "MPK_AHEAD": ahead, "MPK_BASES": bases,
+    defines = {"MPK_PROFILE": int(profile), "MPK_STREAM": int(stream), "MPK_RING": max(depth, 1), "MPK_WINDOW": window, "MPK_BASES": bases,
                "MPK_SLOTS": slots, "MPK_ACT_BYTES": act, "MPK_ACC_BYTES": acc, "MPK_SMEM_LIMIT": limit}  # fmt: skip
     text = "\n".join(
         [*(f"#define {k} {v}" for k, v in defines.items()), _shell(), "namespace mpk {", ""]

@@ -86,7 +86,7 @@ class Site:
 
     def __init__(self, blob: bytes, on: cuda_build.Device, limit_steps: int = 1 << 40):
         program = abi.decode(blob)
-        self.source = cuda_source.generate(program, on.arch, stream=on.stream, window=on.window, ring=on.ring, ahead=on.ahead)
+        self.source = cuda_source.generate(program, on.arch, stream=on.stream, window=on.window, ring=on.ring)
         self.plan = cuda_plan.plan(program, self.source, on.workers)
         self.program = p = abi.decode(self.plan.blob)
         self.grid = on.workers

@@ -138,6 +138,5 @@ inline bool mbarrier_try_wait(u64* b, u32 parity) {
   emulated_pause();
   return ((volatile Emulated*)b)->phase != parity;
 }
-inline void copy_box(void* to, const void* map, const int (&at)[4], u64* b) { emulated_copy(to, map, at[0], at[1], at[2], at[3], b); }
-inline void prefetch_box(const void*, const int (&)[4]) {}
+inline void copy_box(void* to, const void* map, int x, int y, int z, int u, u64* b) { emulated_copy(to, map, x, y, z, u, b); }
 }  // namespace mpk

@@ -101,11 +101,10 @@ def test_knobs_of_the_cuda_backend_change_the_program_and_the_source():
         from jax_mpk import abi
 
         program = abi.decode(megakernelize(step, implementation="cuda", options=o).lower(*args).program)
-        return cuda_source.generate(program, on.arch, stream=on.stream, window=on.window, ring=on.ring, ahead=on.ahead)
+        return cuda_source.generate(program, on.arch, stream=on.stream, window=on.window, ring=on.ring)
 
     assert source().ring > 0 and source(ring=5, window=2).ring == 5
     assert "#define MPK_WINDOW 2" in source(window=2).text
-    assert "#define MPK_AHEAD 5" in source(ahead=5).text
     assert source(stream=False).ring == source(arch="sm_80").ring == 0
     assert source(arch="sm_80").smem <= cuda_source.SMEM["sm_80"]
     with pytest.raises(UnsupportedError, match=r"8\.0"):
