@@ -1,7 +1,8 @@
 """Where the time of one step goes on a GPU: ``python -m benchmarks.timeline --model llama-3.2-1b --batch 1,8``.
 
 The megakernel of the zoo's greedy step, built so that every task leaves four times. Operators of one kind and shape
-(the same one in every layer) share a row: how long the device was at it, and per task what the time went to.
+(the same one in every layer) share a row: how long the device was at it, and per task what the time went to. "wait" is
+since the block's task before; "hop" since the end of the last task that this one needed, where the block waited for it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from models import registry
 
 LAUNCHES = 8
 """The last one is looked at."""
-HEAD = "calls", "tasks", "span us", "wait us", "prologue", "sums", "epilogue", "last - first"
+HEAD = "calls", "tasks", "span us", "wait us", "hop us", "prologue", "sums", "epilogue", "last - first"
 
 
 def call(lowered: Any, device: cuda_build.Device) -> tuple[Any, abi.Program]:
@@ -78,6 +79,7 @@ def rows(p: abi.Program, at: np.ndarray) -> list[tuple[Any, ...]]:
     idle = at[:, 0].copy()  # since the block's task before this one
     same = worker[1:] == worker[:-1]
     idle[1:][same] -= at[:-1, 3][same]
+    late = hops(p, at, idle)
     groups: dict[int, list[int]] = collections.defaultdict(list)
     for n in np.argsort([at[op == n, 0].min(initial=np.inf) for n in range(len(units))]):
         if (op == n).any():
@@ -91,7 +93,8 @@ def rows(p: abi.Program, at: np.ndarray) -> list[tuple[Any, ...]]:
             skews.append(mine[:, 3].max() - mine[:, 3].min())
         mine = np.isin(op, ops)
         t = at[mine]
-        parts = [idle[mine].mean(), *(np.diff(t, axis=1).mean(0))]
+        waited = late[mine & (late > 0)]
+        parts = [idle[mine].mean(), waited.mean() if len(waited) else 0.0, *(np.diff(t, axis=1).mean(0))]
         found.append(
             (
                 p.name(int(units[ops[0]]["name"])),
@@ -103,6 +106,28 @@ def rows(p: abi.Program, at: np.ndarray) -> list[tuple[Any, ...]]:
             )
         )
     return found
+
+
+def hops(p: abi.Program, at: np.ndarray, idle: np.ndarray) -> np.ndarray:
+    """For every task that waited for others: us from the end of the last one that it needed until it began; else 0."""
+    tasks = p["Task"]
+    order = np.lexsort((tasks["index"], tasks["op"]))
+    same = np.flatnonzero(np.r_[True, np.any([np.diff(tasks[f][order]) != 0 for f in ("op", "index")], axis=0)])
+    end = np.empty(len(tasks))  # parts of a task trigger when the last of them ends
+    for group in np.split(order, same[1:]):
+        end[group] = at[group, 3].max()
+    ends: dict[int, list[float]] = collections.defaultdict(list)
+    for n in order[same]:
+        for e in tasks["trigger"][n][: tasks["n_triggers"][n]]:
+            ends[int(e)].append(end[n])
+    ordered = {e: np.sort(x) for e, x in ends.items()}
+    out = np.zeros(len(tasks))
+    for n, t in enumerate(tasks):
+        k = int(t["n_waits"])
+        ready = max((ordered[int(e)][int(w) - 1] for e, w in zip(t["wait"][:k], t["want"][:k])), default=-1.0)
+        if ready >= at[n, 0] - idle[n] - 1e-9:  # else the block was at another task
+            out[n] = at[n, 0] - ready
+    return out
 
 
 def main(argv: Sequence[str] | None = None) -> int:

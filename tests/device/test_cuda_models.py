@@ -27,7 +27,8 @@ def wide(tree):
 
 
 def gate(step, exact_step, args, logits: int, arch: str) -> None:
-    """Element `logits` of the results: error against float32 at most 1.25 times that of `jax.jit`; the others close."""
+    """Element `logits` of the results: rms error against float32 at most 1.25 times that of `jax.jit`, and no element twice
+    as far off as its worst; the others close."""
     with jax.default_matmul_precision("highest"):
         exact = np.asarray(jax.jit(exact_step)(*wide(args))[logits], np.float64)
     xla = jax.jit(step)(*args)
@@ -35,9 +36,12 @@ def gate(step, exact_step, args, logits: int, arch: str) -> None:
     jax.block_until_ready(ours)
     cuda.check()
     size = np.sqrt(np.mean(exact**2))
-    error = [np.sqrt(np.mean((np.asarray(x[logits], np.float64) - exact) ** 2)) for x in (ours, xla)]
-    assert error[0] <= 1.25 * error[1] + 1e-5 * size
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(xla), strict=True):
+    off = [np.abs(np.asarray(x[logits], np.float64) - exact) for x in (ours, xla)]
+    rms = [np.sqrt(np.mean(x**2)) for x in off]
+    assert rms[0] <= 1.25 * rms[1] + 1e-5 * size
+    assert off[0].max() <= 2 * off[1].max() + 1e-5 * size
+    others = [[x for n, x in enumerate(r) if n != logits] for r in (ours, xla)]
+    for a, b in zip(*map(jax.tree.leaves, others), strict=True):
         if jnp.issubdtype(a.dtype, jnp.floating):
             np.testing.assert_allclose(
                 a.astype(jnp.float32), b.astype(jnp.float32), rtol=0.05, atol=0.05 * max(1.0, size)
