@@ -174,7 +174,6 @@ __device__ __forceinline__ void fetch(const Launch& launch, State* s, u32 t, Des
   for (u32 j = lane; j < slots; j += 32) {
     const abi::Slot& x = s->slots[slot + j];
     d.ptr[j] = launch.base[x.buffer] + x.offset;
-    for (u32 i = 0; i < x.pad; i += 128) prefetch_l2(d.ptr[j] + i);  // a small operand: cuda_ahead.py
   }
   const u32 w2 = __shfl_sync(~0u, word, 2), index = __shfl_sync(~0u, word, 1), part = __shfl_sync(~0u, word, 3);
   if (lane == 0) {
@@ -211,9 +210,6 @@ __device__ __forceinline__ bool wait_events(State* s, u32 epoch, u32 t, u32 word
   }
 }
 
-// Generated: the cache of an attention is on its way to L2 while the task waits. All lanes.
-__device__ void ahead(const Desc& d);
-
 __device__ __noinline__ void controller(const Launch& launch, Shared* sh) {
   State* s = launch.state;
   const u32 lane = threadIdx.x & 31, epoch = sh->epoch;
@@ -223,10 +219,6 @@ __device__ __noinline__ void controller(const Launch& launch, Shared* sh) {
   bool run = true;
   for (u32 t = begin; t <= end; ++t) {
     const u32 at = (t - begin) % DEPTH, after = (t + 1 - begin) % DEPTH;
-    if (run && t < end) {
-      __syncwarp();
-      ahead(sh->desc[at]);
-    }
     if (run && t + 1 < end) {  // the descriptor after this one, while this one waits
       if (t + 1 - begin >= DEPTH) barrier_sync(FREE + after, 64);
       fetch(launch, s, t + 1, sh->desc[after], next);

@@ -177,8 +177,7 @@ RECORDS: dict[str, np.dtype] = {
     "Const": np.dtype([("byte", _u8)]),
     "Name": np.dtype([("byte", _u8)]),
     # What a CUDA worker knows of an operator; only in programs prepared by jax_mpk.backends.cuda_plan. Their tasks are
-    # sorted by worker, `Task.pad` is the part of a task that several workers share, `Slot.pad` the bytes of a small operand
-    # that comes to the L2 cache when its task is fetched, and codes are absent (they are in
+    # sorted by worker, `Task.pad` is the part of a task that several workers share, and codes are absent (they are in
     # the source). ticket: first of the operator's tickets. partial: byte offset in the workspace.
     "Unit": np.dtype([("variant", _u32), ("slot", _u32), ("slots", _u32), ("prologue", _u32), ("ticket", _u32),
                       ("name", _u32), ("partial", _u64)]),

@@ -5,7 +5,7 @@
 // waits for another warp. The warps' sums meet once in shared memory, those of the parts of a task once in the
 // workspace. Each order is fixed by the numbers of lanes, warps and parts, so results repeat bit for bit.
 //
-// V has here also: EARLY (the controller brings the cache), limit_of() (every thread for itself), score_at() (SCORE of one point), start() (APPEND and Q, spread
+// V has here also: limit_of() (every thread for itself), score_at() (SCORE of one point), start() (APPEND and Q, spread
 // over the warps so that their loads overlap).
 #pragma once
 
@@ -190,42 +190,22 @@ template <class V> __device__ __forceinline__ void flash_merge(Worker& w, const 
   }
 }
 
-// The keys of a part, and where those of its batch point lie.
-template <class V> struct FlashKeys {
-  int begin, end;
-  const u16 *keys, *values;
-  template <class R> __device__ __forceinline__ FlashKeys(const Desc& d, const R& r) {
-    const int limit = min(max(V::limit_of(d, r), 1), V::KEYS);
-    const int each = ((limit + V::PARTS - 1) / V::PARTS + 31) / 32 * 32;
-    begin = min(limit, (int)d.part * each);
-    end = min(limit, begin + each);
-    keys = (const u16*)V::keys(d) + V::key_offset(r);
-    values = (const u16*)V::values(d) + V::value_offset(r);
-  }
-  // Brings the cache to L2. It is read only after APPEND: nobody knows which row an expression appends.
-  __device__ __forceinline__ void bring(int thread, int threads) const {
-    constexpr int LINE = 64, LINES = (V::DV + LINE - 1) / LINE;
-#pragma unroll 1
-    for (int i = begin * LINES + thread; i < end * LINES; i += threads) {
-      prefetch_l2(keys + (i64)(i / LINES) * V::KEY_STRIDE + i % LINES * LINE);
-      prefetch_l2(values + (i64)(i / LINES) * V::VALUE_STRIDE + i % LINES * LINE);
-    }
-  }
-};
-
-// The controller, while the task waits.
-template <class V> __device__ __forceinline__ void flash_ahead(const Desc& d) {
-  const FlashKeys<V> all(d, V::range(d.index));
-  all.bring(threadIdx.x & 31, 32);
-}
-
 template <class V> __device__ __forceinline__ void flash(Worker& w, const Desc& d) {
   const auto r = V::range(d.index);
   const Flash<V> s(V::scratch(w));
   const int rows = V::rows(r);
-  const FlashKeys<V> all(d, r);
-  const int begin = all.begin, end = all.end;
-  if constexpr (!V::EARLY) all.bring(threadIdx.x, THREADS);
+  const int limit = min(max(V::limit_of(w, d, r), 1), V::KEYS);
+  const int each = ((limit + V::PARTS - 1) / V::PARTS + 31) / 32 * 32;
+  const int begin = min(limit, (int)d.part * each), end = min(limit, begin + each);
+  const u16 *keys = (const u16*)V::keys(d) + V::key_offset(r), *values = (const u16*)V::values(d) + V::value_offset(r);
+  // The cache is on its way to L2 while the queries are computed. It is read only after APPEND: nobody knows which row
+  // an expression appends.
+  constexpr int LINE = 64, LINES = (V::DV + LINE - 1) / LINE;
+#pragma unroll 1
+  for (int i = begin * LINES + threadIdx.x; i < end * LINES; i += THREADS) {
+    prefetch_l2(keys + (i64)(i / LINES) * V::KEY_STRIDE + i % LINES * LINE);
+    prefetch_l2(values + (i64)(i / LINES) * V::VALUE_STRIDE + i % LINES * LINE);
+  }
   bool publish = true;
 #pragma unroll 1
   for (int row0 = 0; row0 < rows; row0 += V::RC) {
@@ -238,7 +218,7 @@ template <class V> __device__ __forceinline__ void flash(Worker& w, const Desc& 
     sync_consumers();
     stamp(w, d, 1);
     float value = 0, top = 0, sum = 1;
-    flash_rows<V>(w, d, r, s, all.keys, all.values, row0, row1, begin, end, value, top, sum);
+    flash_rows<V>(w, d, r, s, keys, values, row0, row1, begin, end, value, top, sum);
     const int i = threadIdx.x, row = i / V::DV;
     if constexpr (V::PARTS == 1) {
       if (i < V::RC * V::DV) s.out[i] = value / sum;

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jax_mpk import abi
-from jax_mpk.backends import cuda_ahead, cuda_source
+from jax_mpk.backends import cuda_source
 
 ALIGN = 256
 
@@ -74,9 +74,7 @@ def plan(program: abi.Program, source: cuda_source.Source, workers: int, profile
         workspace += u.partial
         tickets += u.tickets
     spill = -(-workspace // ALIGN) * ALIGN
-    sections = {name: program[name] for name in ("Buffer", "Event", "TensorMap", "Const", "Name")}
-    sections["Slot"] = program["Slot"].copy()
-    sections["Slot"]["pad"] = cuda_ahead.small(program)
+    sections = {name: program[name] for name in ("Buffer", "Slot", "Event", "TensorMap", "Const", "Name")}
     sections |= {"Task": out, "Stream": streams, "Unit": records}
     head = {k: int(program.header[k]) for k in ("args", "results", "ranks", "rank", "iterations")}
     head |= {"workspace": max(spill + source.spill * workers + profile * STAMPS * len(out), ALIGN), "workers": workers}

@@ -15,13 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from jax_mpk import abi
-from jax_mpk.backends import cuda_ahead
 from jax_mpk.backends.cuda_code import DTYPES, Emitter, rounds_only
 from jax_mpk.backends.cuda_space import Scratch, Space, Span
 
 SHELL = ("ptx.cuh", "base.cuh", "ops.cuh", "reduce.cuh", "shell.cuh", "stream.cuh")
 TASKS = ("tasks/contract.cuh", "tasks/attention.cuh", "tasks/flash.cuh", "tasks/sort.cuh")
-AHEAD = "ahead(const Desc& d)"
 FRAME = 16384
 SMEM = {
     "sm_80": 166912,
@@ -111,7 +109,7 @@ def generate(program: abi.Program, arch: str, *, stream: bool = True, window: in
     text = "\n".join(
         [*(f"#define {k} {v}" for k, v in defines.items()), _shell(), "namespace mpk {", ""]
         + [body.replace("@", f"V{n}") for body, n in b.bodies.items()]
-        + [_ahead(b.bodies), _kernel(b.names, stream, b.need.spill, smem), ""]
+        + [_kernel(b.names, stream, b.need.spill, smem), ""]
     )
     return Source(text, units, b.need.spill, depth if stream else 0, smem)
 
@@ -405,10 +403,7 @@ def _attention(b: _Builder, op: np.void, streamed: bool) -> tuple[str, Unit]:
         pick("u32 load_value(const void* p, i64 i)", f"load<{vt}>(p, i)"),
     ]  # fmt: skip
     tickets = o.tasks if parts > 1 else 0
-    early = flash and cuda_ahead.constant(b.program, op, _slots(b.program, _codes(op, "LIMIT"), "LOAD"))
-    if early:
-        functions.append(f"static __device__ __forceinline__ void {AHEAD} {{ flash_ahead<@>(d); }}")
-    body = o.body(f"{'flash' if flash else 'attention'}<@>(w, d)", o.range(), *functions, EARLY=early, R=R, RC=RC, HEAD=HEAD, DV=DV, KEYS=KEYS, KC=kc, PARTS=parts,
+    body = o.body(f"{'flash' if flash else 'attention'}<@>(w, d)", o.range(), *functions, R=R, RC=RC, HEAD=HEAD, DV=DV, KEYS=KEYS, KC=kc, PARTS=parts,
                   EXACT=int(exact), HAS_LIMIT=limit, FAST_K=fast_k, FAST_V=fast_v,
                   KEY_STRIDE=int(kx["stride"][key]), KEY_HEAD=int(kx["stride"][head]),
                   VALUE_STRIDE=int(vx["stride"][key]), VALUE_COLUMN=int(vx["stride"][column]))  # fmt: skip
@@ -420,7 +415,7 @@ def _flash(o: _Op, rows: range, key: int, appends: list[int], queries: dict[int,
     e = Emitter(o.p, o.space, o.n)
     for n in _codes(o.op, "LIMIT"):
         e.everyone(n, {abi.SLOT_LIMIT: Scratch("(&limit_)")})
-    head = "static __device__ __forceinline__ int limit_of(const Desc& d, const Range& r) {"
+    head = "static __device__ __forceinline__ int limit_of(Worker& w, const Desc& d, const Range& r) {"
     limit = "\n  ".join([head, f"  int limit_ = {o.extent[key]};", *e.out.text, "  return limit_;", "}"])
     e, at, below = Emitter(o.p, o.space, o.n), {key: "key"}, 1
     for a in reversed(rows):
@@ -514,11 +509,6 @@ _EMIT = {
     KIND("ATTENTION"): _attention,
     KIND("SORT"): _sort,
 }
-
-
-def _ahead(bodies: dict[str, int]) -> str:
-    cases = "\n".join(f"    case {n}: V{n}::ahead(d); break;" for body, n in bodies.items() if AHEAD in body)
-    return f"__device__ __noinline__ void {AHEAD} {{\n  switch (d.variant) {{\n{cases}\n  }}\n}}"
 
 
 def _kernel(calls: list[str], stream: bool, spill: int, smem: int) -> str:
