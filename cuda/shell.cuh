@@ -190,51 +190,72 @@ __device__ __forceinline__ void fetch(const Launch& launch, State* s, u32 t, Des
   if (lane >= 12 && lane < 16) d.trigger[lane - 12] = word;
 }
 
-// Waits for the events of the task in `word`, a lane an event (the protocol is ffi/event.h); false: gave up.
-__device__ __forceinline__ bool wait_events(State* s, u32 epoch, u32 t, u32 word) {
-  const u32 lane = threadIdx.x & 31;
-  const u32 n = (__shfl_sync(~0u, word, 2) >> 16) & 255;
+// One look at the events of the task in `word`, a lane an event (the protocol is ffi/event.h): whether this lane's has come.
+// `seen`: the event that this lane saw last, and its threshold. It stays reached, so tasks of one level look once.
+__device__ __forceinline__ bool look(State* s, u32 epoch, u32 word, u64& seen, u32& have) {
+  const u32 lane = threadIdx.x & 31, n = (__shfl_sync(~0u, word, 2) >> 16) & 255;
   const u32 event = __shfl_sync(~0u, word, 4 + (lane & 3)), threshold = __shfl_sync(~0u, word, 8 + (lane & 3));
-  const u32 target = event_target(epoch, threshold);
-  const u32* counter = s->counters + (u64)event * EVENT_WORDS;
+  const u64 key = (u64)event << 32 | threshold;
+  if (lane >= n || seen == key) return true;
+  have = ld_acquire(s->counters + (u64)event * EVENT_WORDS);
+  if (!event_reached(have, event_target(epoch, threshold))) return false;
+  seen = key;
+  return true;
+}
+
+// Looks until all have come; false: gave up.
+__device__ __forceinline__ bool wait_events(State* s, u32 epoch, u32 t, u32 word, u64& seen) {
   Deadline deadline;
   for (;;) {
-    const u32 have = lane < n ? ld_acquire(counter) : target;
-    const bool ready = event_reached(have, target);
+    u32 have = 0;
+    const bool ready = look(s, epoch, word, seen, have);
     if (__all_sync(~0u, ready)) return true;
     if (__any_sync(~0u, deadline.expired(s))) {
-      const int stuck = __ffs(__ballot_sync(~0u, !ready)) - 1;
-      if (lane == stuck) give_up(s, STATUS_EVENT, t, s->tasks[t].op, event, event_have(have, epoch, threshold), threshold);
+      const u32 stuck = __ffs(__ballot_sync(~0u, !ready)) - 1;
+      const u32 event = __shfl_sync(~0u, word, 4 + stuck), threshold = __shfl_sync(~0u, word, 8 + stuck);
+      if ((threadIdx.x & 31) == stuck) give_up(s, STATUS_EVENT, t, s->tasks[t].op, event, event_have(have, epoch, threshold), threshold);
       return false;
     }
   }
 }
 
+// Gives the descriptor at `at` to the consumers. All lanes.
+__device__ __forceinline__ void hand(u32 at) {
+  __syncwarp();
+  barrier_arrive(READY + at, THREADS + 32);
+}
+
+__device__ __forceinline__ void quit(Shared* sh, u32 at) {
+  if ((threadIdx.x & 31) == 0) sh->desc[at].variant = QUIT;
+  hand(at);
+}
+
 __device__ __noinline__ void controller(const Launch& launch, Shared* sh) {
   State* s = launch.state;
-  const u32 lane = threadIdx.x & 31, epoch = sh->epoch;
-  const u32 begin = s->first[blockIdx.x], end = s->first[blockIdx.x + 1];
-  u32 word = 0, next = 0;
+  const u32 epoch = sh->epoch, begin = s->first[blockIdx.x], end = s->first[blockIdx.x + 1];
+  u32 word = 0, next = 0, have = 0;
+  u64 seen = ~0ull;
   if (begin < end) fetch(launch, s, begin, sh->desc[0], word);
-  bool run = true;
-  for (u32 t = begin; t <= end; ++t) {
+  for (u32 t = begin; t < end; ++t) {
     const u32 at = (t - begin) % DEPTH, after = (t + 1 - begin) % DEPTH;
-    if (run && t + 1 < end) {  // the descriptor after this one, while this one waits
+    const auto fetch_next = [&] {
+      if (t + 1 == end) return;
       if (t + 1 - begin >= DEPTH) barrier_sync(FREE + after, 64);
       fetch(launch, s, t + 1, sh->desc[after], next);
+    };
+    // The next descriptor is fetched while this task waits; where it need not, the consumers come first.
+    const bool ready = __all_sync(~0u, look(s, epoch, word, seen, have));
+    if (!ready) {
+      fetch_next();
+      if (!wait_events(s, epoch, t, word, seen)) return quit(sh, at);
     }
-    if (t == end || !run || !wait_events(s, epoch, t, word)) {
-      // The last descriptor of a full list needs a free place of its own.
-      if (t == end && end - begin >= DEPTH) barrier_sync(FREE + at, 64);
-      if (lane == 0) sh->desc[at].variant = QUIT;
-      __syncwarp();
-      barrier_arrive(READY + at, THREADS + 32);
-      return;
-    }
-    __syncwarp();
-    barrier_arrive(READY + at, THREADS + 32);
+    hand(at);
+    if (ready) fetch_next();
     word = next;
   }
+  const u32 at = (end - begin) % DEPTH;
+  if (end - begin >= DEPTH) barrier_sync(FREE + at, 64);
+  quit(sh, at);
 }
 
 // ---- storer ----------------------------------------------------------------------------------------------------------
