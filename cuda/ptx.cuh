@@ -105,6 +105,20 @@ __device__ __forceinline__ void mma_bf16(float (&c)[4], const u32 (&a)[4], u32 b
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// Two floats to bf16, each to the nearest, ties to even: `low` in bits 0 to 15.
+__device__ __forceinline__ u32 pack_bf16(float low, float high) {
+  u32 r;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+
+// Transposes an 8x8 b16 matrix: lane l gives elements (l/4, 2*(l%4)+{0,1}) and receives (2*(l%4)+{0,1}, l/4).
+__device__ __forceinline__ u32 transpose8(u32 x) {
+  u32 r;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(x));
+  return r;
+}
+
 #if MPK_STREAM
 // ---- the stream: tensor copies into shared memory, completion on mbarriers --------------------------------------------
 

@@ -1,167 +1,209 @@
 // ATTENTION with 16-byte rows of bf16 keys and values of one length, and a plain softmax: what decoding does. The other
 // forms are in attention.cuh, with the meaning of everything that V has.
 //
-// Each warp takes some of the keys and keeps a softmax of its own (max, sum, weighted values), so nothing in the loop
-// waits for another warp. The warps' sums meet once in shared memory, those of the parts of a task once in the
-// workspace. Each order is fixed by the numbers of lanes, warps and parts, so results repeat bit for bit.
+// Each warp takes some of the keys, 16 at a time, and keeps a softmax of its own (max, sum, weighted values), so nothing
+// in the loop waits for another warp. The warps' sums meet once in shared memory, those of the parts of a task once in
+// the workspace. Each order is fixed by the numbers of lanes, warps and parts, so results repeat bit for bit.
 //
-// V has here also: limit_of() (every thread for itself), score_at() (SCORE of one point), start() (APPEND and Q, spread
-// over the warps so that their loads overlap).
+// Both products run on tensor cores with up to 8 query rows as the columns of B, so a row does not depend on the others:
+//   scores[16 keys][8 rows] = K[16 keys][HEAD] * Q[HEAD][8 rows],  out[DV][8 rows] += V[DV][16 keys] * P[16 keys][8 rows].
+// K and V go from memory to the A operand in 16-byte chunks without shared memory: the order of the elements of a row is
+// chosen so that a chunk is what one lane needs. Q and P are f32, given to the tensor cores as two bf16, x = high + low
+// with 16 bits of precision or more. In a lane, g = lane / 4 and t = lane % 4 as in the layouts of mma.m16n8k16.
+//
+// V has here also: PLACES (of [RC][DV] sums in shared memory), limit_of() (every thread for itself), score_at() (SCORE of
+// one point), start() (APPEND and Q, spread over the warps so that their loads overlap).
 #pragma once
 
 namespace mpk {
 
-// How a warp is laid over keys: LANES lanes a row of DV elements, EACH rows at once.
 template <class V> struct Flash {
-  static constexpr int LANES = V::DV / 8, EACH = 32 / LANES;
-  static constexpr int RP = V::RC > 2 ? 4 : V::RC;                        // rows, to a power of two
-  static constexpr int PLACES = WARPS * V::RC * V::DV * 4 > 16384 ? 8 : 16;
-  // Halving sums leave row `own` to a lane; `lane_of` is the first lane that has a row.
-  static __device__ __forceinline__ int own(int lane) { return RP == 4 ? (lane & 1) * 2 + (lane >> 1 & 1) : RP == 2 ? lane & 1 : 0; }
-  static __device__ __forceinline__ constexpr int lane_of(int row) { return RP == 4 ? row >> 1 | (row & 1) << 1 : row; }
-  float *q, *out;     // [RC][HEAD], [RC][DV]
-  float *top, *sum;   // [WARPS][RC]
-  float* red;         // [PLACES][RC][DV]
+  static constexpr int STEPS = V::HEAD / 16;       // of K * Q
+  static constexpr int GROUPS = (V::DV + 63) / 64;  // of 8 chunks of a value, a chunk for each g
+  float *q, *out;    // [RC][HEAD], [RC][DV]
+  float *top, *sum;  // [WARPS][8]
+  float* largest;    // [8] max of a row over the warps
+  float* red;        // [PLACES][RC][DV]
+  uint4* queries;    // [STEPS][32 lanes]: Q as the B operand, until red is needed
+  static_assert(V::HEAD % 32 == 0 && V::DV % 32 == 0 && V::RC <= 8 && WARPS % V::PLACES == 0);
+  static_assert(STEPS * 32 * 16 <= V::PLACES * V::RC * V::DV * 4);
   __device__ Flash(u8* p) {
     q = (float*)p;
     out = q + V::RC * V::HEAD;
-    red = out + V::RC * V::DV;
-    top = red + PLACES * V::RC * V::DV;
-    sum = top + WARPS * V::RC;
+    top = out + V::RC * V::DV;
+    sum = top + WARPS * 8;
+    largest = sum + WARPS * 8;
+    red = largest + 8;
+    queries = (uint4*)red;
   }
 };
 
-// Sums x[0..N) over the lanes that differ in the bits FROM..TO/2, while the lanes share the values out: each gives half
-// of them away for every bit, as long as there are two. Returns the number of the first value that this lane has.
-template <int N, int FROM, int TO> __device__ __forceinline__ int halve(float (&x)[N]) {
-  const int lane = threadIdx.x & 31;
-  int n = N, first = 0;
-#pragma unroll
-  for (int o = FROM; o < TO; o <<= 1) {
-    if (n > 1) {
-      n /= 2;
-      const bool upper = lane & o;
-#pragma unroll
-      for (int i = 0; i < N / 2; ++i)
-        if (i < n) {
-          const float keep = upper ? x[n + i] : x[i], give = upper ? x[i] : x[n + i];
-          x[i] = keep + __shfl_xor_sync(~0u, give, o);
-        }
-      first += upper ? n : 0;
-    } else {
-      x[0] += __shfl_xor_sync(~0u, x[0], o);
-    }
-  }
-  return first;
+// (x, y) = high + low, each of them two bf16.
+__device__ __forceinline__ void split(float x, float y, u32& high, u32& low) {
+  high = pack_bf16(x, y);
+  low = pack_bf16(x - f(high << 16), y - f(high & 0xffff0000u));
 }
 
-// Rows [row0, row1) of the task against the keys [begin, end): this block's max, sum and weighted values. Thread i < RC * DV
-// returns element i in `value`, and max and sum of its row.
-template <class V, class R>
-__device__ __forceinline__ void flash_rows(Worker& w, const Desc& d, const R& r, const Flash<V>& s, const u16* keys, const u16* values,
-                                           int row0, int row1, int begin, int end, float& value, float& row_top, float& row_sum) {
-  using F = Flash<V>;
-  constexpr int EACH = F::EACH, LANES = F::LANES;
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, sub = lane / LANES, part = lane % LANES, own = F::own(lane);
-  float top = LOWEST, sum = 0, acc[V::RC * 8] = {};
-  const auto row = [&](const u16* p, int key, int stride) { return *(const uint4*)(p + (i64)min(key, end - 1) * stride + part * 8); };
-  int key = begin + warp * EACH + sub;
-  uint4 k = {}, v = {};
-  if (key - sub < end) {
-    k = row(keys, key, V::KEY_STRIDE);
-    v = row(values, key, V::VALUE_STRIDE);
-  }
+__device__ __forceinline__ u32 word(const uint4& x, int i) { return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w; }
+
+// Q[rows] for every lane and step: chunk 4 * (step / 2) + t of row g, its lower or upper half. Rows that do not exist are 0.
+template <class V> __device__ __forceinline__ void flash_queries(const Flash<V>& s, int rows) {
 #pragma unroll 1
-  while (key - sub < end) {
-    uint4 next_k = {}, next_v = {};  // on the way while this warp works on the ones before
-    const int next = key + WARPS * EACH;
-    if (next - sub < end) {
-      next_k = row(keys, next, V::KEY_STRIDE);
-      next_v = row(values, next, V::VALUE_STRIDE);
-    }
-    forget();  // the queries of all rows would take 8 * RC registers
-    float x[8], dot[F::RP] = {};
-    unpack8(x, k);
+  for (int i = threadIdx.x; i < Flash<V>::STEPS * 32; i += THREADS) {
+    const int step = i >> 5, g = i >> 2 & 7, t = i & 3;
+    float4 x = make_float4(0, 0, 0, 0);
+    if (g < rows) x = *(const float4*)(s.q + g * V::HEAD + ((step >> 1) * 4 + t) * 8 + (step & 1) * 4);
+    uint4 y;
+    split(x.x, x.y, y.x, y.z);
+    split(x.z, x.w, y.y, y.w);
+    s.queries[i] = y;
+  }
+}
+
+// Rows [row0, row1) of the task against the keys [begin, end): put(i, value, max, sum) for every element i of [RC][DV] of
+// this block's weighted values, with max and sum of its row.
+template <class V, class R, class Put>
+__device__ __forceinline__ void flash_rows(const Desc& d, const R& r, const Flash<V>& s, const u16* keys, const u16* values, int row0,
+                                           int row1, int begin, int end, const Put& put) {
+  constexpr int CHUNKS = V::HEAD / 32, GROUPS = Flash<V>::GROUPS;
+  // Loads of 16 keys that are on the way before any of them is needed, as far as the registers go.
+  constexpr int EARLY_K = V::HEAD <= 128 ? CHUNKS : 0, EARLY_V = V::DV <= 128 ? 1 : 0;
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
+  float top[2] = {LOWEST, LOWEST}, sum[2] = {}, acc[GROUPS * 4][4] = {};  // of rows 2t, 2t+1; acc: of 8 elements a group
+  const auto chunk = [&](const u16* p, int key, int stride, int n) { return *(const uint4*)(p + (i64)min(key, end - 1) * stride + n * 8); };
+#pragma unroll 1
+  for (int key0 = begin + warp * 16; key0 < end; key0 += WARPS * 16) {
+    uint4 k[CHUNKS][2], v[GROUPS][4];
+    const auto load_k = [&](int n) {
 #pragma unroll
-    for (int i = 0; i < V::RC; ++i) {
-      const float4 a = *(const float4*)(s.q + i * V::HEAD + part * 8), b = *(const float4*)(s.q + i * V::HEAD + part * 8 + 4);
-      dot[i] = fmaf(a.w, x[3], fmaf(a.z, x[2], fmaf(a.y, x[1], a.x * x[0])));
-      dot[i] = fmaf(b.w, x[7], fmaf(b.z, x[6], fmaf(b.y, x[5], fmaf(b.x, x[4], dot[i]))));
-    }
-    halve<F::RP, 1, LANES>(dot);
-    float score = dot[0];
-    if (row0 + own < row1 && key < end) V::score_at(d, r, row0 + own, key, score);
-    if (key >= end) score = LOWEST;
-    float most = score;
+      for (int i = 0; i < 2; ++i) k[n][i] = chunk(keys, key0 + g + 8 * i, V::KEY_STRIDE, n * 4 + t);
+    };
+    const auto load_v = [&](int n) {
 #pragma unroll
-    for (int o = LANES; o < 32; o <<= 1) most = f(F_MAX(b(most), b(__shfl_xor_sync(~0u, most, o))));
-    most = f(F_MAX(b(top), b(most)));
-    const float ground = most == LOWEST ? 0.0f : most;  // a part may be masked as a whole
-    if (__any_sync(~0u, b(most) != b(top))) {
-      const float scale = top == LOWEST ? 0.0f : expf(top - ground);
-      top = most;
-      sum *= scale;
+      for (int i = 0; i < 4; ++i)
+        v[n][i] = chunk(values, key0 + 2 * t + (i & 1) + (i >> 1) * 8, V::VALUE_STRIDE, min(n * 8 + g, V::DV / 8 - 1));
+    };
+    forget();  // the queries stay in shared memory
 #pragma unroll
-      for (int i = 0; i < V::RC; ++i) {
-        const float y = __shfl_sync(~0u, scale, F::lane_of(i));
+    for (int n = 0; n < EARLY_K; ++n) load_k(n);
 #pragma unroll
-        for (int c = 0; c < 8; ++c) acc[i * 8 + c] *= y;
+    for (int n = 0; n < EARLY_V; ++n) load_v(n);
+    float score[4] = {}, low[4] = {};
+#pragma unroll
+    for (int n = 0; n < CHUNKS; ++n) {
+      if (n >= EARLY_K) load_k(n);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const uint4 q = s.queries[(n * 2 + h) * 32 + lane], &x = k[n][0], &y = k[n][1];
+        const u32 a[4] = {word(x, 2 * h), word(y, 2 * h), word(x, 2 * h + 1), word(y, 2 * h + 1)};
+        mma_bf16(score, a, q.x, q.y);
+        mma_bf16(low, a, q.z, q.w);
       }
     }
-    score = score == LOWEST ? 0.0f : expf(score - ground);
-    sum += score;
-    unpack8(x, v);
 #pragma unroll
-    for (int i = 0; i < V::RC; ++i) {
-      const float e = __shfl_sync(~0u, score, sub * LANES + F::lane_of(i));
+    for (int n = EARLY_V; n < GROUPS; ++n)
+      if (EARLY_V) load_v(n);
 #pragma unroll
-      for (int c = 0; c < 8; ++c) acc[i * 8 + c] = fmaf(e, x[c], acc[i * 8 + c]);
+    for (int i = 0; i < 4; ++i) {  // key g + 8 * (i / 2), row 2t + i % 2
+      const int row = row0 + 2 * t + (i & 1), key = key0 + g + (i >> 1) * 8;
+      score[i] += low[i];
+      if (row < row1 && key < end) V::score_at(d, r, row, key, score[i]);
+      else score[i] = LOWEST;
     }
-    key = next;
-    k = next_k;
-    v = next_v;
-  }
-  // The warp: over its keys; the values are shared out.
+    float most[2] = {fmaxf(score[0], score[2]), fmaxf(score[1], score[3])};
+    if (__any_sync(~0u, most[0] > top[0] || most[1] > top[1])) {
 #pragma unroll
-  for (int o = LANES; o < 32; o <<= 1) sum += __shfl_xor_sync(~0u, sum, o);
-  const int first = halve<V::RC * 8, LANES, 32>(acc);
-  constexpr int MINE = V::RC * 8 / EACH;
-  const bool speaker = lane < F::RP && own < V::RC;
-  if (speaker) s.top[warp * V::RC + own] = top;
+      for (int j = 0; j < 2; ++j) {
+#pragma unroll
+        for (int o = 4; o < 32; o <<= 1) most[j] = fmaxf(most[j], __shfl_xor_sync(~0u, most[j], o));
+        most[j] = fmaxf(most[j], top[j]);
+        const float scale = top[j] == LOWEST ? 0.0f : expf(top[j] - most[j]);
+        top[j] = most[j];
+        sum[j] *= scale;
+#pragma unroll
+        for (int i = 0; i < GROUPS * 4; ++i) {
+          acc[i][j] *= scale;
+          acc[i][j + 2] *= scale;
+        }
+      }
+    }
+    u32 high[2], rest[2];  // P: rows 2t, 2t+1 of key g + 8 * h, then keys 2t, 2t+1 (+ 8 * h) of row g
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        float& x = score[2 * h + j];
+        x = expf(x - (top[j] == LOWEST ? 0.0f : top[j]));  // a row may be masked as a whole
+        sum[j] += x;
+      }
+      split(score[2 * h], score[2 * h + 1], high[h], rest[h]);
+      high[h] = transpose8(high[h]);
+      rest[h] = transpose8(rest[h]);
+    }
+#pragma unroll
+    for (int n = 0; n < GROUPS; ++n) {
+      if (EARLY_V == 0) load_v(n);
+      u32 a[4][4];  // word i of a chunk: its lower halves are row g of the operand, its upper halves row g + 8
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) a[i][j] = __byte_perm(word(v[n][j & 2], i), word(v[n][(j & 2) + 1], i), j & 1 ? 0x7632 : 0x5410);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) mma_bf16(acc[n * 4 + i], a[i], high[0], high[1]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) mma_bf16(acc[n * 4 + i], a[i], rest[0], rest[1]);
+    }
+  }
+  // The warp: over its keys. `acc` has summed over all of them.
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+#pragma unroll
+    for (int o = 4; o < 32; o <<= 1) sum[j] += __shfl_xor_sync(~0u, sum[j], o);
+    if (g == 0) s.top[warp * 8 + 2 * t + j] = top[j];
+  }
   sync_consumers();
   // The block: everything relative to the largest of the maxima.
-  float largest = LOWEST;
+  float scale[2];
 #pragma unroll
-  for (int q = 0; q < WARPS; ++q) largest = f(F_MAX(b(largest), b(s.top[q * V::RC + min(own, V::RC - 1)])));
-  const float scale = top == LOWEST ? 0.0f : expf(top - largest);
-  if (speaker) s.sum[warp * V::RC + own] = sum * scale;
+  for (int j = 0; j < 2; ++j) {
+    float largest = LOWEST;
 #pragma unroll
-  for (int round = F::PLACES == 16 ? 1 : 0; round < 2; ++round) {  // 16 warps through 8 places: w + 8, then w on top
-    if (F::PLACES == 16 || (round ? warp < 8 : warp >= 8)) {
-      float* p = s.red + (warp % F::PLACES) * V::RC * V::DV + part * 8;
+    for (int q = 0; q < WARPS; q += 8) largest = fmaxf(largest, s.top[(q + g) * 8 + 2 * t + j]);
 #pragma unroll
-      for (int i = 0; i < MINE; ++i) {
-        const int e = first + i;
-        const float x = acc[i] * __shfl_sync(~0u, scale, F::lane_of(e >> 3));
-        float* at = p + (e >> 3) * V::DV + (e & 7);
-        *at = F::PLACES == 16 || !round ? x : *at + x;
-      }
+    for (int o = 4; o < 32; o <<= 1) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, o));
+    scale[j] = top[j] == LOWEST ? 0.0f : expf(top[j] - largest);
+    if (g == 0) {
+      s.sum[warp * 8 + 2 * t + j] = sum[j] * scale[j];
+      s.largest[2 * t + j] = largest;  // every warp the same
     }
+  }
+#pragma unroll
+  for (int round = 0; round < WARPS / V::PLACES; ++round) {  // the warps through the places, in order
+    if (warp / V::PLACES == round)
+#pragma unroll
+      for (int n = 0; n < GROUPS; ++n)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          if (2 * t + j >= V::RC || n * 8 + g >= V::DV / 8) continue;
+          float4* p = (float4*)(s.red + (warp % V::PLACES * V::RC + 2 * t + j) * V::DV + (n * 8 + g) * 8);
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            const auto &x = acc[n * 4 + 2 * h], &y = acc[n * 4 + 2 * h + 1];
+            const float4 old = round ? p[h] : make_float4(0, 0, 0, 0);
+            p[h] = make_float4(fmaf(x[j], scale[j], old.x), fmaf(x[j + 2], scale[j], old.y), fmaf(y[j], scale[j], old.z),
+                               fmaf(y[j + 2], scale[j], old.w));
+          }
+        }
     sync_consumers();
   }
-  const int i = threadIdx.x;
-  if (i < V::RC * V::DV) {
-    const int row = i / V::DV;
-    value = s.red[i];
+#pragma unroll 1
+  for (int i = threadIdx.x; i < V::RC * V::DV; i += THREADS) {
+    float value = s.red[i], total = 0;
 #pragma unroll
-    for (int q = 1; q < F::PLACES; ++q) value += s.red[q * V::RC * V::DV + i];
-    row_sum = 0;
-    row_top = LOWEST;
+    for (int q = 1; q < V::PLACES; ++q) value += s.red[q * V::RC * V::DV + i];
 #pragma unroll
-    for (int q = 0; q < WARPS; ++q) {
-      row_sum += s.sum[q * V::RC + row];
-      row_top = f(F_MAX(b(row_top), b(s.top[q * V::RC + row])));
-    }
+    for (int q = 0; q < WARPS; ++q) total += s.sum[q * 8 + i / V::DV];
+    put(i, value, s.largest[i / V::DV], total);
   }
 }
 
@@ -212,26 +254,26 @@ template <class V> __device__ __forceinline__ void flash(Worker& w, const Desc& 
     const int row1 = min(rows, row0 + V::RC);
     // Every part appends: the values are equal, and so no part waits for another.
     V::start(w, d, r, row0, row1, s.q);
-    if (row1 - row0 < V::RC)  // rows that do not exist
-#pragma unroll 1
-      for (int i = threadIdx.x + (row1 - row0) * V::HEAD; i < V::RC * V::HEAD; i += THREADS) s.q[i] = 0;
+    sync_consumers();
+    flash_queries<V>(s, row1 - row0);
     sync_consumers();
     stamp(w, d, 1);
-    float value = 0, top = 0, sum = 1;
-    flash_rows<V>(w, d, r, s, keys, values, row0, row1, begin, end, value, top, sum);
-    const int i = threadIdx.x, row = i / V::DV;
+    flash_rows<V>(d, r, s, keys, values, row0, row1, begin, end, [&](int i, float value, float top, float sum) {
+      if constexpr (V::PARTS == 1) {
+        s.out[i] = value / sum;
+      } else if (i < (row1 - row0) * V::DV) {
+        float* p = (float*)(w.workspace + d.partial) + (((u64)d.index * V::PARTS + d.part) * V::R + row0 + i / V::DV) * (V::DV + 2);
+        p[2 + i % V::DV] = value;
+        if (i % V::DV == 0) {
+          p[0] = top;
+          p[1] = sum;
+        }
+      }
+    });
     if constexpr (V::PARTS == 1) {
-      if (i < V::RC * V::DV) s.out[i] = value / sum;
       sync_consumers();
       stamp(w, d, 2);
       V::epilogue(w, d, r, row0, row1, s.out);
-    } else if (i < (row1 - row0) * V::DV) {
-      float* p = (float*)(w.workspace + d.partial) + (((u64)d.index * V::PARTS + d.part) * V::R + row0 + row) * (V::DV + 2);
-      p[2 + i % V::DV] = value;
-      if (i % V::DV == 0) {
-        p[0] = top;
-        p[1] = sum;
-      }
     }
     if (row0 + V::RC < rows) sync_consumers();  // scratch is free again
   }

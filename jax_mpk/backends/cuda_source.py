@@ -360,13 +360,15 @@ def _attention(b: _Builder, op: np.void, streamed: bool) -> tuple[str, Unit]:
     appends = [n for j in range(4) for n in _codes(op, f"APPEND{j}")]
     adds = _has(b.program, appends, "STORE_ADD")
     parts = 1 if exact or adds else max(1, min(PARTS // o.tasks, KEYS // 32, 32))
-    fast_k, fast_v = _fast(o, kx, head, HEAD), _fast(o, vx, column, DV)
+    rows_k, rows_v = _rows16(o, kx, head), _rows16(o, vx, column)
+    fast_k, fast_v = (r and n in (8, 16, 32, 64, 128, 256) for r, n in ((rows_k, HEAD), (rows_v, DV)))
     single = not _reduces(b.program, [*_codes(op, "SCORE"), *_codes(op, "LIMIT")])
-    flash = fast_k and fast_v and HEAD == DV >= 32 and single and not exact
-    RC = min(R, 4, max(1, 512 // DV)) if flash else min(R, 4)
+    flash = rows_k and rows_v and HEAD == DV <= 256 and HEAD % 32 == 0 and single and not exact
+    RC = min(R, 8 if flash else 4)
     kc = min(512, -(-(-(-KEYS // parts)) // 32) * 32)
+    places = min(16, max(2, 1 << (4096 // (RC * DV)).bit_length() - 1))  # at most 16 KB of sums
     if flash:
-        need = RC * (HEAD + DV + 32 + (8 if RC * DV > 256 else 16) * DV) * 4
+        need = (RC * (HEAD + DV + places * DV) + 2 * 16 * 8 + 8) * 4
     else:
         need = RC * (HEAD + kc + DV + 4 + 8 * DV) * 4
     if need > ROOM * 2:
@@ -404,7 +406,7 @@ def _attention(b: _Builder, op: np.void, streamed: bool) -> tuple[str, Unit]:
     ]  # fmt: skip
     tickets = o.tasks if parts > 1 else 0
     body = o.body(f"{'flash' if flash else 'attention'}<@>(w, d)", o.range(), *functions, R=R, RC=RC, HEAD=HEAD, DV=DV, KEYS=KEYS, KC=kc, PARTS=parts,
-                  EXACT=int(exact), HAS_LIMIT=limit, FAST_K=fast_k, FAST_V=fast_v,
+                  PLACES=places, EXACT=int(exact), HAS_LIMIT=limit, FAST_K=fast_k, FAST_V=fast_v,
                   KEY_STRIDE=int(kx["stride"][key]), KEY_HEAD=int(kx["stride"][head]),
                   VALUE_STRIDE=int(vx["stride"][key]), VALUE_COLUMN=int(vx["stride"][column]))  # fmt: skip
     return body, Unit(0, parts, tickets, o.tasks * parts * R * (DV + 2) * 4 if parts > 1 else 0)
@@ -471,11 +473,11 @@ def _reduces(p: abi.Program, codes: Iterable[int]) -> bool:
     return any((p["Stage"]["kind"][s : s + count] == abi.enum("StageKind", "REDUCE")).any() for s, count in stages)
 
 
-def _fast(o: _Op, x: np.void, inner: int, length: int) -> bool:
-    """Whether rows of `length` elements along axis `inner` can be read as 16-byte pieces of bf16 by lanes of a warp."""
+def _rows16(o: _Op, x: np.void, inner: int) -> bool:
+    """Whether rows along axis `inner` can be read as 16-byte pieces of bf16."""
     others = [int(s) for a, s in enumerate(x["stride"]) if a != inner]
     slot = o.p["Slot"][int(o.op["slot"]) + int(x["slot"])]
-    return (DTYPES[int(x["dtype"])] == "BF16" and int(x["stride"][inner]) == 1 and length in (8, 16, 32, 64, 128, 256)
+    return (DTYPES[int(x["dtype"])] == "BF16" and int(x["stride"][inner]) == 1 and o.extent[inner] % 8 == 0
             and all(s % 8 == 0 for s in others) and int(x["offset"]) % 8 == 0 and int(slot["offset"]) % 16 == 0)  # fmt: skip
 
 

@@ -40,6 +40,12 @@ inline int __float2int_rz(float x) { return x != x ? 0 : x >= 2147483648.0f ? 21
 inline unsigned __float2uint_rz(float x) { return !(x > 0) ? 0 : x >= 4294967296.0f ? ~0u : (unsigned)x; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __clz(unsigned x) { return x ? __builtin_clz(x) : 32; }
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned select) {
+  const unsigned long long both = (unsigned long long)y << 32 | x;
+  unsigned out = 0;
+  for (int i = 0; i < 4; ++i) out |= (unsigned)(both >> 8 * (select >> 4 * i & 7) & 255) << 8 * i;
+  return out;
+}
 inline int __ffs(unsigned x) { return __builtin_ffs((int)x); }
 #define EMULATED_MINMAX(T) \
   inline T min(T a, T b) { return b < a ? b : a; } \
@@ -121,6 +127,22 @@ inline void mma_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
       c[i] = fmaf(x, y, c[i]);
     }
   }
+}
+
+inline u32 pack_bf16(float low, float high) {
+  auto round = [](float x) {
+    const u32 u = __float_as_uint(x);
+    return x != x ? 0x7fffu : (u + 0x7fff + (u >> 16 & 1)) >> 16;
+  };
+  return round(low) | round(high) << 16;
+}
+inline u32 transpose8(u32 x) {
+  const auto* all = emulated_exchange(&x, 1);
+  const int lane = threadIdx.x & 31, shift = 16 * (lane / 4 & 1);
+  auto at = [&](int row) { return all[row * 4 + lane / 8][0] >> shift & 0xffff; };  // column lane/4
+  const u32 both = at(2 * (lane % 4)) | at(2 * (lane % 4) + 1) << 16;
+  __syncwarp();
+  return both;
 }
 
 // An mbarrier in its 8 bytes: arrivals of a phase, arrivals missing, the phase, bytes missing.
