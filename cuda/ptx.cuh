@@ -82,6 +82,23 @@ __device__ __forceinline__ void barrier_arrive(u32 id, u32 threads) {
   asm volatile("barrier.cta.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// ---- loads of 16 bytes ----------------------------------------------------------------------------------------------
+
+// From global memory, aligned to 16. A load that the compiler neither repeats nor moves across a barrier or another wrapper.
+__device__ __forceinline__ uint4 load16(const void* p) {
+  uint4 x;
+  asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "l"(__cvta_generic_to_global(p)));
+  return x;
+}
+
+// The same from shared memory.
+__device__ __forceinline__ uint4 load16_shared(const void* p) {
+  uint4 x;
+  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"((u32)__cvta_generic_to_shared(p)));
+  return x;
+}
+
 // ---- matrix fragments -----------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ u32 smem_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
@@ -109,13 +126,6 @@ __device__ __forceinline__ void mma_bf16(float (&c)[4], const u32 (&a)[4], u32 b
 __device__ __forceinline__ u32 pack_bf16(float low, float high) {
   u32 r;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-  return r;
-}
-
-// Transposes an 8x8 b16 matrix: lane l gives elements (l/4, 2*(l%4)+{0,1}) and receives (2*(l%4)+{0,1}, l/4).
-__device__ __forceinline__ u32 transpose8(u32 x) {
-  u32 r;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(x));
   return r;
 }
 

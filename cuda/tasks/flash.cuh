@@ -5,11 +5,11 @@
 // in the loop waits for another warp. The warps' sums meet once in shared memory, those of the parts of a task once in
 // the workspace. Each order is fixed by the numbers of lanes, warps and parts, so results repeat bit for bit.
 //
-// Both products run on tensor cores with up to 8 query rows as the columns of B, so a row does not depend on the others:
-//   scores[16 keys][8 rows] = K[16 keys][HEAD] * Q[HEAD][8 rows],  out[DV][8 rows] += V[DV][16 keys] * P[16 keys][8 rows].
-// K and V go from memory to the A operand in 16-byte chunks without shared memory: the order of the elements of a row is
-// chosen so that a chunk is what one lane needs. Q and P are f32, given to the tensor cores as two bf16, x = high + low
-// with 16 bits of precision or more. In a lane, g = lane / 4 and t = lane % 4 as in the layouts of mma.m16n8k16.
+// Both products run on tensor cores (mma.m16n8k16; in a lane, g = lane / 4 and t = lane % 4) for up to 8 query rows:
+//   scores[8 rows][keys] = Q * K^T: Q is the A operand, f32 as two bf16: rows g are the higher parts, rows g + 8 the lower.
+//   out^T[DV][8 rows] += V^T * P^T: V is the A operand, P the B operand, given as higher and lower parts too.
+// A row is a row of A or a column of B, so it does not depend on the others. K and V go from memory to their operands in
+// 16-byte chunks without shared memory: the order of the elements of a row is chosen so that a lane needs whole chunks.
 //
 // V has here also: PLACES (of [RC][DV] sums in shared memory), limit_of() (every thread for itself), score_at() (SCORE of
 // one point), start() (APPEND and Q, spread over the warps so that their loads overlap).
@@ -38,7 +38,7 @@ template <class V> struct Flash {
   }
 };
 
-// (x, y) = high + low, each of them two bf16.
+// (x, y) = high + low, each of them two bf16: 16 bits of precision, or more.
 __device__ __forceinline__ void split(float x, float y, u32& high, u32& low) {
   high = pack_bf16(x, y);
   low = pack_bf16(x - f(high << 16), y - f(high & 0xffff0000u));
@@ -46,17 +46,17 @@ __device__ __forceinline__ void split(float x, float y, u32& high, u32& low) {
 
 __device__ __forceinline__ u32 word(const uint4& x, int i) { return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w; }
 
-// Q[rows] for every lane and step: chunk 4 * (step / 2) + t of row g, its lower or upper half. Rows that do not exist are 0.
+// Q as the A operand of every step: half a chunk, 4 * (step / 2) + t, of row g. Rows that do not exist are 0.
 template <class V> __device__ __forceinline__ void flash_queries(const Flash<V>& s, int rows) {
 #pragma unroll 1
   for (int i = threadIdx.x; i < Flash<V>::STEPS * 32; i += THREADS) {
     const int step = i >> 5, g = i >> 2 & 7, t = i & 3;
     float4 x = make_float4(0, 0, 0, 0);
-    if (g < rows) x = *(const float4*)(s.q + g * V::HEAD + ((step >> 1) * 4 + t) * 8 + (step & 1) * 4);
-    uint4 y;
-    split(x.x, x.y, y.x, y.z);
-    split(x.z, x.w, y.y, y.w);
-    s.queries[i] = y;
+    if (g < rows) x = *(const float4*)(s.q + g * V::HEAD + (step / 2 * 4 + t) * 8 + step % 2 * 4);
+    uint4 a;
+    split(x.x, x.y, a.x, a.y);
+    split(x.z, x.w, a.z, a.w);
+    s.queries[i] = a;
   }
 }
 
@@ -69,76 +69,74 @@ __device__ __forceinline__ void flash_rows(const Desc& d, const R& r, const Flas
   // Loads of 16 keys that are on the way before any of them is needed, as far as the registers go.
   constexpr int EARLY_K = V::HEAD <= 128 ? CHUNKS : 0, EARLY_V = V::DV <= 128 ? 1 : 0;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
-  float top[2] = {LOWEST, LOWEST}, sum[2] = {}, acc[GROUPS * 4][4] = {};  // of rows 2t, 2t+1; acc: of 8 elements a group
-  const auto chunk = [&](const u16* p, int key, int stride, int n) { return *(const uint4*)(p + (i64)min(key, end - 1) * stride + n * 8); };
+  const int row = min(row0 + g, row1 - 1);
+  float top = LOWEST, sum = 0;     // of row g
+  float acc[GROUPS * 4][4] = {};   // of rows 2t, 2t+1, two elements each: of chunk 8 * group + g
 #pragma unroll 1
   for (int key0 = begin + warp * 16; key0 < end; key0 += WARPS * 16) {
     uint4 k[CHUNKS][2], v[GROUPS][4];
     const auto load_k = [&](int n) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) k[n][i] = chunk(keys, key0 + g + 8 * i, V::KEY_STRIDE, n * 4 + t);
+      for (int i = 0; i < 2; ++i) k[n][i] = load16(keys + (i64)min(key0 + 8 * i + g, end - 1) * V::KEY_STRIDE + (n * 4 + t) * 8);
     };
     const auto load_v = [&](int n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        v[n][i] = chunk(values, key0 + 2 * t + (i & 1) + (i >> 1) * 8, V::VALUE_STRIDE, min(n * 8 + g, V::DV / 8 - 1));
+        v[n][i] = load16(values + (i64)min(key0 + (i >> 1) * 8 + 2 * t + (i & 1), end - 1) * V::VALUE_STRIDE + min(n * 8 + g, V::DV / 8 - 1) * 8);
     };
-    forget();  // the queries stay in shared memory
 #pragma unroll
     for (int n = 0; n < EARLY_K; ++n) load_k(n);
 #pragma unroll
     for (int n = 0; n < EARLY_V; ++n) load_v(n);
-    float score[4] = {}, low[4] = {};
+    float score[2][4] = {};  // of 8 keys: [0], [1] of keys 2t, 2t+1; [2], [3] what the lower parts of Q add
 #pragma unroll
     for (int n = 0; n < CHUNKS; ++n) {
       if (n >= EARLY_K) load_k(n);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const uint4 q = s.queries[(n * 2 + h) * 32 + lane], &x = k[n][0], &y = k[n][1];
-        const u32 a[4] = {word(x, 2 * h), word(y, 2 * h), word(x, 2 * h + 1), word(y, 2 * h + 1)};
-        mma_bf16(score, a, q.x, q.y);
-        mma_bf16(low, a, q.z, q.w);
+        const uint4 q = load16_shared(s.queries + (n * 2 + h) * 32 + lane);
+        const u32 a[4] = {q.x, q.y, q.z, q.w};
+#pragma unroll
+        for (int i = 0; i < 2; ++i) mma_bf16(score[i], a, word(k[n][i], 2 * h), word(k[n][i], 2 * h + 1));
       }
     }
 #pragma unroll
     for (int n = EARLY_V; n < GROUPS; ++n)
       if (EARLY_V) load_v(n);
+    float most = LOWEST;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {  // key g + 8 * (i / 2), row 2t + i % 2
-      const int row = row0 + 2 * t + (i & 1), key = key0 + g + (i >> 1) * 8;
-      score[i] += low[i];
-      if (row < row1 && key < end) V::score_at(d, r, row, key, score[i]);
-      else score[i] = LOWEST;
+    for (int i = 0; i < 4; ++i) {
+      const int key = key0 + (i >> 1) * 8 + 2 * t + (i & 1);
+      float& x = score[i >> 1][i & 1];
+      x += score[i >> 1][(i & 1) + 2];
+      V::score_at(d, r, row, min(key, end - 1), x);
+      if (row0 + g >= row1 || key >= end) x = LOWEST;
+      most = fmaxf(most, x);
     }
-    float most[2] = {fmaxf(score[0], score[2]), fmaxf(score[1], score[3])};
-    if (__any_sync(~0u, most[0] > top[0] || most[1] > top[1])) {
+    if (__any_sync(~0u, most > top)) {
+#pragma unroll
+      for (int o = 1; o < 4; o <<= 1) most = fmaxf(most, __shfl_xor_sync(~0u, most, o));
+      most = fmaxf(most, top);
+      const float scale = top == LOWEST ? 0.0f : expf(top - most);
+      top = most;
+      sum *= scale;
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-#pragma unroll
-        for (int o = 4; o < 32; o <<= 1) most[j] = fmaxf(most[j], __shfl_xor_sync(~0u, most[j], o));
-        most[j] = fmaxf(most[j], top[j]);
-        const float scale = top[j] == LOWEST ? 0.0f : expf(top[j] - most[j]);
-        top[j] = most[j];
-        sum[j] *= scale;
+        const float y = __shfl_sync(~0u, scale, 8 * t + 4 * j);
 #pragma unroll
         for (int i = 0; i < GROUPS * 4; ++i) {
-          acc[i][j] *= scale;
-          acc[i][j + 2] *= scale;
+          acc[i][j] *= y;
+          acc[i][j + 2] *= y;
         }
       }
     }
-    u32 high[2], rest[2];  // P: rows 2t, 2t+1 of key g + 8 * h, then keys 2t, 2t+1 (+ 8 * h) of row g
+    const float ground = top == LOWEST ? 0.0f : top;  // a row may be masked as a whole
+    u32 high[2], low[2];
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        float& x = score[2 * h + j];
-        x = expf(x - (top[j] == LOWEST ? 0.0f : top[j]));  // a row may be masked as a whole
-        sum[j] += x;
-      }
-      split(score[2 * h], score[2 * h + 1], high[h], rest[h]);
-      high[h] = transpose8(high[h]);
-      rest[h] = transpose8(rest[h]);
+    for (int i = 0; i < 2; ++i) {
+      const float x = expf(score[i][0] - ground), y = expf(score[i][1] - ground);
+      sum += x + y;
+      split(x, y, high[i], low[i]);
     }
 #pragma unroll
     for (int n = 0; n < GROUPS; ++n) {
@@ -151,30 +149,32 @@ __device__ __forceinline__ void flash_rows(const Desc& d, const R& r, const Flas
 #pragma unroll
       for (int i = 0; i < 4; ++i) mma_bf16(acc[n * 4 + i], a[i], high[0], high[1]);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) mma_bf16(acc[n * 4 + i], a[i], rest[0], rest[1]);
+      for (int i = 0; i < 4; ++i) mma_bf16(acc[n * 4 + i], a[i], low[0], low[1]);
     }
   }
-  // The warp: over its keys. `acc` has summed over all of them.
+  // The warp: over its keys.
 #pragma unroll
-  for (int j = 0; j < 2; ++j) {
-#pragma unroll
-    for (int o = 4; o < 32; o <<= 1) sum[j] += __shfl_xor_sync(~0u, sum[j], o);
-    if (g == 0) s.top[warp * 8 + 2 * t + j] = top[j];
-  }
+  for (int o = 1; o < 4; o <<= 1) sum += __shfl_xor_sync(~0u, sum, o);
+  if (t == 0) s.top[warp * 8 + g] = top;
   sync_consumers();
   // The block: everything relative to the largest of the maxima.
-  float scale[2];
+  float largest = LOWEST;
+#pragma unroll
+  for (int q = 0; q < WARPS; q += 4) largest = fmaxf(largest, s.top[(q + t) * 8 + g]);
+#pragma unroll
+  for (int o = 1; o < 4; o <<= 1) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, o));
+  const float scale = top == LOWEST ? 0.0f : expf(top - largest);
+  if (t == 0) {
+    s.sum[warp * 8 + g] = sum * scale;
+    s.largest[g] = largest;  // every warp the same
+  }
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
-    float largest = LOWEST;
+    const float y = __shfl_sync(~0u, scale, 8 * t + 4 * j);
 #pragma unroll
-    for (int q = 0; q < WARPS; q += 8) largest = fmaxf(largest, s.top[(q + g) * 8 + 2 * t + j]);
-#pragma unroll
-    for (int o = 4; o < 32; o <<= 1) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, o));
-    scale[j] = top[j] == LOWEST ? 0.0f : expf(top[j] - largest);
-    if (g == 0) {
-      s.sum[warp * 8 + 2 * t + j] = sum[j] * scale[j];
-      s.largest[2 * t + j] = largest;  // every warp the same
+    for (int i = 0; i < GROUPS * 4; ++i) {
+      acc[i][j] *= y;
+      acc[i][j + 2] *= y;
     }
   }
 #pragma unroll
@@ -190,8 +190,7 @@ __device__ __forceinline__ void flash_rows(const Desc& d, const R& r, const Flas
           for (int h = 0; h < 2; ++h) {
             const auto &x = acc[n * 4 + 2 * h], &y = acc[n * 4 + 2 * h + 1];
             const float4 old = round ? p[h] : make_float4(0, 0, 0, 0);
-            p[h] = make_float4(fmaf(x[j], scale[j], old.x), fmaf(x[j + 2], scale[j], old.y), fmaf(y[j], scale[j], old.z),
-                               fmaf(y[j + 2], scale[j], old.w));
+            p[h] = make_float4(old.x + x[j], old.y + x[j + 2], old.z + y[j], old.w + y[j + 2]);
           }
         }
     sync_consumers();

@@ -99,6 +99,8 @@ inline void copy16(void* to, const void* from) { emulated_pause(); __builtin_mem
 inline void copy16_wait() {}
 inline void barrier_sync(u32 id, u32 threads) { emulated_barrier(id, threads, true); }
 inline void barrier_arrive(u32 id, u32 threads) { emulated_barrier(id, threads, false); }
+inline uint4 load16(const void* p) { return *(const uint4*)p; }
+inline uint4 load16_shared(const void* p) { return *(const uint4*)p; }
 inline u32 smem_address(const void* p) { return (u32)((const u8*)p - emulated_thread->shared); }
 
 inline void emulated_matrix(u32 (&r)[4], u32 address, bool transposed) {
@@ -136,15 +138,6 @@ inline u32 pack_bf16(float low, float high) {
   };
   return round(low) | round(high) << 16;
 }
-inline u32 transpose8(u32 x) {
-  const auto* all = emulated_exchange(&x, 1);
-  const int lane = threadIdx.x & 31, shift = 16 * (lane / 4 & 1);
-  auto at = [&](int row) { return all[row * 4 + lane / 8][0] >> shift & 0xffff; };  // column lane/4
-  const u32 both = at(2 * (lane % 4)) | at(2 * (lane % 4) + 1) << 16;
-  __syncwarp();
-  return both;
-}
-
 // An mbarrier in its 8 bytes: arrivals of a phase, arrivals missing, the phase, bytes missing.
 struct Emulated { u8 count, missing, phase, pad; int bytes; };
 inline void emulated_turn(Emulated* b) {
