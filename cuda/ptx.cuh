@@ -94,7 +94,7 @@ __device__ __forceinline__ uint4 load16(const void* p) {
 // The same from shared memory.
 __device__ __forceinline__ uint4 load16_shared(const void* p) {
   uint4 x;
-  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+  asm volatile("ld.volatile.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
                : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"((u32)__cvta_generic_to_shared(p)));
   return x;
 }

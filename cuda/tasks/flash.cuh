@@ -11,28 +11,27 @@
 // A row is a row of A or a column of B, so it does not depend on the others. K and V go from memory to their operands in
 // 16-byte chunks without shared memory: the order of the elements of a row is chosen so that a lane needs whole chunks.
 //
-// V has here also: PLACES (of [RC][DV] sums in shared memory), limit_of() (every thread for itself), score_at() (SCORE of
+// V has here also: SPLIT (warps that share the values of a key: 64 elements each), PLACES (of [RC][DV] sums in shared memory), limit_of() (every thread for itself), score_at() (SCORE of
 // one point), start() (APPEND and Q, spread over the warps so that their loads overlap).
 #pragma once
 
 namespace mpk {
 
 template <class V> struct Flash {
-  static constexpr int STEPS = V::HEAD / 16;       // of K * Q
-  static constexpr int GROUPS = (V::DV + 63) / 64;  // of 8 chunks of a value, a chunk for each g
+  static constexpr int STEPS = V::HEAD / 16;       // of Q * K^T
+  static constexpr int SETS = WARPS / V::SPLIT;    // of warps with keys of their own
   float *q, *out;    // [RC][HEAD], [RC][DV]
-  float *top, *sum;  // [WARPS][8]
+  float *top, *sum;  // [SETS][8]
   float* largest;    // [8] max of a row over the warps
   float* red;        // [PLACES][RC][DV]
-  uint4* queries;    // [STEPS][32 lanes]: Q as the B operand, until red is needed
-  static_assert(V::HEAD % 32 == 0 && V::DV % 32 == 0 && V::RC <= 8 && WARPS % V::PLACES == 0);
-  static_assert(STEPS * 32 * 16 <= V::PLACES * V::RC * V::DV * 4);
+  uint4* queries;    // [STEPS][32 lanes]: Q as the A operand, until red is needed
+  static_assert(V::HEAD % 32 == 0 && V::DV % 32 == 0 && V::DV <= 64 * V::SPLIT && V::RC <= 8 && SETS % 4 == 0 && SETS % V::PLACES == 0);
   __device__ Flash(u8* p) {
     q = (float*)p;
     out = q + V::RC * V::HEAD;
     top = out + V::RC * V::DV;
-    sum = top + WARPS * 8;
-    largest = sum + WARPS * 8;
+    sum = top + SETS * 8;
+    largest = sum + SETS * 8;
     red = largest + 8;
     queries = (uint4*)red;
   }
@@ -65,44 +64,38 @@ template <class V> __device__ __forceinline__ void flash_queries(const Flash<V>&
 template <class V, class R, class Put>
 __device__ __forceinline__ void flash_rows(const Desc& d, const R& r, const Flash<V>& s, const u16* keys, const u16* values, int row0,
                                            int row1, int begin, int end, const Put& put) {
-  constexpr int CHUNKS = V::HEAD / 32, GROUPS = Flash<V>::GROUPS;
-  // Loads of 16 keys that are on the way before any of them is needed, as far as the registers go.
-  constexpr int EARLY_K = V::HEAD <= 128 ? CHUNKS : 0, EARLY_V = V::DV <= 128 ? 1 : 0;
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
-  const int row = min(row0 + g, row1 - 1);
-  float top = LOWEST, sum = 0;     // of row g
-  float acc[GROUPS * 4][4] = {};   // of rows 2t, 2t+1, two elements each: of chunk 8 * group + g
+  constexpr int CHUNKS = V::HEAD / 32, EARLY = CHUNKS <= 2 ? CHUNKS : 2, SETS = Flash<V>::SETS;
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3, set = warp / V::SPLIT;
+  const int chunk = warp % V::SPLIT * 8 + g, row = min(row0 + g, row1 - 1);
+  const u8 *key_at = (const u8*)(keys + t * 8), *value_at = (const u8*)(values + min(chunk, V::DV / 8 - 1) * 8);
+  float top = LOWEST, sum = 0;  // of row g
+  float acc[4][4] = {};         // of rows 2t, 2t+1: elements 2i, 2i+1 of the chunk
 #pragma unroll 1
-  for (int key0 = begin + warp * 16; key0 < end; key0 += WARPS * 16) {
-    uint4 k[CHUNKS][2], v[GROUPS][4];
-    const auto load_k = [&](int n) {
+  for (int key0 = begin + set * 16; key0 < end; key0 += SETS * 16) {
+    // All loads are on their way before any of them is needed, as far as there are registers.
+    uint4 k[EARLY][2], v[4];
+    const auto load_k = [&](uint4 (&k)[2], int n) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) k[n][i] = load16(keys + (i64)min(key0 + 8 * i + g, end - 1) * V::KEY_STRIDE + (n * 4 + t) * 8);
-    };
-    const auto load_v = [&](int n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        v[n][i] = load16(values + (i64)min(key0 + (i >> 1) * 8 + 2 * t + (i & 1), end - 1) * V::VALUE_STRIDE + min(n * 8 + g, V::DV / 8 - 1) * 8);
+      for (int i = 0; i < 2; ++i) k[i] = load16(key_at + (i64)min(key0 + 8 * i + g, end - 1) * (2 * V::KEY_STRIDE) + n * 64);
     };
 #pragma unroll
-    for (int n = 0; n < EARLY_K; ++n) load_k(n);
+    for (int n = 0; n < EARLY; ++n) load_k(k[n], n);
 #pragma unroll
-    for (int n = 0; n < EARLY_V; ++n) load_v(n);
+    for (int i = 0; i < 4; ++i)
+      v[i] = load16(value_at + (i64)min(key0 + (i >> 1) * 8 + 2 * t + (i & 1), end - 1) * (2 * V::VALUE_STRIDE));
     float score[2][4] = {};  // of 8 keys: [0], [1] of keys 2t, 2t+1; [2], [3] what the lower parts of Q add
-#pragma unroll
+#pragma unroll (EARLY)
     for (int n = 0; n < CHUNKS; ++n) {
-      if (n >= EARLY_K) load_k(n);
+      uint4(&x)[2] = k[n % EARLY];
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const uint4 q = load16_shared(s.queries + (n * 2 + h) * 32 + lane);
         const u32 a[4] = {q.x, q.y, q.z, q.w};
 #pragma unroll
-        for (int i = 0; i < 2; ++i) mma_bf16(score[i], a, word(k[n][i], 2 * h), word(k[n][i], 2 * h + 1));
+        for (int i = 0; i < 2; ++i) mma_bf16(score[i], a, word(x[i], 2 * h), word(x[i], 2 * h + 1));
       }
+      if (n + EARLY < CHUNKS) load_k(x, n + EARLY);
     }
-#pragma unroll
-    for (int n = EARLY_V; n < GROUPS; ++n)
-      if (EARLY_V) load_v(n);
     float most = LOWEST;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -124,7 +117,7 @@ __device__ __forceinline__ void flash_rows(const Desc& d, const R& r, const Flas
       for (int j = 0; j < 2; ++j) {
         const float y = __shfl_sync(~0u, scale, 8 * t + 4 * j);
 #pragma unroll
-        for (int i = 0; i < GROUPS * 4; ++i) {
+        for (int i = 0; i < 4; ++i) {
           acc[i][j] *= y;
           acc[i][j + 2] *= y;
         }
@@ -138,61 +131,55 @@ __device__ __forceinline__ void flash_rows(const Desc& d, const R& r, const Flas
       sum += x + y;
       split(x, y, high[i], low[i]);
     }
+    u32 a[4][4];  // word i of a chunk: its lower halves are row g of the operand, its upper halves row g + 8
 #pragma unroll
-    for (int n = 0; n < GROUPS; ++n) {
-      if (EARLY_V == 0) load_v(n);
-      u32 a[4][4];  // word i of a chunk: its lower halves are row g of the operand, its upper halves row g + 8
+    for (int i = 0; i < 4; ++i)
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
+      for (int j = 0; j < 4; ++j) a[i][j] = __byte_perm(word(v[j & 2], i), word(v[(j & 2) + 1], i), j & 1 ? 0x7632 : 0x5410);
 #pragma unroll
-        for (int j = 0; j < 4; ++j) a[i][j] = __byte_perm(word(v[n][j & 2], i), word(v[n][(j & 2) + 1], i), j & 1 ? 0x7632 : 0x5410);
+    for (int i = 0; i < 4; ++i) mma_bf16(acc[i], a[i], high[0], high[1]);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) mma_bf16(acc[n * 4 + i], a[i], high[0], high[1]);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) mma_bf16(acc[n * 4 + i], a[i], low[0], low[1]);
-    }
+    for (int i = 0; i < 4; ++i) mma_bf16(acc[i], a[i], low[0], low[1]);
   }
   // The warp: over its keys.
 #pragma unroll
   for (int o = 1; o < 4; o <<= 1) sum += __shfl_xor_sync(~0u, sum, o);
-  if (t == 0) s.top[warp * 8 + g] = top;
+  if (t == 0) s.top[set * 8 + g] = top;
   sync_consumers();
   // The block: everything relative to the largest of the maxima.
   float largest = LOWEST;
 #pragma unroll
-  for (int q = 0; q < WARPS; q += 4) largest = fmaxf(largest, s.top[(q + t) * 8 + g]);
+  for (int q = 0; q < SETS; q += 4) largest = fmaxf(largest, s.top[(q + t) * 8 + g]);
 #pragma unroll
   for (int o = 1; o < 4; o <<= 1) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, o));
   const float scale = top == LOWEST ? 0.0f : expf(top - largest);
   if (t == 0) {
-    s.sum[warp * 8 + g] = sum * scale;
+    s.sum[set * 8 + g] = sum * scale;
     s.largest[g] = largest;  // every warp the same
   }
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
     const float y = __shfl_sync(~0u, scale, 8 * t + 4 * j);
 #pragma unroll
-    for (int i = 0; i < GROUPS * 4; ++i) {
+    for (int i = 0; i < 4; ++i) {
       acc[i][j] *= y;
       acc[i][j + 2] *= y;
     }
   }
 #pragma unroll
-  for (int round = 0; round < WARPS / V::PLACES; ++round) {  // the warps through the places, in order
-    if (warp / V::PLACES == round)
+  for (int round = 0; round < SETS / V::PLACES; ++round) {  // the sets through the places, in order
+    if (set / V::PLACES == round && chunk < V::DV / 8)
 #pragma unroll
-      for (int n = 0; n < GROUPS; ++n)
+      for (int j = 0; j < 2; ++j) {
+        if (2 * t + j >= V::RC) continue;
+        float4* p = (float4*)(s.red + (set % V::PLACES * V::RC + 2 * t + j) * V::DV + chunk * 8);
 #pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          if (2 * t + j >= V::RC || n * 8 + g >= V::DV / 8) continue;
-          float4* p = (float4*)(s.red + (warp % V::PLACES * V::RC + 2 * t + j) * V::DV + (n * 8 + g) * 8);
-#pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            const auto &x = acc[n * 4 + 2 * h], &y = acc[n * 4 + 2 * h + 1];
-            const float4 old = round ? p[h] : make_float4(0, 0, 0, 0);
-            p[h] = make_float4(old.x + x[j], old.y + x[j + 2], old.z + y[j], old.w + y[j + 2]);
-          }
+        for (int h = 0; h < 2; ++h) {
+          const auto &x = acc[2 * h], &y = acc[2 * h + 1];
+          const float4 old = round ? p[h] : make_float4(0, 0, 0, 0);
+          p[h] = make_float4(old.x + x[j], old.y + x[j + 2], old.z + y[j], old.w + y[j + 2]);
         }
+      }
     sync_consumers();
   }
 #pragma unroll 1
@@ -201,7 +188,7 @@ __device__ __forceinline__ void flash_rows(const Desc& d, const R& r, const Flas
 #pragma unroll
     for (int q = 1; q < V::PLACES; ++q) value += s.red[q * V::RC * V::DV + i];
 #pragma unroll
-    for (int q = 0; q < WARPS; ++q) total += s.sum[q * 8 + i / V::DV];
+    for (int q = 0; q < SETS; ++q) total += s.sum[q * 8 + i / V::DV];
     put(i, value, s.largest[i / V::DV], total);
   }
 }
@@ -248,8 +235,9 @@ template <class V> __device__ __forceinline__ void flash(Worker& w, const Desc& 
     prefetch_l2(values + (i64)(i / LINES) * V::VALUE_STRIDE + i % LINES * LINE);
   }
   bool publish = true;
+  const int last = V::R > V::RC ? rows : 1;  // where one pass does, the compiler should know
 #pragma unroll 1
-  for (int row0 = 0; row0 < rows; row0 += V::RC) {
+  for (int row0 = 0; row0 < last; row0 += V::RC) {
     const int row1 = min(rows, row0 + V::RC);
     // Every part appends: the values are equal, and so no part waits for another.
     V::start(w, d, r, row0, row1, s.q);
@@ -274,19 +262,19 @@ template <class V> __device__ __forceinline__ void flash(Worker& w, const Desc& 
       stamp(w, d, 2);
       V::epilogue(w, d, r, row0, row1, s.out);
     }
-    if (row0 + V::RC < rows) sync_consumers();  // scratch is free again
+    if (row0 + V::RC < last) sync_consumers();  // scratch is free again
   }
   if constexpr (V::PARTS > 1) {
     stamp(w, d, 2);
     publish = last_part(w, d, V::PARTS);
     if (publish)
 #pragma unroll 1
-      for (int row0 = 0; row0 < rows; row0 += V::RC) {
+      for (int row0 = 0; row0 < last; row0 += V::RC) {
         const int row1 = min(rows, row0 + V::RC);
         flash_merge<V>(w, d, s, row0, row1);
         sync_consumers();
         V::epilogue(w, d, r, row0, row1, s.out);
-        if (row0 + V::RC < rows) sync_consumers();
+        if (row0 + V::RC < last) sync_consumers();
       }
   }
   w.act_key = 0;

@@ -366,9 +366,10 @@ def _attention(b: _Builder, op: np.void, streamed: bool) -> tuple[str, Unit]:
     flash = rows_k and rows_v and HEAD == DV <= 256 and HEAD % 32 == 0 and single and not exact
     RC = min(R, 8 if flash else 4)
     kc = min(512, -(-(-(-KEYS // parts)) // 32) * 32)
-    places = min(16, max(2, 1 << (4096 // (RC * DV)).bit_length() - 1))  # at most 16 KB of sums
+    split = 1 if DV <= 64 else 2 if DV <= 128 else 4
+    places = min(16 // split, max(2, 1 << (4096 // (RC * DV)).bit_length() - 1))  # at most 16 KB of sums
     if flash:
-        need = (RC * (HEAD + DV + places * DV) + 2 * 16 * 8 + 8) * 4
+        need = (RC * (HEAD + DV) + 2 * 16 // split * 8 + 8 + max(places * RC * DV, HEAD * 8)) * 4
     else:
         need = RC * (HEAD + kc + DV + 4 + 8 * DV) * 4
     if need > ROOM * 2:
@@ -406,7 +407,7 @@ def _attention(b: _Builder, op: np.void, streamed: bool) -> tuple[str, Unit]:
     ]  # fmt: skip
     tickets = o.tasks if parts > 1 else 0
     body = o.body(f"{'flash' if flash else 'attention'}<@>(w, d)", o.range(), *functions, R=R, RC=RC, HEAD=HEAD, DV=DV, KEYS=KEYS, KC=kc, PARTS=parts,
-                  PLACES=places, EXACT=int(exact), HAS_LIMIT=limit, FAST_K=fast_k, FAST_V=fast_v,
+                  SPLIT=split, PLACES=places, EXACT=int(exact), HAS_LIMIT=limit, FAST_K=fast_k, FAST_V=fast_v,
                   KEY_STRIDE=int(kx["stride"][key]), KEY_HEAD=int(kx["stride"][head]),
                   VALUE_STRIDE=int(vx["stride"][key]), VALUE_COLUMN=int(vx["stride"][column]))  # fmt: skip
     return body, Unit(0, parts, tickets, o.tasks * parts * R * (DV + 2) * 4 if parts > 1 else 0)
