@@ -64,7 +64,7 @@ template <class V> __device__ __forceinline__ void flash_queries(const Flash<V>&
 template <class V, class R, class Put>
 __device__ __forceinline__ void flash_rows(const Desc& d, const R& r, const Flash<V>& s, const u16* keys, const u16* values, int row0,
                                            int row1, int begin, int end, const Put& put) {
-  constexpr int CHUNKS = V::HEAD / 32, EARLY = CHUNKS <= 2 ? CHUNKS : 2, SETS = Flash<V>::SETS;
+  constexpr int CHUNKS = V::HEAD / 32, EARLY = CHUNKS <= 4 ? CHUNKS : 1, SETS = Flash<V>::SETS;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3, set = warp / V::SPLIT;
   const int chunk = warp % V::SPLIT * 8 + g, row = min(row0 + g, row1 - 1);
   const u8 *key_at = (const u8*)(keys + t * 8), *value_at = (const u8*)(values + min(chunk, V::DV / 8 - 1) * 8);
@@ -80,9 +80,12 @@ __device__ __forceinline__ void flash_rows(const Desc& d, const R& r, const Flas
     };
 #pragma unroll
     for (int n = 0; n < EARLY; ++n) load_k(k[n], n);
+    const auto load_v = [&] {
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      v[i] = load16(value_at + (i64)min(key0 + (i >> 1) * 8 + 2 * t + (i & 1), end - 1) * (2 * V::VALUE_STRIDE));
+      for (int i = 0; i < 4; ++i)
+        v[i] = load16(value_at + (i64)min(key0 + (i >> 1) * 8 + 2 * t + (i & 1), end - 1) * (2 * V::VALUE_STRIDE));
+    };
+    if (CHUNKS <= 2) load_v();
     float score[2][4] = {};  // of 8 keys: [0], [1] of keys 2t, 2t+1; [2], [3] what the lower parts of Q add
 #pragma unroll (EARLY)
     for (int n = 0; n < CHUNKS; ++n) {
@@ -95,6 +98,10 @@ __device__ __forceinline__ void flash_rows(const Desc& d, const R& r, const Flas
         for (int i = 0; i < 2; ++i) mma_bf16(score[i], a, word(x[i], 2 * h), word(x[i], 2 * h + 1));
       }
       if (n + EARLY < CHUNKS) load_k(x, n + EARLY);
+    }
+    if (CHUNKS > 2) {
+      __syncwarp();
+      load_v();
     }
     float most = LOWEST;
 #pragma unroll
@@ -214,7 +221,7 @@ template <class V> __device__ __forceinline__ void flash_merge(Worker& w, const 
     float out = 0;
 #pragma unroll
     for (int q = 0; q < V::PARTS; ++q) out = fmaf(x[q], __shfl_sync(~0u, scale, q), out);
-    if (column < V::DV) s.out[i / BLOCKS * V::DV + column] = out / sum;
+    if (column < V::DV) s.out[i / BLOCKS * V::DV + column] = __fdividef(out, sum);
   }
 }
 
@@ -245,9 +252,9 @@ template <class V> __device__ __forceinline__ void flash(Worker& w, const Desc& 
     flash_queries<V>(s, row1 - row0);
     sync_consumers();
     stamp(w, d, 1);
-    flash_rows<V>(d, r, s, keys, values, row0, row1, begin, end, [&](int i, float value, float top, float sum) {
+    flash_rows<V>(d, V::range(d.index), s, keys, values, row0, row1, begin, end, [&](int i, float value, float top, float sum) {
       if constexpr (V::PARTS == 1) {
-        s.out[i] = value / sum;
+        s.out[i] = __fdividef(value, sum);
       } else if (i < (row1 - row0) * V::DV) {
         float* p = (float*)(w.workspace + d.partial) + (((u64)d.index * V::PARTS + d.part) * V::R + row0 + i / V::DV) * (V::DV + 2);
         p[2 + i % V::DV] = value;
@@ -260,7 +267,7 @@ template <class V> __device__ __forceinline__ void flash(Worker& w, const Desc& 
     if constexpr (V::PARTS == 1) {
       sync_consumers();
       stamp(w, d, 2);
-      V::epilogue(w, d, r, row0, row1, s.out);
+      V::epilogue(w, d, V::range(d.index), row0, row1, s.out);
     }
     if (row0 + V::RC < last) sync_consumers();  // scratch is free again
   }
@@ -273,7 +280,7 @@ template <class V> __device__ __forceinline__ void flash(Worker& w, const Desc& 
         const int row1 = min(rows, row0 + V::RC);
         flash_merge<V>(w, d, s, row0, row1);
         sync_consumers();
-        V::epilogue(w, d, r, row0, row1, s.out);
+        V::epilogue(w, d, V::range(d.index), row0, row1, s.out);
         if (row0 + V::RC < last) sync_consumers();
       }
   }
