@@ -64,7 +64,7 @@ template <class V> __device__ __forceinline__ void flash_queries(const Flash<V>&
 template <class V, class R, class Put>
 __device__ __forceinline__ void flash_rows(const Desc& d, const R& r, const Flash<V>& s, const u16* keys, const u16* values, int row0,
                                            int row1, int begin, int end, const Put& put) {
-  constexpr int CHUNKS = V::HEAD / 32, EARLY = CHUNKS <= 4 ? CHUNKS : 1, SETS = Flash<V>::SETS;
+  constexpr int CHUNKS = V::HEAD / 32, EARLY = CHUNKS <= 2 ? CHUNKS : 2, SETS = Flash<V>::SETS;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3, set = warp / V::SPLIT;
   const int chunk = warp % V::SPLIT * 8 + g, row = min(row0 + g, row1 - 1);
   const u8 *key_at = (const u8*)(keys + t * 8), *value_at = (const u8*)(values + min(chunk, V::DV / 8 - 1) * 8);
@@ -72,7 +72,8 @@ __device__ __forceinline__ void flash_rows(const Desc& d, const R& r, const Flas
   float acc[4][4] = {};         // of rows 2t, 2t+1: elements 2i, 2i+1 of the chunk
 #pragma unroll 1
   for (int key0 = begin + set * 16; key0 < end; key0 += SETS * 16) {
-    // All loads are on their way before any of them is needed, as far as there are registers.
+    // Loads are on their way before any of them is needed, as far as there are registers: the kernel has 96 a thread, and
+    // what this function takes, no caller can keep.
     uint4 k[EARLY][2], v[4];
     const auto load_k = [&](uint4 (&k)[2], int n) {
 #pragma unroll
@@ -85,7 +86,7 @@ __device__ __forceinline__ void flash_rows(const Desc& d, const R& r, const Flas
       for (int i = 0; i < 4; ++i)
         v[i] = load16(value_at + (i64)min(key0 + (i >> 1) * 8 + 2 * t + (i & 1), end - 1) * (2 * V::VALUE_STRIDE));
     };
-    if (CHUNKS <= 2) load_v();
+    if (CHUNKS == EARLY) load_v();  // more keys take the registers first
     float score[2][4] = {};  // of 8 keys: [0], [1] of keys 2t, 2t+1; [2], [3] what the lower parts of Q add
 #pragma unroll (EARLY)
     for (int n = 0; n < CHUNKS; ++n) {
@@ -99,10 +100,7 @@ __device__ __forceinline__ void flash_rows(const Desc& d, const R& r, const Flas
       }
       if (n + EARLY < CHUNKS) load_k(x, n + EARLY);
     }
-    if (CHUNKS > 2) {
-      __syncwarp();
-      load_v();
-    }
+    if (CHUNKS > EARLY) load_v();
     float most = LOWEST;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {

@@ -560,12 +560,13 @@ extern "C" __global__ void __launch_bounds__(mpk::BLOCK, 1) mpk_program(const __
   for (u32 at = 0;; at = at + 1 < DEPTH ? at + 1 : 0) {{  // little is live across a task: it may need every register
     barrier_sync(READY + at, THREADS + 32);
     const Desc& d = sh->desc[at];
-    const u32 variant = d.variant;
-    switch (variant) {{
+    switch (d.variant) {{
 {cases}
     }}
+    forget();  // read again, not kept: every register that lives across a task is one that no task has
+    const bool quit = d.variant == QUIT;
     barrier_arrive(DONE + at, THREADS + 32);
-    if (variant == QUIT) break;
+    if (quit) break;
   }}
   if (threadIdx.x == 0) *(volatile u32*)&sh->done = 1;
   leave(launch.state, sh);
