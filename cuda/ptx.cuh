@@ -91,7 +91,7 @@ __device__ __forceinline__ uint4 load16(const void* p) {
   return x;
 }
 
-// The same from shared memory.
+// The same from shared memory, and where it stands: a loop loads again, it keeps nothing in registers.
 __device__ __forceinline__ uint4 load16_shared(const void* p) {
   uint4 x;
   asm volatile("ld.volatile.shared.v4.u32 {%0,%1,%2,%3}, [%4];"

@@ -11,15 +11,16 @@
 // A row is a row of A or a column of B, so it does not depend on the others. K and V go from memory to their operands in
 // 16-byte chunks without shared memory: the order of the elements of a row is chosen so that a lane needs whole chunks.
 //
-// V has here also: SPLIT (warps that share the values of a key: 64 elements each), PLACES (of [RC][DV] sums in shared memory), limit_of() (every thread for itself), score_at() (SCORE of
-// one point), start() (APPEND and Q, spread over the warps so that their loads overlap).
+// V has here also: SPLIT (warps that share the values of a key, at most 64 elements each; all of them compute the scores),
+// PLACES (of [RC][DV] sums in shared memory), limit_of() (every thread for itself), score_at() (SCORE of one point), start()
+// (APPEND and Q, spread over the warps so that their loads overlap).
 #pragma once
 
 namespace mpk {
 
 template <class V> struct Flash {
-  static constexpr int STEPS = V::HEAD / 16;       // of Q * K^T
-  static constexpr int SETS = WARPS / V::SPLIT;    // of warps with keys of their own
+  static constexpr int STEPS = V::HEAD / 16;     // of Q * K^T
+  static constexpr int SETS = WARPS / V::SPLIT;  // of warps with keys of their own
   float *q, *out;    // [RC][HEAD], [RC][DV]
   float *top, *sum;  // [SETS][8]
   float* largest;    // [8] max of a row over the warps

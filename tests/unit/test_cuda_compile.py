@@ -35,6 +35,7 @@ CASES = {
     "chain_f32": lambda: programs.decoder_step(2, 384, 640, 1, dtype="F32", stream=False),
     "attention_64": lambda: programs.attention_step(1, 8, 4, 64, 1024),
     "attention_128": lambda: programs.attention_step(3, 8, 4, 128, 1024),
+    "attention_256": lambda: programs.attention_step(1, 1, 8, 256, 290),
     "attention_f32": lambda: programs.attention_step(1, 2, 3, 24, 50, "F32"),
     "rows": lambda: programs.rows_program(5, 1000),
     "sort": lambda: programs.sort_program(3, 2048, 50, True, True),
