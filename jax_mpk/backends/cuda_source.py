@@ -30,7 +30,7 @@ SMEM = {
     "sm_100": 232448,
     "sm_100a": 232448,
 }
-ROOM = 65536
+ROOM = 66 << 10
 """Most bytes of activations, and of accumulators, in shared memory; beyond it they go to the workspace."""
 PARTS = 128
 """Attention is split over about this many blocks, whatever the device: the split decides the order of sums."""

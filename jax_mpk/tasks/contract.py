@@ -23,7 +23,7 @@ ROWS = (16, 64)
 """Rows of a block when the rows are cut: at least, at most."""
 ACCUMULATORS = 1 << 18
 """Accumulators (f32 scratch) that a task may need."""
-SHARED_ACCUMULATORS = 1 << 14
+SHARED_ACCUMULATORS = 1 << 11
 """The same where they take shared memory from the ring of the weight stream."""
 
 
