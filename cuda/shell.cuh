@@ -86,8 +86,8 @@ constexpr u32 SMEM_BYTES = SHARED_AT + sizeof(Shared);
 static_assert(MPK_ACT_BYTES % 128 == 0 && MPK_ACC_BYTES % 128 == 0);
 static_assert(SMEM_BYTES <= MPK_SMEM_LIMIT, "ring, activation and accumulators exceed shared memory");
 
-// What a consumer thread knows while it runs a task. Every variant is a function of its own, so that the registers of
-// one do not weigh on another; what outlives a task is kept in Shared.
+// What a consumer thread knows while it runs a task. What outlives a task is kept in Shared, so that the registers of one
+// variant do not weigh on another: the variants are parts of the kernel, because a call would save registers in memory.
 struct Worker {
   State* state;
   Shared* sh;

@@ -517,7 +517,7 @@ _EMIT = {
 def _kernel(calls: list[str], stream: bool, spill: int, smem: int) -> str:
     cases = "\n".join(f"      case {n}: run_{n}(launch, d); break;" for n in range(len(calls)))
     functions = "\n".join(
-        f"""__device__ __noinline__ void run_{n}(const Launch& launch, const Desc& d) {{
+        f"""__device__ __forceinline__ void run_{n}(const Launch& launch, const Desc& d) {{
   extern __shared__ __align__(1024) u8 smem[];
   Worker w(launch, smem, {spill});
   stamp(w, d, 0);

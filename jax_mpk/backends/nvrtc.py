@@ -35,9 +35,10 @@ class Cubin:
     log: str
 
     def resources(self) -> dict[str, int]:
-        """registers, spill bytes (stores + loads) and stack bytes of the kernel, as far as the log names them."""
+        """registers and stack bytes, the most of any function, and bytes of spill stores and loads, of all together."""
         found = {"registers": r"Used (\d+) registers", "spill": r"(\d+) bytes spill", "stack": r"(\d+) bytes stack"}
-        return {k: max([0, *map(int, re.findall(p, self.log))]) for k, p in found.items()}
+        numbers = {k: [0, *map(int, re.findall(p, self.log))] for k, p in found.items()}
+        return {k: sum(n) if k == "spill" else max(n) for k, n in numbers.items()}
 
 
 @functools.cache

@@ -72,8 +72,12 @@ def _workers(tg: TaskGraph, cost: np.ndarray, same: np.ndarray | None, workers: 
             pick = np.sort(np.lexsort((np.arange(workers) != near, load, own))[: len(tasks)])
             worker[tasks] = pick
         else:
-            quota = _quota(np.minimum(load, c.max()), c.sum())  # an operator is out of balance by a task at most
-            middle = np.cumsum(c) - c / 2
+            # A worker makes up for what it had too little of, by a task at most, and where a level waits for the busiest
+            # one, by none that would make it busier than the fewest turns allow.
+            size = c if same is None else np.full(len(c), c.max())
+            spare = c.max() if same is None else size[0] * math.ceil(len(c) / workers) - size.sum() / workers
+            quota = _quota(np.minimum(load, spare), size.sum())
+            middle = np.cumsum(size) - size / 2
             worker[tasks] = np.minimum(np.searchsorted(np.cumsum(quota), middle, "right"), workers - 1)
         if same is not None:
             beside = _beside(same[tasks], held, own, load)

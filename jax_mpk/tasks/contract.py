@@ -51,14 +51,18 @@ def tile(graph: Graph, op: Contract, target: Target) -> dict[int, int]:
         inner = max(1, n // max(1, x.extent))
         limit = SHARED_ACCUMULATORS if target.ring else ACCUMULATORS
         most = max(target.columns, limit // max(1, m * len(op.rhs)) // target.columns * target.columns)
-        waves = math.ceil(
-            n / wanted / most
-        )  # every worker gets that many equal tasks rather than a large and a small one
-        columns = min(most, max(target.columns, math.ceil(n / (wanted * waves))))
+        columns = _columns(n, wanted, target.columns, most)
         step = target.columns // math.gcd(inner, target.columns)
         step = step if step * inner <= max(columns, 2 * target.columns) else 1
         tile[x.axis] = max(1, min(x.extent, math.ceil(max(1, columns // inner) / step) * step))
     return tile
+
+
+def _columns(n: int, wanted: int, unit: int, most: int) -> int:
+    """Columns of a task, a multiple of `unit` up to `most`: those with which the busiest of `wanted` workers gets the
+    fewest, and of these the most, for fewer tasks."""
+    widths = range(unit, min(most, math.ceil(n / unit) * unit) + 1, unit)
+    return min(widths, key=lambda c: (math.ceil(math.ceil(n / c) / wanted) * c, -c))
 
 
 def emit(c: Compiler, op: Contract) -> Compiled:

@@ -60,9 +60,8 @@ MODELS = {  # name, layers, batch, cache slots
     "llama-3.2-1b": ("llama-3.2-1b", 2, 1, 1000), "llama-3.2-1b_8": ("llama-3.2-1b", 2, 8, 1000),
     "qwen3-0.6b_8": ("qwen3-0.6b", 2, 8, 1000), "qwen3-8b": ("qwen3-8b", 2, 1, 1024), "qwen3-8b_16": ("qwen3-8b", 2, 16, 1024),
 }  # fmt: skip
-SPILL = {"qwen3-8b": 80, "qwen3-8b_16": 120}
-"""Bytes that a task variant may spill, 48 for the others: registers of the kernel around a call, and of long prologues (rows
-of 4096 kept in registers, and at batch 16 an activation that has no room in shared memory)."""
+SPILL = {"qwen3-8b": 152, "qwen3-8b_16": 16}
+"""Bytes of stores and loads that a kernel may spill, 0 for the others: rows of 4096 in the registers of 512 threads."""
 
 
 @functools.cache
@@ -80,7 +79,7 @@ def program(case: str) -> abi.Program:
 def test_models_compile(case, arch):
     source = cuda_source.generate(program(case), arch)
     used = nvrtc.compile(source.text, arch).resources()
-    assert used["spill"] <= SPILL.get(case, 48) and used["registers"] <= 96, used
+    assert used["spill"] <= SPILL.get(case, 0) and used["registers"] <= 96, used
     assert source.smem <= cuda_source.SMEM[arch]
     if arch == "sm_90a":
         assert source.ring >= 8, "activations and accumulators leave room for a ring"

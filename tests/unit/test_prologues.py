@@ -111,6 +111,19 @@ def test_tasks_of_a_level_go_to_different_workers(shape):
     )
 
 
+@pytest.mark.parametrize("columns", [40000, 128256, 151936])
+def test_no_worker_takes_a_turn_more_than_the_others_need(columns):
+    def step(x, head, *weights):
+        return layers(x, *weights) @ head
+
+    x, *weights = operands(2048, 2048, 512, 3, 8)
+    closed = jax.make_jaxpr(step)(x, jax.ShapeDtypeStruct((2048, columns), BF16), *weights)
+    tg = compiler.compile(closed, SM90, Options(cache_entries=0)).stages["memory"]
+    tasks = tg.grid_of == max(n for n, g in enumerate(tg.grids) if g.kind == "contract")
+    assert tasks.sum() > SM90.workers
+    assert np.bincount(tg.worker[tasks]).max() == -(-tasks.sum() // SM90.workers)
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("target", [CPU, SM90], ids=["cpu", "cuda"])
 def test_shared_prologues_on_the_executor(threads, target):
