@@ -96,9 +96,9 @@ class Emitter(Reuse):
     def _thread(self, points: int) -> str:
         """The number of this thread in a code of so many points; the next code starts after them."""
         if self.turn is None:
-            return "(int)threadIdx.x"
+            return "thread()"
         first, self.turn = self.turn, (self.turn + -(-points // 32)) % WARPS
-        return f"((int)(threadIdx.x + {THREADS - 32 * first}) % {THREADS})" if first else "(int)threadIdx.x"
+        return f"thread({THREADS - 32 * first})" if first else "thread()"
 
     def _warp(self, points: int) -> str:
         """The same for the warps."""
