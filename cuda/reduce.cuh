@@ -19,14 +19,14 @@ struct OR_I { static constexpr u32 first = 0u; static __device__ u32 op(u32 x, u
 
 __device__ __forceinline__ void sync_consumers() { barrier_sync(1, THREADS); }
 
-// Number of a consumer, counted from another one. The compiler sees the bound: a loop over a multiple of THREADS elements
-// needs no conditions, and then its loads are on the way together.
-__device__ __forceinline__ int thread(u32 from = 0) { return (threadIdx.x + from) % THREADS; }
+// Number of a consumer, counted from another one.
+__device__ __forceinline__ int thread(u32 from = 0) { return from ? (threadIdx.x + from) % THREADS : threadIdx.x; }
 
 // All consumers work on one row. `scratch` holds 2 * WARPS words and nothing else between two syncs.
 struct BlockGroup {
   static constexpr int size = THREADS;
-  static __device__ int rank() { return thread(); }
+  // The compiler sees the bound: a row of a multiple of THREADS elements needs no conditions, and so its loads overlap.
+  static __device__ int rank() { return threadIdx.x % THREADS; }
   static __device__ int index() { return 0; }
   static constexpr int count = 1;
 };

@@ -232,14 +232,6 @@ template <class V> __device__ __forceinline__ void flash(Worker& w, const Desc& 
   const int each = ((limit + V::PARTS - 1) / V::PARTS + 31) / 32 * 32;
   const int begin = min(limit, (int)d.part * each), end = min(limit, begin + each);
   const u16 *keys = (const u16*)V::keys(d) + V::key_offset(r), *values = (const u16*)V::values(d) + V::value_offset(r);
-  // The cache is on its way to L2 while the queries are computed. It is read only after APPEND: nobody knows which row
-  // an expression appends.
-  constexpr int LINE = 64, LINES = (V::DV + LINE - 1) / LINE;
-#pragma unroll 1
-  for (int i = begin * LINES + threadIdx.x; i < end * LINES; i += THREADS) {
-    prefetch_l2(keys + (i64)(i / LINES) * V::KEY_STRIDE + i % LINES * LINE);
-    prefetch_l2(values + (i64)(i / LINES) * V::VALUE_STRIDE + i % LINES * LINE);
-  }
   bool publish = true;
   const int last = V::R > V::RC ? rows : 1;  // where one pass does, the compiler should know
 #pragma unroll 1

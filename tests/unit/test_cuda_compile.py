@@ -60,8 +60,8 @@ MODELS = {  # name, layers, batch, cache slots
     "llama-3.2-1b": ("llama-3.2-1b", 2, 1, 1000), "llama-3.2-1b_8": ("llama-3.2-1b", 2, 8, 1000),
     "qwen3-0.6b_8": ("qwen3-0.6b", 2, 8, 1000), "qwen3-8b": ("qwen3-8b", 2, 1, 1024), "qwen3-8b_16": ("qwen3-8b", 2, 16, 1024),
 }  # fmt: skip
-SPILL = {"qwen3-8b": 152, "qwen3-8b_16": 16}
-"""Bytes of stores and loads that a kernel may spill, 0 for the others: rows of 4096 in the registers of 512 threads."""
+SPILL = 16
+"""Bytes of stores and loads that the kernel of a model may spill: a word or two, outside its loops."""
 
 
 @functools.cache
@@ -79,7 +79,7 @@ def program(case: str) -> abi.Program:
 def test_models_compile(case, arch):
     source = cuda_source.generate(program(case), arch)
     used = nvrtc.compile(source.text, arch).resources()
-    assert used["spill"] <= SPILL.get(case, 0) and used["registers"] <= 96, used
+    assert used["spill"] <= SPILL and used["registers"] <= 96, used
     assert source.smem <= cuda_source.SMEM[arch]
     if arch == "sm_90a":
         assert source.ring >= 8, "activations and accumulators leave room for a ring"
