@@ -3,9 +3,10 @@
 #
 #   GPU_CHECK_COMMIT=$(git rev-parse --short HEAD) benchmarks/gpu_check.sh OUT correct | speed | rest | STAGE ...
 #
-# correct: build, the device tests (side by side), sanitizers on a small model, stress runs.
-# speed:   with nothing beside it: the timeline of a step, the decode table with the full gate.
-# rest:    compile of Qwen3-8B, cold and cached; command buffers; decode as sm_80 code and of Qwen3-8B.
+# correct: build; then all side by side: the device tests, sanitizers on a small model, stress runs, command buffers on
+#          and off, the gate of every model with 64 steps.
+# speed:   with nothing beside it: the decode table with a gate of 8 steps, the timeline of a step.
+# rest:    compile of Qwen3-8B, cold and cached; decode as sm_80 code and of Qwen3-8B.
 #
 # Within a part the stages come in order of importance, each under a time limit of its own and all under that of the part
 # (BUDGET seconds): what no longer fits is left out, and the table at the end says so. OUT gets summary.txt, tables.txt
@@ -65,7 +66,7 @@ build() {
 export -f build
 
 sanitize() { # tool
-  run "$1" 100 env JAX_MPK_STREAM=off compute-sanitizer --tool "$1" --error-exitcode 3 --print-limit 5 "$python" -m benchmarks.gpu_stress once
+  beside "$1" 170 env JAX_MPK_STREAM=off compute-sanitizer --tool "$1" --error-exitcode 3 --print-limit 5 "$python" -m benchmarks.gpu_stress once
 }
 
 part() {
@@ -73,24 +74,26 @@ part() {
     build) run build 150 bash -c build ;;
     device)
       tests device 4 200 tests/device/test_cuda_contract.py tests/device/test_cuda_tasks.py tests/device/test_cuda_runtime.py
-      tests models 8 240 tests/device/test_cuda_models.py
-      wait ;;
+      tests models 8 240 tests/device/test_cuda_models.py ;;
     sanitize) sanitize memcheck; sanitize racecheck ;;
-    stress) run stress 120 "$python" -m benchmarks.gpu_stress ;;
+    stress) beside stress 200 "$python" -m benchmarks.gpu_stress ;;
+    gates)
+      local m
+      for m in $models; do beside "gate-$m" 240 bash -c "decode --model $m --batch 1,8 --repeats 1 --gate-steps 64 --json $logs/gate-$m.json"; done ;;
     timeline) run timeline 70 "$python" -m benchmarks.timeline --model llama-3.2-1b --batch 1,8 ;;
     decode)
       local m
-      for m in $models; do run "decode-$m" 130 bash -c "decode --model $m --batch 1,8 --gate-steps 64 --json $logs/decode-$m.json"; done ;;
+      for m in $models; do run "decode-$m" 130 bash -c "decode --model $m --batch 1,8 --gate-steps 8 --json $logs/decode-$m.json"; done ;;
     compile) run compile 120 "$python" -m benchmarks.compile --model qwen3-8b --layers 36 --target cuda --json "$logs/compile.json" ;;
     buffers)
-      run buffers-off 60 env XLA_FLAGS=--xla_gpu_enable_command_buffer= "$python" -m benchmarks.gpu_stress small --launches 500
-      run buffers-on 60 env XLA_FLAGS="--xla_gpu_enable_command_buffer=FUSION,CUSTOM_CALL --xla_gpu_graph_min_graph_size=1" \
+      beside buffers-off 170 env XLA_FLAGS=--xla_gpu_enable_command_buffer= "$python" -m benchmarks.gpu_stress small --launches 500
+      beside buffers-on 170 env XLA_FLAGS="--xla_gpu_enable_command_buffer=FUSION,CUSTOM_CALL --xla_gpu_graph_min_graph_size=1" \
         "$python" -m benchmarks.gpu_stress small loop --launches 500 ;;
     sm_80) run decode-sm_80 100 env JAX_MPK_ARCH=sm_80 bash -c "decode --model llama-3.2-1b --batch 1,8 --gate-steps 16 --repeats 2 --json $logs/decode-sm_80.json" ;;
     large) run decode-qwen3-8b 160 bash -c "decode --model qwen3-8b --batch 1,16 --gate-steps 8 --repeats 3 --json $logs/decode-qwen3-8b.json" ;;
-    correct) part build; part device; part sanitize; part stress ;;
-    speed) part build; part timeline; part decode ;;
-    rest) part build; part compile; part buffers; part sm_80; part large ;;
+    correct) part build; part device; part gates; part sanitize; part stress; part buffers; wait ;;
+    speed) part build; part decode; part timeline ;;
+    rest) part build; part compile; part sm_80; part large ;;
     *) echo "no part or stage is called $1" >&2; exit 2 ;;
   esac
 }
