@@ -65,8 +65,9 @@ build() {
 }
 export -f build
 
-sanitize() { # tool
-  beside "$1" 170 env JAX_MPK_STREAM=off compute-sanitizer --tool "$1" --error-exitcode 3 --print-limit 5 "$python" -m benchmarks.gpu_stress once
+# name, tool, with tensor copies or without: racecheck cannot instrument them (an illegal instruction).
+sanitize() {
+  beside "$1" 170 env JAX_MPK_STREAM="$3" compute-sanitizer --tool "$2" --error-exitcode 3 --print-limit 5 "$python" -m benchmarks.gpu_stress once
 }
 
 part() {
@@ -75,7 +76,7 @@ part() {
     device)
       tests device 4 200 tests/device/test_cuda_contract.py tests/device/test_cuda_tasks.py tests/device/test_cuda_runtime.py
       tests models 8 240 tests/device/test_cuda_models.py ;;
-    sanitize) sanitize memcheck; sanitize racecheck ;;
+    sanitize) sanitize memcheck memcheck on; sanitize memcheck-direct memcheck off; sanitize racecheck-direct racecheck off ;;
     stress) beside stress 200 "$python" -m benchmarks.gpu_stress ;;
     gates)
       local m

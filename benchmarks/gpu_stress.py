@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 
 from benchmarks.subject import start, subject
-from jax_mpk import megakernelize
+from jax_mpk import _ext, megakernelize
 from jax_mpk.backends import cuda
 from models import registry
 
@@ -127,12 +127,15 @@ def streams(args: argparse.Namespace) -> str:
 
     both = jax.jit(lambda a, b: (on(1, cases[0])(*a), on(2, cases[1])(*b)))
     operands = [(c.leaves, c.state) for c in cases]
-    want = [jax.jit(c.step)(*o) for c, o in zip(cases, operands)]
-    count = jax.jit(differ)
+    alone = [jax.jit(c.step) for c in cases]
+    want = [f(*o) for f, o in zip(alone, operands)]
+    before, count = _ext.cuda_streams(), jax.jit(differ)
     turns = max(10, args.launches // 20)
     wrong = [count(both(*operands), tuple(want)) for _ in range(turns)]
     assert not sum(map(int, wrong)), "changed"
-    return f"two programs on two streams, {turns} times"
+    used = _ext.cuda_streams() - before
+    assert used == 2, f"XLA put them on {used} streams of their own"
+    return f"two programs on two streams of their own, {turns} times"
 
 
 def loop(args: argparse.Namespace) -> str:

@@ -119,6 +119,7 @@ void bind(nb::module_& m) {
       },
       nb::arg("cubin"), nb::arg("bytes"), nb::arg("passes") = 5, nb::arg("device") = 0,
       "Bytes per second of a read-only stream over `bytes` of device memory, by the machine code of cuda/read.cu.");
+  m.def("cuda_streams", [] { return streams_used(); }, "How many streams the launches of the executables alive were put on.");
   m.def("cuda_check", [] { return check_all(); }, "The messages of launches that gave up since the last call.");
 }
 

@@ -5,7 +5,7 @@
 
 namespace mpk::cuda {
 
-// Adds `cuda_handlers`, `cuda_state_type`, `cuda_check` and `cuda_read_bandwidth` to the module. Touches no driver: works without a GPU.
+// Adds `cuda_handlers`, `cuda_state_type`, `cuda_check`, `cuda_streams` and `cuda_read_bandwidth` to the module. Touches no driver: works without a GPU.
 void bind(nanobind::module_& m);
 
 }  // namespace mpk::cuda

@@ -208,6 +208,7 @@ Error Site::launch(Stream stream, const std::vector<void*>& buffers) {
     auto it = devices_.find(context);
     if (it == devices_.end()) return "a launch before its initialisation";
     d = it->second.get();
+    d->launched.insert(stream);
     if (Error e = message(*d); !e.empty()) return e;
   }
   std::vector<DevicePtr> parameters;  // struct Launch
@@ -247,6 +248,18 @@ Error Site::check() {
   for (auto& [context, d] : devices_)
     if (Error e = message(*d); !e.empty()) return e;
   return {};
+}
+
+void Site::streams(std::set<Stream>& into) {
+  std::lock_guard lock(mutex_);
+  for (auto& [context, d] : devices_) into.insert(d->launched.begin(), d->launched.end());
+}
+
+size_t streams_used() {
+  std::lock_guard lock(registry().mutex);
+  std::set<Stream> all;
+  for (Site* s : registry().sites) s->streams(all);
+  return all.size();
 }
 
 Error check_all() {

@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -64,6 +65,9 @@ class Site {
   // The message of a launch that gave up since the last look; empty: none. Touches host memory only.
   Error check();
 
+  // Adds the streams that launches were put on.
+  void streams(std::set<Stream>& into);
+
  private:
   struct Device {
     Context context = nullptr;
@@ -71,6 +75,7 @@ class Site {
     Function function = nullptr;
     DevicePtr arena = 0, state = 0, constants = 0, maps = 0;
     Status* status = nullptr;
+    std::set<Stream> launched;          // streams that launches were put on
     std::vector<const void*> streamed;  // base address behind every tensor map
     std::vector<TensorMapBits> bits;
   };
@@ -88,5 +93,8 @@ class Site {
 
 // The messages of all sites of this process, one a line.
 Error check_all();
+
+// How many different streams the launches of the sites alive were put on.
+size_t streams_used();
 
 }  // namespace mpk::cuda
