@@ -134,8 +134,8 @@ def streams(args: argparse.Namespace) -> str:
     wrong = [count(both(*operands), tuple(want)) for _ in range(turns)]
     assert not sum(map(int, wrong)), "changed"
     used = _ext.cuda_streams() - before
-    assert used == 2, f"XLA put them on {used} streams of their own"
-    return f"two programs on two streams of their own, {turns} times"
+    assert used >= 2, f"XLA put them on {used} streams of their own"
+    return f"two programs on {used} streams of their own, {turns} times"
 
 
 def loop(args: argparse.Namespace) -> str:
