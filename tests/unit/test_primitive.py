@@ -245,6 +245,18 @@ def test_export():
     close(export.deserialize(exported.serialize()).call(X, W, V), block(X, W, V))
 
 
+def test_one_export_for_cpu_and_gpu():
+    """Both lowering rules in one process, without a GPU; what comes out runs on the platform that is there."""
+    from jax import export
+
+    pytest.importorskip("nvidia", reason="no NVRTC in this environment")
+    f = jax.jit(megakernelize(block))
+    exported = export.export(f, platforms=("cpu", "cuda"), disabled_checks=jax_mpk.DISABLE_EXPORT_CHECKS)(X, W, V)
+    text = exported.mlir_module()
+    assert all(f"@jax_mpk_{platform}" in text for platform in ("cpu", "cuda"))
+    close(export.deserialize(exported.serialize()).call(X, W, V), block(X, W, V))
+
+
 def python(code, **env):
     """Runs `code` in a fresh process and returns what it prints."""
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False,
