@@ -74,7 +74,8 @@ part() {
   case $1 in
     build) run build 150 bash -c build ;;
     device)
-      tests device 4 200 tests/device/test_cuda_contract.py tests/device/test_cuda_tasks.py tests/device/test_cuda_runtime.py
+      tests device 2 200 tests/device/test_cuda_contract.py tests/device/test_cuda_tasks.py tests/device/test_cuda_runtime.py
+      tests functions 4 240 tests/device/test_cuda_functions.py
       tests models 8 240 tests/device/test_cuda_models.py ;;
     sanitize) sanitize memcheck memcheck on; sanitize memcheck-direct memcheck off; sanitize racecheck-direct racecheck off ;;
     stress) beside stress 200 "$python" -m benchmarks.gpu_stress ;;

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import emulator
+import functions
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -19,6 +20,7 @@ from flax import nnx
 
 from jax_mpk import abi, targets
 from jax_mpk.backends.cuda_build import Device
+from jax_mpk.tasks import KINDS
 from models import decode, registry
 
 spec = importlib.util.spec_from_file_location("programs", Path(__file__).parents[1] / "device" / "programs.py")
@@ -143,9 +145,34 @@ def model(name: str, batch: int, dtype: type, slots: int):
 @pytest.mark.parametrize("name,batch", [("qwen3-tiny", 1), ("llama-tiny", 3)])
 def test_models(name, batch, dtype, arch):
     """A whole decode step: every result close to the CPU executor's, and the same bits whatever the threads do."""
-    runner, want = model(name, batch, dtype, 72)
-    site = emulator.Site(runner.blob, Device(arch=arch, workers=4))
+    site = same_as_the_executor(*model(name, batch, dtype, 72), arch, 2e-2 if dtype == jnp.bfloat16 else 2e-5)
     assert bool(site.source.ring) == (arch == "sm_90a" and dtype == jnp.bfloat16)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32], ids=["bf16", "f32"])
+@pytest.mark.parametrize("name", functions.NO_DECODERS)
+def test_functions_that_are_no_decoder(name, dtype, arch):
+    f, args = functions.no_decoder(name, 3, dtype)
+    want = Runner(f, *args)(threads=2)
+    same_as_the_executor(Runner(f, *args, target=targets.SM90), want, arch, 1e-2 if dtype == jnp.bfloat16 else 1e-5)
+
+
+KINDS_CASES = {f"{k.name}: {c.name}": (c.fn, c.make(np.random.default_rng(7))) for k in KINDS for c in k.cases}
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize("name", [*functions.CASES, *KINDS_CASES])
+def test_everything_that_is_lowered(name, arch):
+    f, args = (functions.CASES | KINDS_CASES)[name]
+    want = Runner(f, *args)(threads=2)
+    narrow = any(x.dtype.itemsize == 2 for x in want)
+    same_as_the_executor(Runner(f, *args, target=targets.SM90), want, arch, 1e-2 if narrow else 1e-5)
+
+
+def same_as_the_executor(runner: Runner, want: list[np.ndarray], arch: str, tolerance: float) -> emulator.Site:
+    """Two orders of threads give the same bits, close to `want`."""
+    site = emulator.Site(runner.blob, Device(arch=arch, workers=4))
     runs = []
     for seed in range(2):
         args = [x.copy() for x in runner.args]
@@ -157,6 +184,9 @@ def test_models(name, batch, dtype, arch):
         runs.append(results)
     for got, again, x in zip(*runs, want, strict=True):
         np.testing.assert_array_equal(got.reshape(-1).view(np.uint8), again.reshape(-1).view(np.uint8))
-        tolerance = 2e-2 if dtype == jnp.bfloat16 else 2e-5
-        assert error(got.astype(np.float32), x.astype(np.float32)) < tolerance
+        if got.dtype.kind in "iub":
+            np.testing.assert_array_equal(got, x)
+        else:
+            assert error(got.astype(np.float32), x.astype(np.float32)) < tolerance
     assert abi.decode(site.plan.blob).header["workers"] == 4
+    return site
