@@ -1,4 +1,4 @@
-"""What knobs do to the speed of decoding: ``python -m benchmarks.knobs --model llama-3.2-1b ahead=0 ahead=8,window=4``.
+"""What knobs do to the speed of decoding: ``python -m benchmarks.knobs --model llama-3.2-1b window=2 ring=8,window=4``.
 
 The loops of ``benchmarks.decode`` with `jax.jit`, with the defaults and with each set of knobs take turns in one process.
 """
@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from functools import partial
 
 import jax
@@ -21,21 +22,17 @@ from benchmarks.decode import DTYPES
 from benchmarks.subject import Subject, plain, subject
 from benchmarks.traffic import step_traffic
 from jax_mpk import megakernelize
-from jax_mpk.options import variable
+from jax_mpk.options import Options, from_environment, variable
 from models import registry
 
 
-def knobs(text: str) -> dict[str, str]:
-    """ "ahead=8,window=4" as environment variables."""
-    return {variable(k): v for k, v in (pair.split("=", 1) for pair in text.split(",") if pair)}
-
-
-def options(text: str) -> dict[str, object]:
-    """The same as the typed options that they are."""
-    from jax_mpk.options import Options, from_environment
-
-    read = from_environment(knobs(text))
-    return {k: getattr(read, k) for k in Options.__dataclass_fields__ if getattr(read, k) != getattr(Options(), k)}
+def options(text: str) -> Options:
+    """ "ring=8,window=4" as the options that these environment variables would make; `ValueError` for an unknown knob."""
+    values = dict(pair.split("=", 1) for pair in text.split(","))
+    unknown = values.keys() - {f.name for f in fields(Options)}
+    if unknown:
+        raise ValueError(f"no knob is called {', '.join(sorted(unknown))}: see python -m jax_mpk.options")
+    return from_environment({variable(k): v for k, v in values.items()})
 
 
 def compare(made: Subject, name: str, batch: int, args: argparse.Namespace) -> Table:
@@ -67,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.knobs", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("knobs", nargs="*", help="sets of knobs, each as ahead=0,window=4")
+    add("knobs", nargs="*", help="sets of knobs, each as ring=8,window=4")
     add("--model", default="llama-3.2-1b", help="comma list")
     add("--batch", default="1", type=output.integers, help="comma list")
     add("--context", default=1000, type=int)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jax_mpk.tasks import KINDS
+
 
 def data(*shape: int, dtype: Any = np.float32, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed + sum(shape)).standard_normal(shape, np.float32).astype(dtype)
@@ -176,4 +178,6 @@ def no_decoder(name: str, rows: int, dtype: Any) -> tuple[Callable[..., Any], tu
     }[name]
 
 
+TASKS = {f"{k.name}: {c.name}": (c.fn, c.make(np.random.default_rng(7))) for k in KINDS for c in k.cases}
+"""The cases of every kind of task: name -> function, operands."""
 NO_DECODERS = "mlp", "attention", "fork", "shared reduction", "experts", "layers"

@@ -73,8 +73,7 @@ __device__ __forceinline__ void flash_rows(const Desc& d, const R& r, const Flas
   float acc[4][4] = {};         // of rows 2t, 2t+1: elements 2i, 2i+1 of the chunk
 #pragma unroll 1
   for (int key0 = begin + set * 16; key0 < end; key0 += SETS * 16) {
-    // Loads are on their way before any of them is needed, as far as there are registers: the kernel has 96 a thread, and
-    // what this function takes, no caller can keep.
+    // Loads are on their way before any of them is needed, as far as there are registers: the kernel has 96 a thread.
     uint4 k[EARLY][2], v[4];
     const auto load_k = [&](uint4 (&k)[2], int n) {
 #pragma unroll

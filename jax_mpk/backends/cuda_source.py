@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from jax_mpk import abi
-from jax_mpk.backends.cuda_code import DTYPES, Emitter, rounds_only
+from jax_mpk.backends.cuda_code import DTYPES, WARPS, Emitter, rounds_only
 from jax_mpk.backends.cuda_space import Scratch, Space, Span
+from jax_mpk.options import WINDOW
 
 SHELL = ("ptx.cuh", "base.cuh", "ops.cuh", "reduce.cuh", "shell.cuh", "stream.cuh")
 TASKS = ("tasks/contract.cuh", "tasks/attention.cuh", "tasks/flash.cuh", "tasks/sort.cuh")
@@ -85,7 +86,7 @@ def root() -> Path:
     )
 
 
-def generate(program: abi.Program, arch: str, *, stream: bool = True, window: int = 2, ring: int = 0,
+def generate(program: abi.Program, arch: str, *, stream: bool = True, window: int = WINDOW, ring: int = 0,
              profile: bool = False) -> Source:  # fmt: skip
     """The source for `arch` ("sm_90a"). `stream` False keeps to instructions that sm_80 has; `ring` 0 = what fits;
     `profile`: every task leaves four times (`stamp` of shell.cuh) at the end of the workspace."""
@@ -367,9 +368,9 @@ def _attention(b: _Builder, op: np.void, streamed: bool) -> tuple[str, Unit]:
     RC = min(R, 8 if flash else 4)
     kc = min(512, -(-(-(-KEYS // parts)) // 32) * 32)
     split = 1 if DV <= 64 else 2 if DV <= 128 else 4
-    places = min(16 // split, max(2, 1 << (4096 // (RC * DV)).bit_length() - 1))  # at most 16 KB of sums
+    places = min(WARPS // split, max(2, 1 << (4096 // (RC * DV)).bit_length() - 1))  # at most 16 KB of sums
     if flash:
-        need = (RC * (HEAD + DV) + 2 * 16 // split * 8 + 8 + max(places * RC * DV, HEAD * 8)) * 4
+        need = (RC * (HEAD + DV) + 2 * WARPS // split * 8 + 8 + max(places * RC * DV, HEAD * 8)) * 4
     else:
         need = RC * (HEAD + kc + DV + 4 + 8 * DV) * 4
     if need > ROOM * 2:

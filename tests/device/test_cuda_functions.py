@@ -14,11 +14,9 @@ import pytest
 
 import jax_mpk
 from jax_mpk.backends import cuda
-from jax_mpk.tasks import KINDS
 
 pytestmark = pytest.mark.device
 ARCHS = pytest.mark.parametrize("arch", ["", "sm_80"], ids=["own", "sm_80"])
-TASKS = {f"{kind.name}: {case.name}": case for kind in KINDS for case in kind.cases}
 
 
 def on_gpu(f, args, arch: str) -> list:
@@ -53,22 +51,12 @@ def close(have: list, want: list, what: str) -> None:
 
 
 @ARCHS
-@pytest.mark.parametrize("name", functions.CASES)
+@pytest.mark.parametrize("name", [*functions.CASES, *functions.TASKS])
 def test_everything_that_is_lowered(name, arch):
-    f, args = functions.CASES[name]
+    f, args = (functions.CASES | functions.TASKS)[name]
     got = on_gpu(f, args, arch)
     close(got, on_cpu(f, args), "against the CPU")
     close(got, by_jit(f, args), "against jit")
-
-
-@ARCHS
-@pytest.mark.parametrize("name", TASKS)
-def test_the_cases_of_every_kind_of_task(name, arch):
-    case = TASKS[name]
-    args = case.make(np.random.default_rng(7))
-    got = on_gpu(case.fn, args, arch)
-    close(got, on_cpu(case.fn, args), "against the CPU")
-    close(got, by_jit(case.fn, args), "against jit")
 
 
 @ARCHS

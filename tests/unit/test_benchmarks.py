@@ -14,6 +14,7 @@ from benchmarks import cell, decode, gate, output, timing
 from benchmarks import compile as compile_benchmark
 from benchmarks.subject import plain, start, subject, upcast
 from benchmarks.traffic import kv_bytes, step_traffic
+from jax_mpk import Options
 from models import registry
 from models.common.initialize import num_bytes, random_model
 from models.qwen3 import Qwen3, Qwen3Config
@@ -264,3 +265,12 @@ def test_compile_command(tmp_path, capsys):
         assert c["total"] == pytest.approx(sum(c["seconds"].values()))
         assert c["tasks"] > 0 and c["program_bytes"] > 0
     assert "verify" in capsys.readouterr().out
+
+
+def test_a_set_of_knobs_is_typed_and_its_names_are_checked():
+    from benchmarks import knobs
+
+    assert knobs.options("ring=8,stream=off") == Options(ring=8, stream=False)
+    for text, message in ({"ahead=8": "no knob is called ahead", "window=0": "at least 1"}).items():
+        with pytest.raises(ValueError, match=message):
+            knobs.options(text)

@@ -20,7 +20,6 @@ from flax import nnx
 
 from jax_mpk import abi, targets
 from jax_mpk.backends.cuda_build import Device
-from jax_mpk.tasks import KINDS
 from models import decode, registry
 
 spec = importlib.util.spec_from_file_location("programs", Path(__file__).parents[1] / "device" / "programs.py")
@@ -158,13 +157,10 @@ def test_functions_that_are_no_decoder(name, dtype, arch):
     same_as_the_executor(Runner(f, *args, target=targets.SM90), want, arch, 1e-2 if dtype == jnp.bfloat16 else 1e-5)
 
 
-KINDS_CASES = {f"{k.name}: {c.name}": (c.fn, c.make(np.random.default_rng(7))) for k in KINDS for c in k.cases}
-
-
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
-@pytest.mark.parametrize("name", [*functions.CASES, *KINDS_CASES])
+@pytest.mark.parametrize("name", [*functions.CASES, *functions.TASKS])
 def test_everything_that_is_lowered(name, arch):
-    f, args = (functions.CASES | KINDS_CASES)[name]
+    f, args = (functions.CASES | functions.TASKS)[name]
     want = Runner(f, *args)(threads=2)
     narrow = any(x.dtype.itemsize == 2 for x in want)
     same_as_the_executor(Runner(f, *args, target=targets.SM90), want, arch, 1e-2 if narrow else 1e-5)

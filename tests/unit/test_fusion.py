@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functions
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -92,44 +93,9 @@ def test_split_k_keeps_the_values_and_the_hops():
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
 
 
-def _mlp(x, w1, w2, scale):
-    """LayerNorm, GELU, skip."""
-    mean = x.mean(-1, keepdims=True)
-    h = (x - mean) * jax.lax.rsqrt(((x - mean) ** 2).mean(-1, keepdims=True) + 1e-5) * scale
-    return x + jax.nn.gelu(h @ w1) @ w2
-
-
-def _attention(q, k, v, mask):
-    s = jnp.where(mask, jnp.einsum("hqd,hkd->hqk", q, k) / 3.0, -1e30)
-    return jnp.einsum("hqk,hkd->qhd", jax.nn.softmax(s, -1), v)
-
-
-def _fork(x, w1, w2):
-    a, b = x @ w1, jnp.tanh(x @ w2)
-    return a * b + jnp.flip(a, -1), (a - b).sum(0)
-
-
-def _shared_reduction(x, w):
-    total = jnp.exp(x).sum(-1, keepdims=True)
-    return (x / total) @ w, x + jnp.log(total)
-
-
-def _random(*shapes):
-    rng = np.random.default_rng(11)
-    return [rng.random(s) < 0.6 if s and s[0] == "mask" else rng.normal(size=s).astype(np.float32) for s in shapes]
-
-
-OTHERS = {
-    "mlp": (_mlp, _random((5, 33), (33, 70), (70, 33), (33,))),
-    "attention": (_attention, [*_random((3, 7, 9), (3, 13, 9), (3, 13, 11)), np.arange(91).reshape(1, 7, 13) % 3 > 0]),
-    "fork": (_fork, _random((4, 20), (20, 12), (20, 12))),
-    "shared": (_shared_reduction, _random((6, 21), (21, 10))),
-}
-
-
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", functions.NO_DECODERS)
 def test_functions_that_are_no_decoder(name):
-    f, args = OTHERS[name]
+    f, args = functions.no_decoder(name, 3, np.float32)
     want = jax.tree.leaves(jax.jit(f)(*args))
     for stage, g in stages(f, *args).items():
         got = interpret.run(g, [np.array(x) for x in args])
@@ -158,7 +124,7 @@ def test_logits_are_written_once_and_equal_contractions_are_one():
     g = stages(S.decoder(shape), *_arguments(shape, 2, jnp.bfloat16))["layout"]
     assert g.ops[-1].reads() == {g.results[1]}, "the argmax reads the logits that are returned"
     f = lambda x, w: jnp.tanh(x @ w) * (x @ w)  # noqa: E731
-    args = _random((4, 20), (20, 12))
+    args = functions.data(4, 20), functions.data(20, 12)
     g = stages(f, *args)["layout"]
     assert len(g.ops) == 1 and len(g.ops[0].rhs) == 1
     np.testing.assert_allclose(interpret.run(g, args)[0], jax.jit(f)(*args), rtol=2e-5, atol=2e-5)
