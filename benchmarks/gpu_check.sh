@@ -47,7 +47,7 @@ export -f decode
 tests() {
   local name=$1 n=$2 limit=$3 i
   shift 3
-  "$python" -m pytest -q --collect-only -p no:cacheprovider "$@" 2>"$logs/$name-collect.txt" | grep :: >"$logs/$name.ids"
+  "$python" -m pytest -q --collect-only -p no:cacheprovider "$@" 2>"$logs/$name-collect.txt" | grep '^tests/.*::' >"$logs/$name.ids"
   if [[ ! -s $logs/$name.ids ]]; then
     ((count++))
     printf '%-22s %4s    FAILED (no tests: is there a GPU?)\n' "$name" - >"$logs/state/$(printf %02d "$count")-$name"

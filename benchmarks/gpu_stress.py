@@ -1,9 +1,8 @@
 """Launches until something changes: ``python -m benchmarks.gpu_stress [CHECK ...]``, on a GPU.
 
-Every check compares bits. `once`: three launches. `small`: many launches of a small model, from Python and in a loop on
-the device. `large`: a real one. `alternate`: two programs in turn on one stream. `streams`: two programs on two streams
-of one executable.
-`loop`: 64 tokens by a `fori_loop` inside jit against 64 calls.
+Every check compares bits. `once`: three launches of two models. `small`: many launches of a small model, from Python and
+in a loop on the device. `large`: a real one. `alternate`: two programs in turn on one stream. `streams`: two programs on
+two streams of one executable. `loop`: 64 tokens by a `fori_loop` inside jit against 64 calls.
 """
 
 from __future__ import annotations
@@ -83,11 +82,11 @@ def small(args: argparse.Namespace) -> str:
 
 def once(args: argparse.Namespace) -> str:
     """A few launches and no comparison on the device: what a sanitizer has the patience for."""
-    c = Case(SMALL, 1)
-    one = jax.jit(c.step)
-    for _ in range(3):
-        jax.block_until_ready(one(c.leaves, c.state))
-    return "3 launches"
+    for c in (Case(SMALL, 1), Case("llama-tiny", 3, dtype=jnp.float32)):  # attention on tensor cores and not
+        one = jax.jit(c.step)
+        for _ in range(3):
+            jax.block_until_ready(one(c.leaves, c.state))
+    return "3 launches of two models"
 
 
 def large(args: argparse.Namespace) -> str:

@@ -115,7 +115,8 @@ struct Worker {
     frame = sh->frame;
     phase = sh->phase;
   }
-  // After the last barrier of a task; the next one starts with a barrier. What did not change needs no register.
+  // For tasks that touch the activation or the ring, after a barrier of the task: before it, others may not have read yet
+  // what they start from. The next task starts with a barrier. What did not change needs no register.
   template <bool STREAMS> __device__ __forceinline__ void keep() const {
     if (threadIdx.x) return;
     sh->act_key = act_key;

@@ -170,6 +170,7 @@ template <class V> __device__ __forceinline__ void soften(const AttentionScratch
     for (int i = lane; i < n; i += 32) sum += x[i] = expf(x[i] - ground);
     sum = f(reduce_warp<SUM_F>(b(sum)));
     const float scale = old == LOWEST ? 0.0f : expf(old - ground);
+    __syncwarp();  // every lane has read `old`
     if (lane == 0) {
       s.top[r] = top;
       s.top[V::RC + r] = s.top[V::RC + r] * scale + sum;
@@ -292,6 +293,7 @@ template <class V> __device__ __forceinline__ void attention(Worker& w, const De
     }
   }
   w.act_key = 0;
+  w.keep<false>();
   finish(w, d, publish);
 }
 

@@ -105,6 +105,7 @@ template <class V> __device__ __forceinline__ void contract_stream(Worker& w, co
     V::epilogue(w, d, r);
     if (point + 1 < V::batches(all)) sync_consumers();
   }
+  w.keep<true>();
   finish(w, d, true);
 }
 #endif
@@ -180,6 +181,7 @@ template <class V> __device__ __forceinline__ void contract_direct(Worker& w, co
     V::epilogue(w, d, r);
     if (point + 1 < V::batches(all)) sync_consumers();
   }
+  w.keep<false>();
   finish(w, d, true);
 }
 

@@ -149,7 +149,8 @@ __device__ __forceinline__ void flash_rows(const Desc& d, const R& r, const Flas
   // The warp: over its keys.
 #pragma unroll
   for (int o = 1; o < 4; o <<= 1) sum += __shfl_xor_sync(~0u, sum, o);
-  if (t == 0) s.top[set * 8 + g] = top;
+  const bool writes = t == 0 && warp % V::SPLIT == 0;  // the warps of a set have the same max and sum
+  if (writes) s.top[set * 8 + g] = top;
   sync_consumers();
   // The block: everything relative to the largest of the maxima.
   float largest = LOWEST;
@@ -158,10 +159,8 @@ __device__ __forceinline__ void flash_rows(const Desc& d, const R& r, const Flas
 #pragma unroll
   for (int o = 1; o < 4; o <<= 1) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, o));
   const float scale = top == LOWEST ? 0.0f : expf(top - largest);
-  if (t == 0) {
-    s.sum[set * 8 + g] = sum * scale;
-    s.largest[g] = largest;  // every warp the same
-  }
+  if (writes) s.sum[set * 8 + g] = sum * scale;
+  if (t == 0 && warp == 0) s.largest[g] = largest;
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
     const float y = __shfl_sync(~0u, scale, 8 * t + 4 * j);
@@ -275,6 +274,7 @@ template <class V> __device__ __forceinline__ void flash(Worker& w, const Desc& 
       }
   }
   w.act_key = 0;
+  w.keep<false>();
   finish(w, d, publish);
 }
 

@@ -42,6 +42,7 @@ template <class V> __device__ __forceinline__ void sort(Worker& w, const Desc& d
     sync_consumers();
   }
   w.act_key = 0;
+  w.keep<false>();
   finish(w, d, true);
 }
 

@@ -523,7 +523,6 @@ def _kernel(calls: list[str], stream: bool, spill: int, smem: int) -> str:
   Worker w(launch, smem, {spill});
   stamp(w, d, 0);
   {call};
-  w.keep<{str(call.startswith("contract_stream")).lower()}>();
 }}"""
         for n, call in enumerate(calls)
     )

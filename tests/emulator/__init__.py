@@ -1,8 +1,9 @@
 """Runs the generated CUDA source of a program on the host: every CUDA thread is a fiber, in an order drawn from a seed.
 
 This executes the very text that NVRTC compiles, with `cuda/ptx.cuh` replaced by `device.h`, so task bodies, the kernel
-shell, the weight stream and the plan are tested where there is no GPU. What it cannot show: the GPU's memory model
-(memory is sequentially consistent here), timing, and instructions that the replacement spells differently.
+shell, the weight stream and the plan are tested where there is no GPU. Memory is sequentially consistent here; what the
+GPU's memory model does not order is found by `races.h`. What it cannot show: timing, and instructions that the
+replacement spells differently.
 """
 
 from __future__ import annotations
@@ -22,14 +23,24 @@ from jax_mpk import abi
 from jax_mpk.backends import cuda_build, cuda_plan, cuda_source
 
 HERE = Path(__file__).parent
-FLAGS = ["-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-U_FORTIFY_SOURCE", "-ffp-contract=off", "-fno-strict-aliasing",
+FLAGS = ["-std=c++17", "-O1", "-fPIC", "-w", f"-I{HERE}", "-U_FORTIFY_SOURCE", "-ffp-contract=off", "-fno-strict-aliasing",
          "-fwrapv", "-fno-stack-protector"]  # fmt: skip
+INSTRUMENTED = ["-g1", "-fsanitize=thread", "--param=tsan-distinguish-volatile=1"]
 THREADS, EVENT_WORDS, MOST = 19 * 32, 32, 1 << 28
 STATE = np.dtype([(n, "<u8") for n in ("tasks", "first", "units", "slots", "stream", "stream_first", "maps", "counters",
                                        "tickets", "status", "limit_ns", "spill")]
                  + [(n, "<u4") for n in ("counter_words", "ticket_words", "epoch", "exits", "abort", "pad")])  # fmt: skip
 MAP = np.dtype([("base", "<u8"), ("dims", "<u8", 4), ("strides", "<u8", 3), ("box", "<u4", 4), ("pad", "u1", 48)])
 STATUS = np.dtype([(n, "<u4") for n in ("code", "worker", "task", "event", "have", "want", "op", "pad")])
+
+
+RACE = np.dtype(
+    [("name", "<i4"), ("pad", "<u4"), ("offset", "<u8"), ("threads", "<u4", 2), ("wrote", "<u4", 2), ("pc", "<u8", 2)]
+)
+
+
+class Race(AssertionError):
+    """Two accesses to a byte, one of them a write, that nothing orders."""
 
 
 class Deadlock(AssertionError):
@@ -41,18 +52,22 @@ def _directory() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="jax_mpk_emulator")
 
 
-def _library(name: str, source: str, mode: int = ctypes.RTLD_LOCAL) -> ctypes.CDLL:
-    out = Path(_directory().name) / f"{name}_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
+def _library(name: str, source: str, mode: int = ctypes.RTLD_LOCAL, flags: Sequence[str] = ()) -> ctypes.CDLL:
+    key = hashlib.sha256("\n".join([*flags, source]).encode()).hexdigest()[:16]
+    out = Path(_directory().name) / f"{name}_{key}"
     if not out.with_suffix(".so").exists():
         out.with_suffix(".cc").write_text(source)
-        subprocess.run(["g++", *FLAGS, f"{out}.cc", "-o", f"{out}.so"], check=True)
+        subprocess.run(["g++", *FLAGS, *flags, "-c", f"{out}.cc", "-o", f"{out}.o"], check=True)
+        subprocess.run(["g++", "-shared", f"{out}.o", "-o", f"{out}.so"], check=True)
     return ctypes.CDLL(f"{out}.so", mode=mode)
 
 
 @functools.cache
 def _runtime() -> ctypes.CDLL:
-    lib = _library("fibers", (HERE / "fibers.cc").read_text(), ctypes.RTLD_GLOBAL)
+    lib = _library("fibers", (HERE / "fibers.cc").read_text(), ctypes.RTLD_GLOBAL, ["-O2"])
     lib.emulated_run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int] * 3, *[ctypes.c_uint64] * 2]
+    lib.emulated_watch.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int]
+    lib.emulated_races.argtypes = [ctypes.c_void_p]
     return lib
 
 
@@ -82,7 +97,8 @@ class Status:
 
 
 class Site:
-    """A program with its tables and counters: `site(operands)` is one launch and gives the results' bytes."""
+    """A program with its tables and counters: `site(operands)` is one launch and gives the results' bytes. It raises
+    `Race` where two threads' accesses to shared memory, the workspace or a result have no order."""
 
     def __init__(self, blob: bytes, on: cuda_build.Device, limit_steps: int = 1 << 40):
         program = abi.decode(blob)
@@ -91,7 +107,8 @@ class Site:
         self.program = p = abi.decode(self.plan.blob)
         self.grid = on.workers
         _runtime()
-        self.entry = ctypes.cast(_library("kernel", _host(self.source.text)).emulated_entry, ctypes.c_void_p)
+        self.library = _library("kernel", _host(self.source.text), flags=INSTRUMENTED)
+        self.entry = ctypes.cast(self.library.emulated_entry, ctypes.c_void_p)
         first, stream_first = (
             np.searchsorted(p[s]["worker"], np.arange(on.workers + 1)).astype(np.uint32) for s in ("Task", "Stream")
         )
@@ -132,9 +149,14 @@ class Site:
             self._encode(m, t, held)
         self.status[:] = 0
         smem = self.source.smem
-        code = _runtime().emulated_run(self.entry, bases.ctypes.data, self.grid, THREADS, smem, seed, most)
+        run = _runtime()
+        run.emulated_watch(None, 0, 0)
+        for n, x in enumerate([*results, held[-2]]):
+            run.emulated_watch(x.ctypes.data, x.nbytes, n)
+        code = run.emulated_run(self.entry, bases.ctypes.data, self.grid, THREADS, smem, seed, most)
         if code:
             raise Deadlock(("", "every thread waits for another", f"not done after {most} steps")[code])
+        self._report([*(f"result {n}" for n in range(len(results))), "workspace"])
         s = self.status[0]
         name = ""
         if s["code"]:
@@ -154,3 +176,27 @@ class Site:
         m["dims"], m["box"], m["strides"] = 1, 1, 16
         m["dims"][:rank], m["box"][:rank] = t["dims"][:rank], t["box"][:rank]
         m["strides"][: rank - 1] = t["strides"][1:rank]
+
+    def _report(self, names: Sequence[str]) -> None:
+        found = np.zeros(16, RACE)
+        count = _runtime().emulated_races(found.ctypes.data)
+        if not count:
+            return
+        text = []
+        for r in found[:count]:
+            where = names[r["name"]] if r["name"] >= 0 else f"shared memory of block {-1 - r['name']}"
+            text.append(f"{where}, byte {r['offset']}:")
+            for thread, wrote, pc in zip(r["threads"], r["wrote"], r["pc"]):
+                block, t = divmod(int(thread), THREADS)
+                who = f"block {block}, thread {t}" if block < self.grid else "a tensor copy"
+                text.append(f"  {who} {'writes' if wrote else 'reads'} {self._line(int(pc)) if pc else ''}")
+        raise Race("\n".join(text))
+
+    def _line(self, pc: int) -> str:
+        """Functions, innermost first, and the text of the line of the innermost one."""
+        command = ["addr2line", "-i", "-f", "-C", "-e", self.library._name, hex(pc - 1)]
+        lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+        functions = [x.split("(")[0].replace("mpk::", "") for x in lines[::2]]
+        file, _, number = lines[1].split(" ")[0].rpartition(":")
+        source = Path(file).read_text().splitlines()[int(number) - 1].strip() if number.isdigit() else "?"
+        return f"in {' < '.join(functions)}: {source}"

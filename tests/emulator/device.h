@@ -21,8 +21,15 @@ struct Thread { Index thread, block, grid; unsigned char* shared; };
 extern Thread* emulated_thread;
 void emulated_pause();                                        // somebody else's turn
 void emulated_barrier(unsigned id, unsigned threads, bool wait);
-// All 32 lanes meet; gives what each of them passed (`words` of up to 16).
-const unsigned (*emulated_exchange(const unsigned* mine, int words))[16];
+// All 32 lanes meet; gives what each of them passed (`words` of up to 16). `sync`: their memory accesses are ordered too.
+const unsigned (*emulated_exchange(const unsigned* mine, int words, bool sync))[16];
+void emulated_acquire(const void* word);
+void emulated_release(const void* word);
+void emulated_copy16(void* to, const void* from);
+void emulated_copy16_wait();
+void emulated_mbarrier(void* b, int count);
+void emulated_arrive(void* b, int bytes);
+bool emulated_phase(void* b, unsigned parity);
 unsigned long long emulated_clock();
 void emulated_copy(void* to, const void* map, int x, int y, int z, int u, unsigned long long* barrier);
 float expf(float), exp2f(float), expm1f(float), logf(float), log1pf(float), sqrtf(float), cbrtf(float), tanhf(float), sinf(float),
@@ -65,20 +72,23 @@ inline void emulated_from(int& to, unsigned x) { to = (int)x; }
 template <class T> T __shfl_sync(unsigned, T x, int lane) {
   const unsigned mine = emulated_bits(x);
   T out;
-  emulated_from(out, emulated_exchange(&mine, 1)[lane & 31][0]);
+  emulated_from(out, emulated_exchange(&mine, 1, false)[lane & 31][0]);
   return out;
 }
 template <class T> T __shfl_xor_sync(unsigned mask, T x, int bits) { return __shfl_sync(mask, x, (int)(threadIdx.x & 31) ^ bits); }
 inline unsigned __ballot_sync(unsigned, bool p) {
   const unsigned mine = p;
-  const auto* all = emulated_exchange(&mine, 1);
+  const auto* all = emulated_exchange(&mine, 1, false);
   unsigned out = 0;
   for (int i = 0; i < 32; ++i) out |= all[i][0] << i;
   return out;
 }
 inline bool __all_sync(unsigned m, bool p) { return __ballot_sync(m, p) == ~0u; }
 inline bool __any_sync(unsigned m, bool p) { return __ballot_sync(m, p) != 0; }
-inline void __syncwarp() { __ballot_sync(~0u, true); }
+inline void __syncwarp() {
+  const unsigned mine = 0;
+  emulated_exchange(&mine, 1, true);
+}
 inline void __syncthreads() { emulated_barrier(0, 19 * 32, true); }
 
 namespace mpk {
@@ -88,16 +98,38 @@ using u32 = unsigned;
 using u64 = unsigned long long;
 
 inline u64 now_ns() { return emulated_clock(); }
-inline u32 ld_acquire(const u32* p) { emulated_pause(); return *(const volatile u32*)p; }
-inline u32 ld_relaxed(const u32* p) { return *(const volatile u32*)p; }
-inline void red_release(u32* p, u32 n) { *p += n; }
-inline u32 atom_add_acq_rel(u32* p, u32 n) { emulated_pause(); const u32 old = *p; *p += n; return old; }
-inline bool claim(u32* p) { const bool first = *p == 0; *p = 1; return first; }
-inline void st_release_sys(u32* p, u32 v) { *p = v; }
+// Accesses that cannot race: they are not instrumented.
+#define EMULATED_ATOMIC __attribute__((no_sanitize_thread)) inline
+EMULATED_ATOMIC u32 ld_acquire(const u32* p) {
+  emulated_pause();
+  emulated_acquire(p);
+  return *(const volatile u32*)p;
+}
+EMULATED_ATOMIC u32 ld_relaxed(const u32* p) { return *(const volatile u32*)p; }
+EMULATED_ATOMIC void red_release(u32* p, u32 n) {
+  emulated_release(p);
+  *p += n;
+}
+EMULATED_ATOMIC u32 atom_add_acq_rel(u32* p, u32 n) {
+  emulated_pause();
+  emulated_acquire(p);
+  emulated_release(p);
+  const u32 old = *p;
+  *p += n;
+  return old;
+}
+EMULATED_ATOMIC bool claim(u32* p) {
+  emulated_acquire(p);
+  emulated_release(p);
+  const bool first = *p == 0;
+  *p = 1;
+  return first;
+}
+EMULATED_ATOMIC void st_release_sys(u32* p, u32 v) { *p = v; }
 inline void prefetch_l2(const void*) {}
 inline void forget() {}
-inline void copy16(void* to, const void* from) { emulated_pause(); __builtin_memcpy(to, from, 16); }
-inline void copy16_wait() {}
+inline void copy16(void* to, const void* from) { emulated_copy16(to, from); }
+inline void copy16_wait() { emulated_copy16_wait(); }
 inline void barrier_sync(u32 id, u32 threads) { emulated_barrier(id, threads, true); }
 inline void barrier_arrive(u32 id, u32 threads) { emulated_barrier(id, threads, false); }
 inline uint4 load16(const void* p) { return *(const uint4*)p; }
@@ -105,21 +137,20 @@ inline uint4 load16_shared(const void* p) { return *(const uint4*)p; }
 inline u32 smem_address(const void* p) { return (u32)((const u8*)p - emulated_thread->shared); }
 
 inline void emulated_matrix(u32 (&r)[4], u32 address, bool transposed) {
-  const auto* all = emulated_exchange(&address, 1);
+  const auto* all = emulated_exchange(&address, 1, false);
   const int lane = threadIdx.x & 31;
   for (int m = 0; m < 4; ++m) {
     auto at = [&](int row, int column) { return (u32)((const u16*)(emulated_thread->shared + all[8 * m + row][0]))[column]; };
     const int row = lane / 4, column = 2 * (lane % 4);
     r[m] = transposed ? at(column, row) | at(column + 1, row) << 16 : at(row, column) | at(row, column + 1) << 16;
   }
-  __syncwarp();
 }
 inline void ldmatrix(u32 (&r)[4], u32 address) { emulated_matrix(r, address, false); }
 inline void ldmatrix_trans(u32 (&r)[4], u32 address) { emulated_matrix(r, address, true); }
 
 inline void mma_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
   const u32 mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
-  const auto* all = emulated_exchange(mine, 6);
+  const auto* all = emulated_exchange(mine, 6, false);
   const int lane = threadIdx.x & 31;
   auto half = [](u32 x, int i) { return __uint_as_float(i ? x & 0xffff0000u : x << 16); };
   for (int i = 0; i < 4; ++i) {
@@ -139,20 +170,13 @@ inline u32 pack_bf16(float low, float high) {
   };
   return round(low) | round(high) << 16;
 }
-// An mbarrier in its 8 bytes: arrivals of a phase, arrivals missing, the phase, bytes missing.
-struct Emulated { u8 count, missing, phase, pad; int bytes; };
-inline void emulated_turn(Emulated* b) {
-  if (b->missing || b->bytes) return;
-  b->missing = b->count;
-  b->phase ^= 1;
-}
-inline void mbarrier_init(u64* b, u32 count) { *(Emulated*)b = {(u8)count, (u8)count, 0, 0, 0}; }
+inline void mbarrier_init(u64* b, u32 count) { emulated_mbarrier(b, (int)count); }
 inline void mbarrier_fence_init() {}
-inline void mbarrier_arrive(u64* b) { --((Emulated*)b)->missing; emulated_turn((Emulated*)b); }
-inline void mbarrier_expect(u64* b, u32 bytes) { ((Emulated*)b)->bytes += (int)bytes; mbarrier_arrive(b); }
+inline void mbarrier_arrive(u64* b) { emulated_arrive(b, 0); }
+inline void mbarrier_expect(u64* b, u32 bytes) { emulated_arrive(b, (int)bytes); }
 inline bool mbarrier_try_wait(u64* b, u32 parity) {
   emulated_pause();
-  return ((volatile Emulated*)b)->phase != parity;
+  return emulated_phase(b, parity);
 }
 inline void copy_box(void* to, const void* map, int x, int y, int z, int u, u64* b) { emulated_copy(to, map, x, y, z, u, b); }
 }  // namespace mpk

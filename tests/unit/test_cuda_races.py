@@ -1,0 +1,61 @@
+"""The emulator's race detector: kernels without one of their barriers, waits or orders. The intact ones are the other
+emulated tests, all of which look for races."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import emulator
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_cuda_emulated import BF16, model, programs, results_of
+
+from jax_mpk.backends.cuda_build import Device
+
+if shutil.which("g++") is None:
+    pytest.skip("the emulator needs g++", allow_module_level=True)
+
+# What is taken away (a pattern, its replacement) and what the report must say.
+DAMAGE = {
+    "an activation without its barrier": (r"sync_consumers\(\);(\s*w.act_key = key;)", r"\1", "shared memory.*writes.*lhs"),
+    "sums that are read before all are there": (r"continue;  // the sums.*\n\s*sync_consumers\(\);", "continue;", "shared memory.*red"),
+    "a frame given back while lanes read it": (r"__syncwarp\(\);\n(\s*if \(lane == 0\) mbarrier_arrive)", r"\1", "tensor copy writes"),
+    "a frame that is read without waiting": (r"wait_phase\(w.state, &w.sh->full.*;", "", "tensor copy writes.*reads in"),
+    "events without an acquire": (r"have = ld_acquire\(", "have = ld_relaxed(", "workspace"),
+    "a task without barriers that writes what it started from":
+        (r"(V\d+::run\(w, d\);)", r"\1 w.keep<false>();", "act_key = sh->act_key;.*writes.*keep"),
+    "lanes that still read what lane 0 overwrites": (r"__syncwarp\(\);  // every lane has read `old`", "", "soften"),
+}  # fmt: skip
+
+MODELS = {
+    "a task without barriers that writes what it started from": ("qwen3-tiny", 1),
+    "lanes that still read what lane 0 overwrites": ("llama-tiny", 3),  # heads of 16: no tensor cores
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_kernel_is_reported(damage, monkeypatch):
+    pattern, replacement, report = DAMAGE[damage]
+    host, tried = emulator._host, []
+
+    def damaged(text: str) -> str:
+        out, count = re.subn(pattern, replacement, text)
+        tried.append(count)
+        return host(out)
+
+    monkeypatch.setattr(emulator, "_host", damaged)
+    if damage in MODELS:
+        runner, _ = model(*MODELS[damage], jnp.bfloat16, 72)
+        blob, args = runner.blob, [x.copy() for x in runner.args]
+        results = results_of(runner, args)
+    else:
+        blob = programs.decoder_step(3, 256, 384, 2)
+        rng = np.random.default_rng(0)
+        weights = [rng.standard_normal(s, np.float32).astype(BF16) for s in [(256, 384), (256, 384), (384, 256)] * 2]
+        args, results = [rng.standard_normal((3, 256), np.float32), *weights], [np.zeros((3, 256), np.float32)]
+    site = emulator.Site(blob, Device(workers=4, ring=3, window=2))
+    assert site.source.ring and tried[0]
+    with pytest.raises(emulator.Race, match=f"(?s){report}"):
+        site(args, results)
