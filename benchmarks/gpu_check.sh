@@ -73,15 +73,14 @@ sanitize() {
 part() {
   case $1 in
     build) run build 150 bash -c build ;;
-    device)
-      tests device 2 200 tests/device/test_cuda_contract.py tests/device/test_cuda_tasks.py tests/device/test_cuda_runtime.py
-      tests functions 4 240 tests/device/test_cuda_functions.py
-      tests models 8 240 tests/device/test_cuda_models.py ;;
+    device) tests device 2 200 tests/device/test_cuda_contract.py tests/device/test_cuda_tasks.py tests/device/test_cuda_runtime.py ;;
+    functions) tests functions 4 400 tests/device/test_cuda_functions.py ;;
+    models) tests models 8 400 tests/device/test_cuda_models.py ;;
     sanitize) sanitize memcheck memcheck on; sanitize memcheck-direct memcheck off; sanitize racecheck-direct racecheck off ;;
     stress) beside stress 200 "$python" -m benchmarks.gpu_stress ;;
     gates)
       local m
-      for m in $models; do beside "gate-$m" 240 bash -c "decode --model $m --batch 1,8 --repeats 1 --gate-steps 64 --json $logs/gate-$m.json"; done ;;
+      for m in $models; do beside "gate-$m" 400 bash -c "decode --model $m --batch 1,8 --repeats 1 --gate-steps 64 --json $logs/gate-$m.json"; done ;;
     timeline) run timeline 70 "$python" -m benchmarks.timeline --model llama-3.2-1b --batch 1,8 ;;
     decode)
       local m
@@ -93,7 +92,7 @@ part() {
         "$python" -m benchmarks.gpu_stress small loop --launches 500 ;;
     sm_80) run decode-sm_80 100 env JAX_MPK_ARCH=sm_80 bash -c "decode --model llama-3.2-1b --batch 1,8 --gate-steps 16 --repeats 2 --json $logs/decode-sm_80.json" ;;
     large) run decode-qwen3-8b 160 bash -c "decode --model qwen3-8b --batch 1,16 --gate-steps 8 --repeats 3 --json $logs/decode-qwen3-8b.json" ;;
-    correct) part build; part device; part gates; part sanitize; part stress; part buffers; wait ;;
+    correct) part build; part device; part functions; part models; part gates; part sanitize; part stress; part buffers; wait ;;
     speed) part build; part decode; part timeline ;;
     rest) part build; part compile; part sm_80; part large ;;
     *) echo "no part or stage is called $1" >&2; exit 2 ;;

@@ -1,7 +1,7 @@
 """Launches until something changes: ``python -m benchmarks.gpu_stress [CHECK ...]``, on a GPU.
 
 Every check compares bits. `once`: three launches of two models. `small`: many launches of a small model, from Python and
-in a loop on the device. `large`: a real one. `alternate`: two programs in turn on one stream. `streams`: two programs on
+in a loop on the device. `large`: a real one. `wide`: four layers of one with long rows, at batch 8 and 16. `alternate`: two programs in turn on one stream. `streams`: two programs on
 two streams of one executable. `loop`: 64 tokens by a `fori_loop` inside jit against 64 calls.
 """
 
@@ -24,15 +24,20 @@ from benchmarks.subject import start, subject
 from jax_mpk import _ext, megakernelize
 from jax_mpk.backends import cuda
 from models import registry
+from models.common.initialize import random_model
 
 SMALL, LARGE = "qwen3-tiny", "qwen3-0.6b"
+WIDE = "qwen3-8b", {"num_layers": 4, "vocab_size": 16384}
+"""Rows so long that an activation does not fit in shared memory, and enough of them to keep every block busy."""
 
 
 class Case:
-    """One model's step at one batch, and its operands; `step` is what runs, unjitted."""
+    """One model's step at one batch, and its operands; `step` is what runs, unjitted. `changes`: to the configuration."""
 
-    def __init__(self, name: str, batch: int, slots: int = 64, dtype: Any = jnp.bfloat16):
-        model, _ = registry.load(name, dtype=dtype, seed=0)
+    def __init__(self, name: str, batch: int, slots: int = 64, dtype: Any = jnp.bfloat16, changes: Any = None):
+        family, preset = registry.PRESETS[name]
+        config = preset().replace(**(changes or {}))
+        model = random_model(registry.FAMILIES[family].model, config, dtype=dtype, seed=0)
         made = subject(model)
         token, cache = start(model, batch, slots)
         self.leaves, self.state = made.leaves, (token, cache, jnp.int32(slots // 2))
@@ -96,6 +101,14 @@ def large(args: argparse.Namespace) -> str:
     return f"{launches} launches of {LARGE}, no bit changed"
 
 
+def wide(args: argparse.Namespace) -> str:
+    name, changes = WIDE
+    launches = max(10, args.launches // 10)
+    wrong = {f"batch {b}": repeat(Case(name, b, 1000, changes=changes), launches) for b in (8, 16)}
+    assert not any(wrong.values()), wrong
+    return f"{launches} launches of four layers of {name} at batch 8 and 16, no bit changed"
+
+
 def alternate(args: argparse.Namespace) -> str:
     cases = [Case(SMALL, 1), Case(SMALL, 8, 96)]
     runs = [jax.jit(c.step) for c in cases]
@@ -154,7 +167,7 @@ def loop(args: argparse.Namespace) -> str:
 
 
 CHECKS: dict[str, Callable[[argparse.Namespace], str]] = {
-    f.__name__: f for f in (once, small, alternate, loop, streams, large)
+    f.__name__: f for f in (once, small, alternate, loop, streams, wide, large)
 }
 
 

@@ -1,7 +1,7 @@
 // CONTRACT: acc_j[m][n] = sum over k of act[m][k] * rhs_j[n][k], for every batch point of the task.
 //
-// V, generated: Sum (float or int), N_RHS, M and N (rows and columns of a full tile), K, LDA (row length of the
-// activation), LAYOUT, TOGETHER (room for the partial sums of all operands at once); range(), batches(), at_batch(), tile(), rows(), columns(), lhs(), epilogue(), act(), acc(), red().
+// V, generated: Sum (float or int), N_RHS, M and N (rows and columns of a full tile), K, KC (what the activation holds of
+// it), LDA (row length of the activation), LAYOUT, TOGETHER (room for the partial sums of all operands at once); range(), batches(), at_batch(), tile(), rows(), columns(), lhs(), epilogue(), act(), acc(), red().
 #pragma once
 
 namespace mpk {
@@ -10,7 +10,7 @@ namespace mpk {
 template <class V, class R> __device__ __forceinline__ void activate(Worker& w, const Desc& d, const R& r) {
   const u64 key = d.prologue == 0 ? 0 : (((u64)d.prologue << 32 | (u32)V::tile(r)) << 1) + V::LAYOUT;
   if (key && key == w.act_key) return;
-  V::lhs(w, d, r);
+  V::lhs(w, d, r, 0);
   if constexpr (V::LAYOUT == 1 && V::K % 128 != 0)  // frames are whole: zeros meet the zeros of the copy engine
     for (int i = threadIdx.x; i < V::M * 128; i += THREADS)
       if (V::K + i % 128 < V::LDA) ((u16*)V::act(w))[i / 128 * V::LDA + V::K + i % 128] = 0;
@@ -22,14 +22,15 @@ template <class V, class R> __device__ __forceinline__ void activate(Worker& w, 
 // Streamed bf16 weights. A frame is 64 columns x 128 k; warp w takes columns 16*(w%4) and k 32*(w/4) of it. Weights
 // are the A operand, up to 16 activation rows the B operand, so every row has the same sums whatever its neighbours.
 template <class V> __device__ __forceinline__ void contract_stream(Worker& w, const Desc& d) {
-  constexpr int MT = (V::M + 7) / 8, FRAMES = (V::K + 127) / 128;
+  constexpr int MT = (V::M + 7) / 8, FRAMES = (V::K + 127) / 128, CHUNK = V::KC < V::K ? V::KC / 128 : FRAMES;
+  const u32 none = blockIdx.y;  // 0, which the compiler does not know
   const auto all = V::range(d.index);
 
 #pragma unroll 1
   for (int point = 0; point < V::batches(all); ++point) {
     const auto r = V::at_batch(all, point);
     const int rows = V::rows(r), columns = V::columns(r);
-    activate<V>(w, d, r);
+    if constexpr (CHUNK == FRAMES) activate<V>(w, d, r);
     stamp(w, d, 1);
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, nt = warp & 3, kg = warp >> 2;
     const int g = lane >> 2, t = lane & 3;
@@ -55,6 +56,12 @@ template <class V> __device__ __forceinline__ void contract_stream(Worker& w, co
         float acc[MT][4] = {};
 #pragma unroll 1
         for (int kf = 0; kf < FRAMES; ++kf) {
+          if constexpr (CHUNK < FRAMES)
+            if (kf % CHUNK == 0) {
+              sync_consumers();  // nobody needs the chunk before this one
+              V::lhs(w, d, r, kf * 128);
+              sync_consumers();
+            }
           wait_phase(w.state, &w.sh->full[w.frame], w.phase, STATUS_FRAME, d.task);
           u32 a[2][4];
 #pragma unroll
@@ -62,21 +69,23 @@ template <class V> __device__ __forceinline__ void contract_stream(Worker& w, co
             if constexpr (V::COLUMNS_INNER) ldmatrix_trans(a[s], ring + w.frame * FRAME + at[s]);
             else ldmatrix(a[s], ring + w.frame * FRAME + at[s]);
           }
-          __syncwarp();
-          if (lane == 0) mbarrier_arrive(&w.sh->empty[w.frame]);
-          if (++w.frame == MPK_RING) { w.frame = 0; w.phase ^= 1; }
 #pragma unroll
           for (int s = 0; s < 2; ++s)
 #pragma unroll
             for (int mt = 0; mt < MT; ++mt) {
               u32 b0 = 0, b1 = 0;
               if (mt * 8 + g < rows) {
-                const u16* p = act + (mt * 8 + g) * V::LDA + kf * 128 + s * 16;
+                const u16* p = act + (mt * 8 + g) * V::LDA + (CHUNK < FRAMES ? kf % CHUNK : kf) * 128 + s * 16;
                 b0 = *(const u32*)p;
                 b1 = *(const u32*)(p + 8);
               }
               mma_bf16(acc[mt], a[s], b0, b1);
             }
+          // The frame is free when what was loaded from it has arrived, not when the load was issued: the address of the
+          // arrival depends on it.
+          __syncwarp();
+          if (lane == 0) mbarrier_arrive(&w.sh->empty[w.frame + ((a[0][0] | a[1][0]) & none)]);
+          if (++w.frame == MPK_RING) { w.frame = 0; w.phase ^= 1; }
         }
 #pragma unroll
         for (int mt = 0; mt < MT; ++mt)
@@ -105,6 +114,7 @@ template <class V> __device__ __forceinline__ void contract_stream(Worker& w, co
     V::epilogue(w, d, r);
     if (point + 1 < V::batches(all)) sync_consumers();
   }
+  if constexpr (CHUNK < FRAMES) w.act_key = 0;
   w.keep<true>();
   finish(w, d, true);
 }

@@ -118,7 +118,8 @@ class Emitter(Reuse):
             if len(span.axes) == 1 and inside:
                 a = span.axes[0]
                 lo, hi = self._clip(a, f"({s.lo(a)} + ({span.lo}))", f"({s.lo(a)} + ({span.hi}))")
-                loops.append(Loop((a,), lo, f"({hi} - {lo})", s.most(a)))
+                known = span.size if full else 0
+                loops.append(Loop((a,), lo, str(known) if known else f"({hi} - {lo})", known or s.most(a)))
                 taken.add(a)
             elif full and len(inside) == len(span.axes) and self._whole(span):
                 sizes = tuple(s.most(a) for a in span.axes)
@@ -376,7 +377,7 @@ class Emitter(Reuse):
                 return False
             if strides.pop(inner, 0) != 1 or any(v % WIDE for v in strides.values()):
                 return False
-            if m and (m.row0 != "0" or m.col0 != "0" or m.ld % WIDE or m.length % WIDE):
+            if m and (m.row0 != "0" or (m.col0 != "0" and not m.shared) or m.ld % WIDE or m.length % WIDE):
                 return False
             if not m and slot not in self.aligned:
                 return False

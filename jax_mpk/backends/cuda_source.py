@@ -259,8 +259,9 @@ def _contract(b: _Builder, op: np.void, streamed: bool) -> tuple[str, Unit]:
     integer = DTYPES[o.param("REDUCE_DTYPE")] != "F32"
     streamed = streamed and not integer and _streams(o, rhs, steps, M)
     points, space = o.points(batch)
-    # Where things live.
-    lda = -(-K // 128) * 128 + 8 if streamed else K
+    # Where things live. An activation that is too long for shared memory comes in chunks of KC, once for every 64 columns.
+    KC = _chunk(o, k, M, K) if streamed else K
+    lda = -(-KC // 128) * 128 + 8 if streamed else K
     together = streamed and len(rhs) * M <= 16
     act, red = (
         M * lda * (2 if streamed else 4),
@@ -280,8 +281,9 @@ def _contract(b: _Builder, op: np.void, streamed: bool) -> tuple[str, Unit]:
     b.need.spill = max(b.need.spill, spill)
     type_ = "int" if integer else "float"
     kind = "BF16" if streamed else ""
-    act_scratch = Scratch("act_", kind, K, (*batch, *m), lda, shared=act_at < 0)
-    lhs = o.function("lhs", "", _codes(op, "LHS"), {abi.SLOT_ACT: act_scratch}, space)
+    chunks = (Span((k[-1],), "k0", f"k0 + {KC}", KC),) if KC < K else ()
+    act_scratch = Scratch("act_", kind, K, (*batch, *m), lda, col0="k0" if chunks else "0", shared=act_at < 0)
+    lhs = o.function("lhs", ", int k0", _codes(op, "LHS"), {abi.SLOT_ACT: act_scratch}, space, chunks)
     lhs = lhs.replace("{\n", "{\n    u8* act_ = act(w);\n", 1)
     accs = {abi.SLOT_ACC + j: Scratch(f"(acc(w) + {j * M * N * 4})") for j in range(len(rhs))}
     epilogue = o.function("epilogue", "", _codes(op, "EPILOGUE"), accs, space)
@@ -304,9 +306,19 @@ def _contract(b: _Builder, op: np.void, streamed: bool) -> tuple[str, Unit]:
                   pick("u32 load_rhs(const void* p, i64 i)", f"load<{dtype}>(p, i)"), pick("Sum number(u32 x)", number)]  # fmt: skip
     parts += [lhs, epilogue]
     call = "contract_stream<@>(w, d)" if streamed else "contract_direct<@>(w, d)"
-    body = o.body(call, *parts, N_RHS=len(rhs), M=M, N=N, K=K, LDA=lda, LAYOUT=int(streamed), TOGETHER=together,
+    body = o.body(call, *parts, N_RHS=len(rhs), M=M, N=N, K=K, KC=KC, LDA=lda, LAYOUT=int(streamed), TOGETHER=together,
                   COLUMNS_INNER=bool(steps[0][0] == 1))  # fmt: skip
     return body, Unit(0, stream=streamed)
+
+
+def _chunk(o: _Op, k: range, M: int, K: int) -> int:
+    """How much of a streamed contraction's K the activation in shared memory holds: all, or equal chunks of whole
+    frames where the prologue can be cut. K where neither fits: then the activation goes to the workspace."""
+    fits = lambda n: M * (-(-n // 128) * 128 + 8) * 2 <= ROOM  # noqa: E731
+    last = [a for a in k if o.extent[a] > 1] == [k[-1]]
+    if fits(K) or not last or _reduces(o.p, _codes(o.op, "LHS")):
+        return K
+    return next((n for n in range(K - K % 128, 0, -128) if K % n == 0 and fits(n)), K)
 
 
 def _step(x: np.void, axes: range, extent: list[int]) -> int:

@@ -12,7 +12,7 @@ from jax_mpk import abi
 class Scratch:
     """Where a scratch slot lives. With `length`, elements go by (row, column) of rows that long in the program's
     layout: `rows` are the axes that make up the row, `ld` the row length here, `row0` and `col0` what to subtract.
-    `shared`: it is in shared memory, 16-byte aligned."""
+    `shared`: it is in shared memory, 16-byte aligned, and so is the element of `col0`."""
 
     pointer: str
     dtype: str = ""
@@ -26,11 +26,13 @@ class Scratch:
 
 @dataclass(frozen=True)
 class Span:
-    """Loop axes taken as one flattened range [lo, hi) of their (full, tile-relative) index space."""
+    """Loop axes taken as one flattened range [lo, hi) of their (full, tile-relative) index space; `size` is hi - lo
+    where that is always the same."""
 
     axes: tuple[int, ...]
     lo: str
     hi: str
+    size: int = 0
 
 
 @dataclass

@@ -9,7 +9,7 @@
 #define __forceinline__ inline
 #define __noinline__ __attribute__((noinline))
 
-struct Index { unsigned x; };
+struct Index { unsigned x; static constexpr unsigned y = 0; };
 struct uint2 { unsigned x, y; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 struct alignas(16) float4 { float x, y, z, w; };

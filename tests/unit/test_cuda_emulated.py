@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from execute import Runner
 from flax import nnx
 
 from jax_mpk import abi, targets
+from jax_mpk.backends import cuda_source
 from jax_mpk.backends.cuda_build import Device
 from models import decode, registry
 
@@ -57,6 +59,29 @@ def test_contractions(arch, batch, columns_inner):
         assert error(out, programs.decoder_reference(x, w)) < 3e-3
         first = out if first is None else first
         np.testing.assert_array_equal(out, first)
+
+
+@pytest.mark.parametrize("columns_inner", [True, False])
+@pytest.mark.parametrize("room,chunks", [(8, ["128"]), (6, ["128"]), (20, ["384"]), (1, [])])
+def test_an_activation_that_does_not_fit(room, chunks, columns_inner, monkeypatch):
+    """It comes in chunks of K, or, where its prologue is a norm or nothing fits, from the workspace: the same bits."""
+    d, ff, batch = 256, 384, 16
+    rng = np.random.default_rng(room)
+    x = rng.standard_normal((batch, d), np.float32)
+    w = [(rng.standard_normal(s, np.float32) / s[0] ** 0.5).astype(BF16) for s in [(d, ff), (d, ff), (ff, d)]]
+    held = [x, *(a if columns_inner else a.T.copy() for a in w)]
+    blob = programs.decoder_step(batch, d, ff, 1, columns_inner=columns_inner)
+    outs = []
+    for kilobytes in (room, 64):
+        monkeypatch.setattr(cuda_source, "ROOM", kilobytes << 10)
+        site = emulator.Site(blob, Device(workers=3, ring=4))
+        found = set(re.findall(r"int KC = (\d+)", site.source.text))
+        assert found >= (set(chunks) if kilobytes == room else {"256", "384"}), found
+        out = np.full((batch, d), np.nan, np.float32)
+        assert site(held, [out], seed=kilobytes).code == 0
+        outs.append(out)
+    assert error(outs[0], programs.decoder_reference(x, w)) < 3e-3
+    np.testing.assert_array_equal(*outs)
 
 
 SHAPES = [(1, 2, 4, 64, 256), (1, 1, 2, 128, 640), (3, 2, 5, 128, 96), (1, 1, 3, 24, 50), (9, 8, 2, 64, 200), (1, 1, 1, 32, 1100),
