@@ -53,27 +53,35 @@ def bits(tree: Any) -> list[jax.Array]:
     return [lax.bitcast_convert_type(x, kinds[x.dtype.itemsize]) for x in jax.tree.leaves(tree)]
 
 
+def leaves_that_differ(a: Any, b: Any) -> jax.Array:
+    """For every leaf, whether a bit of it differs: i32[leaves]."""
+    return jnp.stack([jnp.any(x != y).astype(jnp.int32) for x, y in zip(bits(a), bits(b), strict=True)])
+
+
 def differ(a: Any, b: Any) -> jax.Array:
-    return sum((jnp.sum(x != y, dtype=jnp.int32) for x, y in zip(bits(a), bits(b), strict=True)), jnp.int32(0))
+    return leaves_that_differ(a, b).sum()
 
 
-def repeat(case: Case, launches: int, chunk: int = 100) -> int:
-    """Elements that differ from the first launch, over `launches` of the same step: a tenth of them from Python."""
+def repeat(case: Case, launches: int, chunk: int = 100) -> dict[str, int]:
+    """For every result that ever differs from the first launch, how often, over `launches` of the same step: a tenth of
+    them from Python."""
     one = jax.jit(case.step)
     want = one(case.leaves, case.state)
-    count = jax.jit(differ)
+    count = jax.jit(leaves_that_differ)
     wrong = [count(one(case.leaves, case.state), want) for _ in range(launches // 10)]
 
     @jax.jit
     def many(leaves: Any, state: Any, want: Any) -> jax.Array:
         def body(_: Any, bad: jax.Array) -> jax.Array:
             state_, bad = lax.optimization_barrier((state, bad))  # a launch of every turn, not one before the loop
-            return bad + differ(case.step(leaves, state_), want)
+            return bad + leaves_that_differ(case.step(leaves, state_), want)
 
-        return lax.fori_loop(0, chunk, body, jnp.int32(0))
+        return lax.fori_loop(0, chunk, body, jnp.zeros(len(jax.tree.leaves(want)), jnp.int32))
 
     wrong += [many(case.leaves, case.state, want) for _ in range((launches - launches // 10) // chunk)]
-    return int(sum(map(int, wrong)))
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(want)]
+    total = np.sum([np.asarray(x) for x in wrong], axis=0)
+    return {name: int(n) for name, n in zip(names, total, strict=True) if n}
 
 
 def small(args: argparse.Namespace) -> str:

@@ -23,15 +23,20 @@ using Times = std::vector<uint32_t>;  // one entry a thread; the copies of a blo
 using Shared = std::shared_ptr<const Times>;
 
 // What a thread knows of the others. Threads that met at a barrier share one vector; its own entry each has for itself.
+struct Meeting;
 struct Clock {
   Shared known;
   uint32_t own = 1;
+  const Meeting* polled = nullptr;  // what it acquired last, and at which version
+  uint64_t version = 0;
 };
+inline uint64_t joins = 0;
 
 // Where clocks meet: a barrier, a word that is released and acquired, the phase of an mbarrier.
 struct Meeting {
   std::shared_ptr<Times> sum;
   Shared last;  // what the last one knew: the next one often knows the same
+  uint64_t version = 0;
 
   void join(const Clock& c, uint32_t id) {
     if (!sum) sum = std::make_shared<Times>(*c.known);
@@ -39,6 +44,7 @@ struct Meeting {
       for (size_t i = 0; i < sum->size(); ++i) (*sum)[i] = (*sum)[i] > (*c.known)[i] ? (*sum)[i] : (*c.known)[i];
     if ((*sum)[id] < c.own) (*sum)[id] = c.own;
     last = c.known;
+    version = ++joins;
   }
 };
 
@@ -217,10 +223,13 @@ inline void acquire(const Meeting& m, uint32_t id) {
   settle();
   if (!m.sum) return;
   Clock& c = clocks[id];
+  if (c.polled == &m && c.version == m.version) return;
+  c.polled = &m;
+  c.version = m.version;
   bool more = false;
   for (size_t i = 0; i < m.sum->size() && !more; ++i) more = i != id && (*m.sum)[i] > (*c.known)[i];
   if (!more) return;
-  Meeting both = {std::make_shared<Times>(*m.sum), nullptr};
+  Meeting both = {std::make_shared<Times>(*m.sum)};
   both.join(c, id);
   c.known = both.sum;
 }
