@@ -20,7 +20,7 @@ from execute import Runner
 from flax import nnx
 
 from jax_mpk import abi, targets
-from jax_mpk.backends import cuda_source
+from jax_mpk.backends import cuda_variant
 from jax_mpk.backends.cuda_build import Device
 from models import decode, registry
 
@@ -73,7 +73,7 @@ def test_an_activation_that_does_not_fit(room, chunks, columns_inner, monkeypatc
     blob = programs.decoder_step(batch, d, ff, 1, columns_inner=columns_inner)
     outs = []
     for kilobytes in (room, 64):
-        monkeypatch.setattr(cuda_source, "ROOM", kilobytes << 10)
+        monkeypatch.setattr(cuda_variant, "ROOM", kilobytes << 10)
         site = emulator.Site(blob, Device(workers=3, ring=4))
         found = set(re.findall(r"int KC = (\d+)", site.source.text))
         assert found >= (set(chunks) if kilobytes == room else {"256", "384"}), found
