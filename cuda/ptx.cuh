@@ -147,6 +147,10 @@ __device__ __forceinline__ void mbarrier_arrive(u64* b) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(smem_address(b)) : "memory");
 }
 
+// Arrives when `x` and `y` hold what was loaded: the address depends on them, through a zero that the compiler cannot know.
+// An arrival waits for no load otherwise, and a copy that it permits may overtake one.
+__device__ __forceinline__ void mbarrier_arrive_after(u64* b, u32 x, u32 y) { mbarrier_arrive(b + ((x | y) & blockIdx.y)); }
+
 // Arrives and announces `bytes` that a copy will deliver to this phase.
 __device__ __forceinline__ void mbarrier_expect(u64* b, u32 bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(smem_address(b)), "r"(bytes) : "memory");

@@ -23,7 +23,6 @@ template <class V, class R> __device__ __forceinline__ void activate(Worker& w, 
 // are the A operand, up to 16 activation rows the B operand, so every row has the same sums whatever its neighbours.
 template <class V> __device__ __forceinline__ void contract_stream(Worker& w, const Desc& d) {
   constexpr int MT = (V::M + 7) / 8, FRAMES = (V::K + 127) / 128, CHUNK = V::KC < V::K ? V::KC / 128 : FRAMES;
-  const u32 none = blockIdx.y;  // 0, which the compiler does not know
   const auto all = V::range(d.index);
 
 #pragma unroll 1
@@ -81,10 +80,8 @@ template <class V> __device__ __forceinline__ void contract_stream(Worker& w, co
               }
               mma_bf16(acc[mt], a[s], b0, b1);
             }
-          // The frame is free when what was loaded from it has arrived, not when the load was issued: the address of the
-          // arrival depends on it.
           __syncwarp();
-          if (lane == 0) mbarrier_arrive(&w.sh->empty[w.frame + ((a[0][0] | a[1][0]) & none)]);
+          if (lane == 0) mbarrier_arrive_after(&w.sh->empty[w.frame], a[0][0], a[1][0]);
           if (++w.frame == MPK_RING) { w.frame = 0; w.phase ^= 1; }
         }
 #pragma unroll

@@ -9,7 +9,7 @@
 #define __forceinline__ inline
 #define __noinline__ __attribute__((noinline))
 
-struct Index { unsigned x; static constexpr unsigned y = 0; };
+struct Index { unsigned x; };
 struct uint2 { unsigned x, y; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 struct alignas(16) float4 { float x, y, z, w; };
@@ -173,6 +173,7 @@ inline u32 pack_bf16(float low, float high) {
 inline void mbarrier_init(u64* b, u32 count) { emulated_mbarrier(b, (int)count); }
 inline void mbarrier_fence_init() {}
 inline void mbarrier_arrive(u64* b) { emulated_arrive(b, 0); }
+inline void mbarrier_arrive_after(u64* b, u32, u32) { mbarrier_arrive(b); }
 inline void mbarrier_expect(u64* b, u32 bytes) { emulated_arrive(b, (int)bytes); }
 inline bool mbarrier_try_wait(u64* b, u32 parity) {
   emulated_pause();
