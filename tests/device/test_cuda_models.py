@@ -82,7 +82,7 @@ def choices():
     return [first, *({**first, k: n} for k, v in parts.items() for n in list(v)[1:])]
 
 
-@pytest.mark.parametrize("batch,arch", itertools.product([1, 3, 8, 16], ["", "sm_80"]))
+@pytest.mark.parametrize("batch,arch", list(itertools.product([1, 3, 8, 16], ["", "sm_80"])))
 @DTYPES
 @pytest.mark.parametrize("how", choices(), ids=lambda c: "-".join(c.values()))
 def test_spellings(how, dtype, batch, arch):
