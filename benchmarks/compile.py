@@ -33,10 +33,8 @@ from models.decode import greedy_step
 
 def abstract_step(name: str, layers: int | None, batch: int, context: int, dtype: Any) -> tuple[Callable, tuple]:
     """The decode step of a preset, with another number of layers if given, and its arguments as shapes."""
-    family, preset = registry.PRESETS[name]
-    config = preset()
-    config = config.replace(num_layers=layers or config.num_layers)
-    graphdef, state = nnx.split(abstract_model(registry.FAMILIES[family].model, config, dtype))
+    kind, config = registry.preset(name, **({"num_layers": layers} if layers else {}))
+    graphdef, state = nnx.split(abstract_model(kind, config, dtype))
     cache = jax.eval_shape(lambda: init_cache(config, batch, context, dtype))
     token, pos = jax.ShapeDtypeStruct((batch,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
     return partial(greedy_step, graphdef), (state, token, cache, pos)

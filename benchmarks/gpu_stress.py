@@ -1,8 +1,9 @@
 """Launches until something changes: ``python -m benchmarks.gpu_stress [CHECK ...]``, on a GPU.
 
 Every check compares bits. `once`: three launches of two models. `small`: many launches of a small model, from Python and
-in a loop on the device. `large`: a real one. `wide`: four layers of one with long rows, at batch 8 and 16. `alternate`: two programs in turn on one stream. `streams`: two programs on
-two streams of one executable. `loop`: 64 tokens by a `fori_loop` inside jit against 64 calls.
+in a loop on the device. `large`: a real one. `wide`: four layers of one with long rows, at batch 8 and 16. `alternate`:
+two programs in turn on one stream. `streams`: two programs on two streams of one executable. `loop`: 64 tokens by a
+`fori_loop` inside jit against 64 calls.
 """
 
 from __future__ import annotations
@@ -35,9 +36,7 @@ class Case:
     """One model's step at one batch, and its operands; `step` is what runs, unjitted. `changes`: to the configuration."""
 
     def __init__(self, name: str, batch: int, slots: int = 64, dtype: Any = jnp.bfloat16, changes: Any = None):
-        family, preset = registry.PRESETS[name]
-        config = preset().replace(**(changes or {}))
-        model = random_model(registry.FAMILIES[family].model, config, dtype=dtype, seed=0)
+        model = random_model(*registry.preset(name, **(changes or {})), dtype=dtype, seed=0)
         made = subject(model)
         token, cache = start(model, batch, slots)
         self.leaves, self.state = made.leaves, (token, cache, jnp.int32(slots // 2))

@@ -31,7 +31,7 @@ def options(text: str) -> Options:
     values = dict(pair.split("=", 1) for pair in text.split(","))
     unknown = values.keys() - {f.name for f in fields(Options)}
     if unknown:
-        raise ValueError(f"no knob is called {', '.join(sorted(unknown))}: see python -m jax_mpk.options")
+        raise ValueError(f"no knob is called {', '.join(sorted(unknown))}: see python -m jax_mpk")
     return from_environment({variable(k): v for k, v in values.items()})
 
 

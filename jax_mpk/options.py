@@ -1,4 +1,4 @@
-"""Every knob of the package, in one typed table (`python -m jax_mpk.options` prints it).
+"""Every knob of the package, in one typed table (`python -m jax_mpk` prints it).
 
 A knob has a name, a type and a default here and nowhere else. Its value comes from, in this order: the `options=` of
 `megakernelize`, an enclosing `with jax_mpk.override(...)`, the environment variable `JAX_MPK_<NAME>`, the default.
@@ -148,7 +148,3 @@ def describe() -> str:
         rows.append((variable(f.name), str(f.type), repr(getattr(now, f.name)), f.metadata["help"]))
     width = [max(len(r[c]) for r in rows) for c in range(3)]
     return "\n".join("  ".join([*(r[c].ljust(width[c]) for c in range(3)), r[3]]) for r in rows)
-
-
-if __name__ == "__main__":
-    print(describe())

@@ -46,6 +46,18 @@ PRESETS = {
 }
 
 
+def preset(name: str, **changes: object) -> tuple[type[Decoder], DecoderConfig]:
+    """The class of the model that is called ``name``, and its configuration with ``changes`` (``num_layers=4``).
+
+    Raises:
+      ConfigError: there is no such name.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"no model is called '{name}'; there are {', '.join(PRESETS)}")
+    family, config = PRESETS[name]
+    return FAMILIES[family].model, config().replace(**changes)
+
+
 def load(
     name: str | None,
     *,
@@ -73,16 +85,13 @@ def load(
         raise ConfigError("give a seed for random weights or a checkpoint, not both")
     if name is None and checkpoint is None:
         raise ConfigError("without a name there must be a checkpoint")
-    if name is not None and name not in PRESETS:
-        raise ConfigError(f"no model is called '{name}'; there are {', '.join(PRESETS)}")
+    shape = None if name is None else preset(name)
     if name == "demo" and seed is None and checkpoint is None:
         checkpoint = DEMO
 
     if checkpoint is None:
-        family, preset = PRESETS[name]
-        config = preset()
-        model = random_model(FAMILIES[family].model, config, dtype=dtype, seed=seed or 0, progress=progress)
-        return model, config
+        kind, config = shape
+        return random_model(kind, config, dtype=dtype, seed=seed or 0, progress=progress), config
 
     hf = read_config(checkpoint)
     family = PRESETS[name][0] if name is not None else hf.get("model_type")
@@ -90,7 +99,7 @@ def load(
         raise ConfigError(f"model_type '{family}' is not supported, only {', '.join(FAMILIES)}")
     config = FAMILIES[family].config.from_hf(hf)
     if name is not None:
-        _check_shape(name, config, PRESETS[name][1]())
+        _check_shape(name, config, shape[1])
     model = FAMILIES[family].from_pretrained(checkpoint, config=config, dtype=dtype, progress=progress)
     return model, config
 

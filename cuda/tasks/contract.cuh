@@ -1,7 +1,8 @@
 // CONTRACT: acc_j[m][n] = sum over k of act[m][k] * rhs_j[n][k], for every batch point of the task.
 //
 // V, generated: Sum (float or int), N_RHS, M and N (rows and columns of a full tile), K, KC (what the activation holds of
-// it), LDA (row length of the activation), LAYOUT, TOGETHER (room for the partial sums of all operands at once); range(), batches(), at_batch(), tile(), rows(), columns(), lhs(), epilogue(), act(), acc(), red().
+// it), LDA (row length of the activation), LAYOUT, TOGETHER (room for the partial sums of all operands at once); range(),
+// batches(), at_batch(), tile(), rows(), columns(), lhs(), epilogue(), act(), acc(), red().
 #pragma once
 
 namespace mpk {

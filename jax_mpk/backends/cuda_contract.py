@@ -27,7 +27,7 @@ def contract(b: Builder, op: np.void, streamed: bool) -> tuple[str, Unit]:
     points, space = o.points(batch)
     # Where things live. An activation that is too long for shared memory comes in chunks of KC, once for every 64 columns.
     KC = _chunk(o, k, M, K) if streamed else K
-    lda = -(-KC // 128) * 128 + 8 if streamed else K
+    lda = _row(KC) if streamed else K
     together = streamed and len(rhs) * M <= 16
     act, red = (
         M * lda * (2 if streamed else 4),
@@ -77,10 +77,15 @@ def contract(b: Builder, op: np.void, streamed: bool) -> tuple[str, Unit]:
     return body, Unit(0, stream=streamed)
 
 
+def _row(k: int) -> int:
+    """Elements of an activation's row in shared memory: whole frames, and 16 bytes so that rows start in other banks."""
+    return -(-k // 128) * 128 + 8
+
+
 def _chunk(o: Op, k: range, M: int, K: int) -> int:
     """How much of a streamed contraction's K the activation in shared memory holds: all, or equal chunks of whole
     frames where the prologue can be cut. K where neither fits: then the activation goes to the workspace."""
-    fits = lambda n: M * (-(-n // 128) * 128 + 8) * 2 <= cuda_variant.ROOM  # noqa: E731
+    fits = lambda n: M * _row(n) * 2 <= cuda_variant.ROOM  # noqa: E731
     last = [a for a in k if o.extent[a] > 1] == [k[-1]]
     if fits(K) or not last or reduces(o.p, codes_of(o.op, "LHS")):
         return K

@@ -139,8 +139,7 @@ def _sort(b: Builder, op: np.void, streamed: bool) -> tuple[str, Unit]:
     else:
         place, b.need.act = "w.act", max(b.need.act, need)
     x = o.access(o.param("OUT"))
-    key = o.function("key", ", u32* buffer_", codes_of(op, "KEY") if "KEY" in abi.ENUMS["Role"] else codes_of(op, "MAIN"),
-                     {abi.SLOT_ACC: Scratch("buffer_")}, space)  # fmt: skip
+    key = o.function("key", ", u32* buffer_", codes_of(op, "MAIN"), {abi.SLOT_ACC: Scratch("buffer_")}, space)
     store = (f"static __device__ __forceinline__ void put(const Desc& d, const Range& r, int i, u32 x) {{ "
              f"store<{DTYPES[int(x['dtype'])]}>(d.ptr[{int(x['slot'])}], {o.offset(x, range(last), space)} + (i64)i * {int(x['stride'][last])}, x); }}")  # fmt: skip
     scratch = f"static __device__ __forceinline__ u8* scratch(Worker& w) {{ return {place}; }}"

@@ -83,14 +83,20 @@ def compile(source: str, arch: str, *, cache: Path | None = None) -> Cubin:
             if len(code) > 64 and hashlib.sha256(code[32:]).digest() == code[:32]:
                 os.utime(file)
                 return Cubin(code[32:], "")
-    cubin = _compile(source, arch)
+    cubin = Cubin(*_compile(source, arch, "CUBIN"))
     if file is not None:
         with contextlib.suppress(OSError):
             _keep(file, hashlib.sha256(cubin.code).digest() + cubin.code)
     return cubin
 
 
-def _compile(source: str, arch: str) -> Cubin:
+def ptx(source: str, arch: str) -> str:
+    """The PTX of `source`, for people and for tests of what ptxas is given; raises `CompileError`."""
+    return _compile(source, arch.replace("sm_", "compute_"), "PTX")[0].rstrip(b"\0").decode()
+
+
+def _compile(source: str, arch: str, form: str) -> tuple[bytes, str]:
+    """The "CUBIN" or "PTX" of `source`, and what the compiler said."""
     lib, program = library(), ctypes.c_void_p()
     flags = [f.encode() for f in (*FLAGS, f"--gpu-architecture={arch}")]
     if lib.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"program.cu", 0, None, None):
@@ -100,7 +106,7 @@ def _compile(source: str, arch: str) -> Cubin:
         log = _fetch(lib.nvrtcGetProgramLogSize, lib.nvrtcGetProgramLog, program).rstrip(b"\0").decode(errors="replace")
         if status:
             raise CompileError(f"NVRTC {status} for {arch}:\n{log}")
-        return Cubin(_fetch(lib.nvrtcGetCUBINSize, lib.nvrtcGetCUBIN, program), log)
+        return _fetch(getattr(lib, f"nvrtcGet{form}Size"), getattr(lib, f"nvrtcGet{form}"), program), log
     finally:
         lib.nvrtcDestroyProgram(ctypes.byref(program))
 

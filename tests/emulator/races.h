@@ -22,15 +22,16 @@ namespace races {
 using Times = std::vector<uint32_t>;  // one entry a thread; the copies of a block are one more
 using Shared = std::shared_ptr<const Times>;
 
-// What a thread knows of the others. Threads that met at a barrier share one vector; its own entry each has for itself.
 struct Meeting;
+
+// What a thread knows of the others. Threads that met at a barrier share one vector; its own entry each has for itself.
 struct Clock {
   Shared known;
   uint32_t own = 1;
   const Meeting* polled = nullptr;  // what it acquired last, and at which version
   uint64_t version = 0;
 };
-inline uint64_t joins = 0;
+inline uint64_t joins = 0;  // of all meetings: no two versions are equal, whatever memory they lie in
 
 // Where clocks meet: a barrier, a word that is released and acquired, the phase of an mbarrier.
 struct Meeting {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib.util
 import re
@@ -87,33 +86,22 @@ def test_models_compile(case, arch):
         assert source.ring >= 8, "activations and accumulators leave room for a ring"
 
 
-def ptx(source: str, arch: str) -> list[str]:
-    lib, program = nvrtc.library(), ctypes.c_void_p()
-    assert not lib.nvrtcCreateProgram(ctypes.byref(program), source.encode(), None, 0, None, None)
-    flags = [f.encode() for f in (*nvrtc.FLAGS, f"--gpu-architecture={arch.replace('sm', 'compute')}")]
-    assert not lib.nvrtcCompileProgram(program, len(flags), (ctypes.c_char_p * len(flags))(*flags))
-    text = nvrtc._fetch(lib.nvrtcGetPTXSize, lib.nvrtcGetPTX, program).decode()
-    lib.nvrtcDestroyProgram(ctypes.byref(program))
-    return text.splitlines()
-
-
 @pytest.mark.parametrize("case", ["chain", "chain_columns_outer", "chain_16"])
 def test_a_frame_is_given_back_after_its_loads(case):
     """No order of memory says so (decision 44), so the address of every such arrival must depend on both loads before it."""
-    loads: list[set[str]] = []
     reach: dict[str, set[int]] = {}  # register: the loads that its value depends on
-    arrivals = 0
-    for line in ptx(cuda_source.generate(abi.decode(CASES[case]()), "sm_90a").text, "sm_90a"):
+    loads = arrivals = 0
+    for line in nvrtc.ptx(cuda_source.generate(abi.decode(CASES[case]()), "sm_90a").text, "sm_90a").splitlines():
         registers = re.findall(r"%\w+", line)
         if "ldmatrix" in line:
-            loads.append(set(registers[:4]))
-            reach |= {r: {len(loads)} for r in registers[:4]}
-        elif re.search(r"mbarrier\.arrive\.shared", line):
-            assert {len(loads), len(loads) - 1} <= reach.get(registers[0], set()), f"{line} waits for no load"
+            loads += 1
+            reach |= {r: {loads} for r in registers[:4]}
+        elif "mbarrier.arrive.shared" in line:
+            assert {loads, loads - 1} <= reach.get(registers[0], set()), f"{line} waits for no load"
             arrivals += 1
         elif re.match(r"\s*(and|or|xor|lop3|shl|add|cvt|cvta|mad|mul|mov)\.", line):
             reach[registers[0]] = set().union(*(reach.get(r, set()) for r in registers[1:]))
-    assert arrivals and len(loads) == 2 * arrivals
+    assert arrivals and loads == 2 * arrivals
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_100a"])
