@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -131,6 +133,31 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
+_deep = threading.Lock()
+_depth = [0, 0]
+"""How many compiles are under way, and the recursion limit that the first of them found."""
+RECURSION = 100_000
+"""Frames that walking an expression may take: a few per node of its longest path, which `fuse` bounds."""
+
+
+@contextlib.contextmanager
+def _recursive() -> Iterator[None]:
+    """Expressions are nested deeper than JAX nests calls, and the caller's stack may be deep already."""
+    with _deep:
+        if not _depth[0]:
+            _depth[1] = sys.getrecursionlimit()
+            sys.setrecursionlimit(max(RECURSION, _depth[1]))
+        _depth[0] += 1
+    try:
+        yield
+    finally:
+        with _deep:
+            _depth[0] -= 1
+            if not _depth[0]:
+                sys.setrecursionlimit(_depth[1])
+
+
+@_recursive()
 @_uncollected()
 def compile(closed: jc.ClosedJaxpr, target: Target, options: Options, *, name: str = "fn") -> Compiled:
     """Runs the passes, or finds the result in memory. The returned stages are complete up to `options.stop_after`.

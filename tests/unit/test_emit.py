@@ -53,8 +53,9 @@ def finish(g: Graph, target: Target = SMALL) -> bytes:
     for p in (dependencies, events, normalise, linearise):
         tg = p.run(tg)
     tg = memory.run(placement.run(tg, g, target))
-    verify(tg, target=target)
-    return emit(g, tg)
+    blob = emit(g, tg)
+    verify(blob, target=target)
+    return blob
 
 
 @pytest.fixture(autouse=True)
