@@ -201,7 +201,10 @@ def clamped(values: Mapping[int, Value], e: Expr, ranges: E.Ranges = ()) -> Expr
         if isinstance(x, Piece):  # the first and the last part stand for what lies beyond them
             low, high = E.coord_range(x.coord, ranges)
             bounds = (min(x.bounds[0], low), *x.bounds[1:-1], max(x.bounds[-1], high + 1))
-            parts = [go(p, E.restrict(ranges, x.coord, lo, hi)) for p, lo, hi in zip(x.parts, bounds, bounds[1:], strict=False)]
+            parts = [
+                go(p, E.restrict(ranges, x.coord, lo, hi))
+                for p, lo, hi in zip(x.parts, bounds, bounds[1:], strict=False)
+            ]
             return E.piece(x.coord, bounds, tuple(parts))
         return E.rebuild(x, lambda y: go(y, ranges), lambda c: c)
 

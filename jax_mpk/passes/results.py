@@ -23,7 +23,13 @@ def run(g: Graph) -> Graph:
     for op in g.ops:
         if isinstance(op, Map) and op.out in g.results and op.store is None and isinstance(op.expr, Load):
             v, out = g.values[op.expr.value], g.values[op.out]
-            if v.id not in cores or v.id in moved or v.id in g.results or v.id in overwritten or not _holds(out.dtype, v.dtype):
+            if (
+                v.id not in cores
+                or v.id in moved
+                or v.id in g.results
+                or v.id in overwritten
+                or not _holds(out.dtype, v.dtype)
+            ):
                 continue
             back = inverse(op.expr.coords, op.domain, v.shape)
             if back is not None:

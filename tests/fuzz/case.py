@@ -43,7 +43,9 @@ class Operand:
         if dtype.kind in "iu" and self.kind == "wide":
             info = np.iinfo(dtype)
             x = r.integers(info.min, info.max, self.shape, dtype, endpoint=True)
-            return np.where(r.random(self.shape) < 0.1, r.choice([info.min, info.max, 0, 1], self.shape).astype(dtype), x)
+            return np.where(
+                r.random(self.shape) < 0.1, r.choice([info.min, info.max, 0, 1], self.shape).astype(dtype), x
+            )
         if dtype.kind in "iu" or self.kind == "small":
             return r.integers(-4 if dtype.kind != "u" else 0, 5, self.shape).astype(np.int32).astype(dtype)
         x = r.standard_normal(self.shape, np.float32)

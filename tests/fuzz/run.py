@@ -50,7 +50,11 @@ def verdict(case: Case, implementation: str = "cpu", arch: str = "") -> Verdict:
         return Verdict("refused", f"{type(e).__name__}: {e}")
     start = time.monotonic()
     try:
-        have = _direct(f, case, data) if implementation == "cpu" and case.transform != "donate" else _jitted(f, case, data, implementation, arch)
+        have = (
+            _direct(f, case, data)
+            if implementation == "cpu" and case.transform != "donate"
+            else _jitted(f, case, data, implementation, arch)
+        )
     except UnsupportedError as e:
         return Verdict("unsupported", str(e))
     except Exception as e:
