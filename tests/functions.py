@@ -125,8 +125,11 @@ CASES: dict[str, tuple[Callable[..., Any], tuple]] = {
     "update, strided": (lambda x, u: (x * 3).at[1::2].add(u), (data(9, 4), data(4, 4))),
     "updates of one value": (lambda x: ((x * 2).at[0].set(1.0).at[0].add(2.0).at[1:3].set(3.0)), (data(5, 2),)),
     "cross entropy, gradient": (
-        lambda l, y: jax.grad(lambda l: -jnp.take_along_axis(jax.nn.log_softmax(l), y[:, None], 1).sum())(l),
+        lambda z, y: jax.grad(lambda z: -jnp.take_along_axis(jax.nn.log_softmax(z), y[:, None], 1).sum())(z),
         (data(4, 9), ints(9, 4))),
+    "scatter at joined places": (lambda x, i, j: x.at[jnp.concatenate([i, j])].set(1.0),
+                                 (data(9), np.array([1, 3], np.int32), np.array([5, 6, 1], np.int32))),
+    "unique, floats": (lambda x: jnp.unique(x, size=5, fill_value=0), (ints(4, 3, 7).astype(np.float32),)),
     "unique": (lambda x: jnp.unique(x, size=4), (ints(5, 9),)),
     "transposed and updated": (lambda a, b, u, i: (lambda y: (y.T, lax.dynamic_update_slice(y, u, (i, 0))))(a @ b),
                                (data(4, 6), data(6, 5), data(1, 5), np.int32(2))),

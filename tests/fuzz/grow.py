@@ -529,7 +529,7 @@ def index_space(g: Grower) -> None:
     shape = g.shape()
     d = g.up_to(max(0, len(shape) - 1))
     g.add(str(g.one(f"lax.broadcasted_iota(jnp.int32, {shape or (1,)}, {d})", f"jnp.arange({g.up_to(40, 1)})", f"jnp.eye({g.up_to(9, 1)})",
-                    f"jax.nn.one_hot({g.operand((3,), 'int32', 'index', 5).name}, 6)", f"jnp.linspace(0, 1, {g.up_to(9, 2)})")), True)  # fmt: skip
+                    f"jax.nn.one_hot({g.operand((3,), 'int32', 'index', 5).name}, 6)", f"jnp.arange({g.up_to(9, 1)}) * 2")), True)  # fmt: skip
 
 
 FAMILIES: dict[Callable[[Grower], None], float] = {
