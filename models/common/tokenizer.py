@@ -6,22 +6,37 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from models.common import limits
+from models.common.errors import TokenizerError
+from models.common.fields import plain
+from models.common.files import FileError, read_bytes
+
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
-class TokenizerError(ValueError):
-    """A ``tokenizer.json`` is absent or unreadable, or does not fit the model."""
-
-
 def load_tokenizer(directory: Path | str) -> Tokenizer:
-    """The tokenizer in ``directory / "tokenizer.json"``; raises ``TokenizerError`` if it is absent or malformed."""
+    """The tokenizer in ``directory / "tokenizer.json"``; raises ``TokenizerError`` if it is absent or malformed.
+
+    Truncation and padding that the file may ask for are switched off: they are for training, and would change a prompt.
+    """
     path = Path(directory) / "tokenizer.json"
-    if not path.is_file():
-        raise TokenizerError(f"there is no {path}")
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(read_bytes(path, limits.TOKENIZER_BYTES))
+    except FileError as error:
+        raise TokenizerError(f"cannot read {plain(path)}: {error}") from error
     except Exception as error:  # the library raises plain Exception for whatever is wrong with the file
-        raise TokenizerError(f"cannot read {path}: {error}") from error
+        raise TokenizerError(f"cannot read {plain(path)}: not a tokenizer: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The tokens of ``text``; raises ``TokenizerError`` if the tokenizer has none for a part of it."""
+    try:
+        return tokenizer.encode(text).ids
+    except Exception as error:  # as above
+        raise TokenizerError(f"the tokenizer cannot encode the text: {error}") from error
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
