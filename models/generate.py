@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import signal
 
-if __name__ == "__main__":  # until ``Interrupt`` takes over
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # until ``Interrupt`` takes over
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
@@ -40,7 +40,12 @@ class Interrupt:
         self.graceful = self.requested = False
 
     def install(self) -> None:
-        """Take over from Python, whose KeyboardInterrupt would wait for a compilation, and end in a traceback."""
+        """Take over from Python, whose KeyboardInterrupt would wait for a compilation, and end in a traceback.
+
+        A process that was started to ignore Ctrl-C, as in the background of a script, goes on doing so.
+        """
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            return
         read, write = os.pipe()
         os.set_blocking(write, False)
         signal.signal(signal.SIGINT, lambda *_: None)  # the thread does it, also while the main one is not in Python
@@ -159,7 +164,8 @@ def process() -> int:
             status = main(interrupt=interrupt)
         except SystemExit as error:  # argparse has spoken
             status = error.code
-        sys.stdout.flush()  # now, while a failure can still be told
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()  # now, while a failure can still be told
         return status
     except BrokenPipeError:
         _discard(sys.stdout, sys.stderr)

@@ -172,16 +172,11 @@ def choose_implementation(name: str) -> tuple[Wrapper, str]:
         return lambda step: step, "jax.jit"
     try:
         from jax_mpk import megakernelize
-        from jax_mpk.options import from_environment
     except ImportError as error:
         if name != "auto":
-            raise UsageError(f"--implementation {name} needs jax_mpk: {error}") from error
+            raise ModelError(f"--implementation {name} needs jax_mpk: {error}") from error
         print(f"jax_mpk cannot be imported ({error}): running jax.jit", file=sys.stderr)
         return lambda step: step, "jax.jit"
-    try:
-        from_environment()
-    except (TypeError, ValueError) as error:
-        raise UsageError(str(error)) from error
     implementation = None if name in ("auto", "none") else name
     return partial(megakernelize, implementation=implementation), f"megakernelize(implementation={implementation!r})"
 
@@ -244,12 +239,24 @@ def run(args: argparse.Namespace, interrupt: Interrupt) -> None:
     if args.model is not None and args.model not in registry.PRESETS:
         raise UsageError(f"no model is called {shown(args.model)}; there are {', '.join(registry.PRESETS)}")
     wrap, ran = choose_implementation(args.implementation)
+    if sys.modules.get("jax_mpk"):
+        _check_knobs()
     try:
         device = jax.devices()[0]
     except RuntimeError as error:  # JAX_PLATFORMS names one that is not there
         raise ModelError(str(error)) from error
     with _failures_named():
         _run(args, interrupt, wrap, ran, device)
+
+
+def _check_knobs() -> None:
+    """Raise ``UsageError`` for a JAX_MPK variable that would be a plain error in the middle of tracing."""
+    from jax_mpk.options import from_environment
+
+    try:
+        from_environment()
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
 
 
 def _run(args: argparse.Namespace, interrupt: Interrupt, wrap: Wrapper, ran: str, device: jax.Device) -> None:

@@ -94,7 +94,7 @@ def load_model(
         graphdef, state = nnx.split(abstract_model(model_class, config, dtype))
         leaves = dict(nnx.to_flat_state(state))
         total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
-        require_memory(total, f"the model in {directory}, as {jnp.dtype(dtype).name},", ConfigError)
+        require_memory(total, f"the model in {plain(directory)}, as {jnp.dtype(dtype).name},", ConfigError)
         filled, done = [], 0
         for path, leaf in leaves.items():
             tensor = tensor_map[path]

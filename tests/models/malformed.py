@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import threading
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,19 @@ import numpy as np
 
 @contextlib.contextmanager
 def unblocked(directory: Path) -> Iterator[None]:
-    """Whoever waits for a FIFO of ``directory`` is sent on after some seconds, to fail the test instead of stopping it."""
+    """Whoever waits for a FIFO of ``directory`` is sent on after some seconds, to fail the test instead of stopping it.
 
-    def send_on() -> None:
-        for path in directory.iterdir():
-            if path.is_fifo():
-                os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
-
-    timer = threading.Timer(10, send_on)
-    timer.start()
+    By another process: a thread would wait for the interpreter's lock if a library holds it meanwhile.
+    """
+    fifos = [str(path) for path in directory.iterdir() if path.is_fifo()]
+    script = 'sleep 10; for fifo; do : <> "$fifo"; done'
+    process = subprocess.Popen(["sh", "-c", script, "sh", *fifos]) if fifos else None
     try:
         yield
     finally:
-        timer.cancel()
+        if process is not None:
+            process.kill()
+            process.wait()
 
 
 def header_of(tensors: dict[str, np.ndarray]) -> tuple[dict[str, Any], bytes]:

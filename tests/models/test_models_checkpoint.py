@@ -96,7 +96,7 @@ def listen(path):
 NOT_REGULAR = {
     "directory": lambda path: path.mkdir(),
     "FIFO": os.mkfifo,
-    "device": lambda path: path.symlink_to("/dev/zero"),
+    "device": lambda path: path.symlink_to("/dev/null"),
     "socket": listen,
 }
 

@@ -221,7 +221,7 @@ def test_a_configuration_is_of_proper_types_whatever_it_was_made_of():
 
 
 def test_config_errors_name_the_file(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(QWEN3 | dict(num_hidden_layers=10**9)))
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3 | dict(num_hidden_layers=limits.LAYERS + 1)))
     with pytest.raises(ConfigError) as caught:
         registry.load(None, checkpoint=tmp_path)
     assert str(tmp_path / "config.json") in str(caught.value) and "'num_hidden_layers'" in str(caught.value)
