@@ -71,7 +71,7 @@ class Pass:
 
 
 PASSES: tuple[Pass, ...] = (
-    Pass("lower", "graph", lambda u: lower(u.jaxpr, name=u.name)),
+    Pass("lower", "graph", lambda u: lower(u.jaxpr, name=u.name, platform=u.target.name)),
     Pass("simplify", "graph", lambda u: simplify.run(u.graph)),
     Pass("recognise", "graph", lambda u: recognise.run(u.graph)),
     Pass("fuse", "graph", lambda u: fuse.run(u.graph, u.target)),

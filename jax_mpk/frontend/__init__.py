@@ -3,14 +3,18 @@
 from jax_mpk.frontend import (  # noqa: F401
     arithmetic,
     contraction,
+    convolution,
     control,
     convert,
     cumulative,
+    fold,
     memory,
     random,
     reduction,
     shape,
     sorting,
+    special,
+    window,
 )
 from jax_mpk.frontend.jaxpr import lower
 

@@ -97,8 +97,9 @@ class Equation:
 
 @dataclass
 class Builder:
-    """The graph under construction and the equation being lowered."""
+    """The graph under construction and the equation being lowered. `platform`: what `platform_dependent` decides by."""
 
+    platform: str = "cpu"
     values: dict[int, Value] = field(default_factory=dict)
     ops: list[Op] = field(default_factory=list)
     producers: dict[int, Op] = field(default_factory=dict)

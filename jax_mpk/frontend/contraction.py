@@ -28,31 +28,37 @@ def _dot_general(b: Builder, eqn: Equation, x: Tensor, y: Tensor) -> Tensor:
     core = compute == "f32" and bool(live)
     swap = core and _streams(b, x, y)
     if core and swap:
-        x = _plain(b, x)
+        x = plain(b, x)
     elif core:
-        y = _plain(b, y)
+        y = plain(b, y)
     axes, sums = identity(eqn.shape), [E.coord_axis(a, n) for a, n in k]
     batch, rest = axes[: len(bx)], axes[len(bx) :]
     free = len(x.shape) - len(cx) - len(bx)
     ex = converted(x.at(_coords(x, bx, batch, cx, sums, rest[:free])), x.dtype, compute)
     ey = converted(y.at(_coords(y, by, batch, cy, sums, rest[free:])), y.dtype, compute)
-    if not core:
-        e = E.binary("mul", ex, ey)
-        if live:
-            e = E.reduce("sum", e, tuple(a for a, _ in live), tuple(n for _, n in live))
-        return b.map(eqn.shape, eqn.dtype, _result(e, compute, eqn.dtype))
-    lhs, rhs = (ey, ex) if swap else (ex, ey)
-    out = b.value(eqn.shape, eqn.dtype)
-    epilogue = _result(E.acc(0, range(len(eqn.shape))), compute, eqn.dtype)
-    b.emit(Contract(out, eqn.shape, b.source, None, lhs=lhs, rhs=(rhs,), k=live, epilogue=epilogue))
-    return Tensor(eqn.shape, eqn.dtype, out)
+    lhs, rhs = (ey, ex) if core and swap else (ex, ey)
+    return contracted(b, eqn, lhs, rhs, live, compute)
 
 
-def _result(e: Expr, compute: str, dtype: str) -> Expr:
+def contracted(b: Builder, eqn: Equation, lhs: Expr, rhs: Expr, k: tuple[tuple[int, int], ...], compute: str) -> Tensor:
+    """The sum of `lhs * rhs` over the axes `k` (core axes: id, extent): for floats a contraction, `rhs` a plain load."""
+    if compute == "f32" and k:
+        out = b.value(eqn.shape, eqn.dtype)
+        epilogue = result(E.acc(0, range(len(eqn.shape))), compute, eqn.dtype)
+        b.emit(Contract(out, eqn.shape, b.source, None, lhs=lhs, rhs=(rhs,), k=k, epilogue=epilogue))
+        return Tensor(eqn.shape, eqn.dtype, out)
+    e = E.binary("mul", lhs, rhs)
+    if k:
+        e = E.reduce("sum", e, tuple(a for a, _ in k), tuple(n for _, n in k))
+    return b.map(eqn.shape, eqn.dtype, result(e, compute, eqn.dtype))
+
+
+def result(e: Expr, compute: str, dtype: str) -> Expr:
+    """A sum in the type that it was computed with, as an element of `dtype`."""
     return rounded(converted(e, compute, dtype), dtype)
 
 
-def _plain(b: Builder, t: Tensor) -> Tensor:
+def plain(b: Builder, t: Tensor) -> Tensor:
     """`t` as a value of floats, whose elements are loads and nothing else."""
     if t.compute != "f32":
         t = b.map(t.shape, "f32", converted(t.over(t.shape), t.dtype, "f32"))

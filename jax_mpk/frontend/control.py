@@ -10,6 +10,7 @@ from jax_mpk.frontend.arithmetic import choose
 from jax_mpk.frontend.builder import DEAD, Builder, Equation, Tensor, as_i32
 from jax_mpk.frontend.registry import primitive
 from jax_mpk.frontend.shape import pick, stacked
+from jax_mpk.ir import expr as E
 
 UNROLL_LIMIT = 20_000
 """A scan is written out up to this many equations (its length times those of its body, nested ones included)."""
@@ -32,8 +33,10 @@ def _lines(eqn: Equation, jaxpr: Any) -> str:
 
 @primitive("cond")
 def _cond(b: Builder, eqn: Equation, which: Tensor, *xs: Tensor) -> Sequence[Tensor]:
-    """Every branch is computed and one result selected: branches have no side effects."""
+    """Every branch is computed and one result selected: branches have no side effects. A known branch is the only one."""
     branches = eqn.params["branches"]
+    if isinstance(which.splat, E.Const):
+        branches = branches[min(max(int(which.splat.value), 0), len(branches) - 1) :][:1]
     results = [b.inline(j, xs, eqn.live, eqn.inherited) for j in branches]
     if len(branches) == 1:
         return results[0]
@@ -47,6 +50,18 @@ def _cond(b: Builder, eqn: Equation, which: Tensor, *xs: Tensor) -> Sequence[Ten
         else:
             out.append(cases[0])
     return out
+
+
+@primitive("platform_index")
+def _platform_index(b: Builder, eqn: Equation) -> Tensor:
+    """Which of the platforms' branches is for the one that the program is made for; the branch without one is any's."""
+    platforms = eqn.params["platforms"]
+    for n, names in enumerate(platforms):
+        if names is not None and b.platform in names:
+            return b.map((), "i32", E.const(n, "i32"))
+    if None not in platforms:
+        b.unsupported(f"no branch for the platform {b.platform}")
+    return b.map((), "i32", E.const(platforms.index(None), "i32"))
 
 
 @primitive("scan")

@@ -17,7 +17,7 @@ MOVES: set[str] = set()
 
 
 EMPTY = {"concatenate", "pad", "dot_general", "dynamic_update_slice", "scatter", "scatter-add", "scatter_add", "reduce_sum",
-         "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"}  # fmt: skip
+         "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor", "reduce", "conv_general_dilated"}  # fmt: skip
 """Primitives with a result even where an operand has no elements; their rules know what it is."""
 
 

@@ -39,9 +39,8 @@ def reshaped(b: Builder, x: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 @primitive("reshape", moves=True)
 def _reshape(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
-    if eqn.params.get("dimensions") is not None:
-        b.unsupported("a reshape that also transposes")
-    return reshaped(b, x, eqn.shape)
+    order = eqn.params.get("dimensions")
+    return reshaped(b, x if order is None else transposed(b, x, order), eqn.shape)
 
 
 @primitive("squeeze", "expand_dims", moves=True)
@@ -67,10 +66,16 @@ def _broadcast(b: Builder, eqn: Equation, x: Tensor, *dynamic: Tensor) -> Tensor
 
 @primitive("transpose", moves=True)
 def _transpose(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
-    axes, coords = identity(eqn.shape), list(identity(eqn.shape))
-    for new, old in enumerate(eqn.params["permutation"]):
-        coords[old] = axes[new]
-    return b.map(eqn.shape, eqn.dtype, x.at(coords))
+    return transposed(b, x, eqn.params["permutation"])
+
+
+def transposed(b: Builder, x: Tensor, order: Sequence[int]) -> Tensor:
+    """`x` with dimension `order[d]` as dimension d."""
+    shape = tuple(x.shape[d] for d in order)
+    coords = list(identity(shape))
+    for new, old in enumerate(order):
+        coords[old] = identity(shape)[new]
+    return b.map(shape, x.dtype, x.at(coords))
 
 
 @primitive("slice", moves=True)
@@ -179,23 +184,32 @@ def _iota(b: Builder, eqn: Equation) -> Tensor:
 
 @primitive("pad")
 def _pad(b: Builder, eqn: Equation, x: Tensor, filler: Tensor) -> Tensor:
-    """Interior padding first, as a map of its own; then each edge is a piece. A negative edge cuts."""
-    config = [tuple(int(n) for n in dim) for dim in eqn.params["padding_config"]]
-    fill = filler.over(())
+    return padded(b, x, eqn.params["padding_config"], filler.over(()))
+
+
+def padded(b: Builder, x: Tensor, config: Sequence[tuple[int, int, int]], fill: Expr) -> Tensor:
+    """`x` with fillers: `config` has (before, after, between neighbours) a dimension.
+
+    Interior padding first, as a map of its own; then each edge is a piece. A negative edge cuts.
+    """
+    config = [tuple(int(n) for n in dim) for dim in config]
     if any(inner and n > 1 for (_, _, inner), n in zip(config, x.shape, strict=True)):
         x = _dilated(b, x, [inner + 1 for _, _, inner in config], fill)
-    coords = [E.coord_add(c, E.coord_const(-lo)) for c, (lo, _, _) in zip(identity(eqn.shape), config, strict=True)]
-    spans = [(max(lo, 0), min(lo + n, m)) for (lo, _, _), n, m in zip(config, x.shape, eqn.shape, strict=True)]
+    shape = tuple(lo + n + hi for (lo, hi, _), n in zip(config, x.shape, strict=True))
+    if not any(lo or hi for lo, hi, _ in config):
+        return x
+    coords = [E.coord_add(c, E.coord_const(-lo)) for c, (lo, _, _) in zip(identity(shape), config, strict=True)]
+    spans = [(max(lo, 0), min(lo + n, m)) for (lo, _, _), n, m in zip(config, x.shape, shape, strict=True)]
     if any(a >= z for a, z in spans):
-        return b.map(eqn.shape, eqn.dtype, fill)
+        return b.map(shape, x.dtype, fill)
     for d, (a, z) in enumerate(spans):
         coords[d] = coords[d] if z - a > 1 else E.coord_const(a - config[d][0])
     body = x.at(coords)
-    for axis, (a, z), m in zip(itertools.count(), spans, eqn.shape, strict=False):
+    for axis, (a, z), m in zip(itertools.count(), spans, shape, strict=False):
         bounds = [n for n, keep in ((0, a > 0), (a, True), (z, z < m), (m, True)) if keep]
         parts = [fill] * (a > 0) + [body] + [fill] * (z < m)
-        body = E.piece(identity(eqn.shape)[axis], tuple(bounds), tuple(parts))
-    return b.map(eqn.shape, eqn.dtype, body)
+        body = E.piece(identity(shape)[axis], tuple(bounds), tuple(parts))
+    return b.map(shape, x.dtype, body)
 
 
 def _dilated(b: Builder, x: Tensor, steps: Sequence[int], fill: Expr) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jax_mpk.frontend.arithmetic import total_order
 from jax_mpk.frontend.builder import Builder, Equation, Tensor, identity
 from jax_mpk.frontend.convert import converted
 from jax_mpk.frontend.registry import primitive
@@ -76,9 +77,6 @@ def _top_k(b: Builder, eqn: Equation, x: Tensor) -> Sequence[Tensor]:
     axis = eqn.params.get("axis", len(x.shape) - 1) % len(x.shape)
     x = b.materialise(x)
     key = _ordered(x, _key_coords(x.shape, axis))
-    if key.dtype == "f32":
-        bits = E.unary("bitcast_f2i", key)
-        magnitude = E.binary("and", E.binary("sar", bits, E.const(31, "i32")), E.const(2**31 - 1, "i32"))
-        key = E.binary("xor", bits, magnitude)
+    key = total_order(key) if key.dtype == "f32" else key
     positions = _sort(b, key, x.shape, axis, "i32", "indices", eqn.params["k"], descending=True)
     return [_follow(b, x, positions, axis), positions]

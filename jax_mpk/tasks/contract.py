@@ -39,10 +39,14 @@ def tile(graph: Graph, op: Contract, target: Target) -> dict[int, int]:
         rows = m
         if m > ROWS[1] or (m > ROWS[0] and across < wanted):
             rows = min(ROWS[1], max(ROWS[0], math.ceil(m * across / wanted)))
-        x = role["m"][0]
-        tile[x.axis] = min(x.extent, max(1, rows // max(1, m // max(1, x.extent))))
-        m = tile[x.axis] * (m // max(1, x.extent))
-        wanted = math.ceil(wanted / max(1, math.ceil(x.extent / tile[x.axis])))
+        left = m
+        for x in role["m"]:  # single steps of the outer axes, then the one that is cut, so that rows are one range
+            left //= max(1, x.extent)
+            tile[x.axis] = min(x.extent, max(1, rows // max(1, left)))
+            wanted = math.ceil(wanted / max(1, math.ceil(x.extent / tile[x.axis])))
+            if tile[x.axis] > 1 or left <= rows:
+                break
+        m = math.prod(tile.get(x.axis, x.extent) for x in role["m"])
     for axis, t in cut(role["batch"], wanted).items():
         tile[axis] = t
         wanted = math.ceil(wanted / math.ceil(op.domain[axis] / t))
