@@ -40,8 +40,8 @@ registers live from stage to stage, vector registers only inside one strip of on
 Instructions. `dst = op(a, b, c)`. CONST: imm. INDEX: i32 imm + sum over all axes of stride[axis]*i_axis of access `aux`
 (its slot, offset and dtype do not matter). SELECT: b where a, else c. LOAD widens to the register type of the access's
 dtype; stores narrow (floats round to nearest even, integers wrap). STORE: value a. STORE_IF: value a where b.
-STORE_ADD: memory += a where b, in the arithmetic of the register type, points in index order. Integer division and
-shifts follow XLA: x/0 = -1 (all ones), x%0 = x, MIN/-1 = MIN, MIN%-1 = 0, a shift by 32 or more is 0 (SAR: the sign).
+STORE_ADD, STORE_MUL, STORE_MAX, STORE_MIN: memory = op(memory, a) where b, in the arithmetic of the access's type, points in
+index order. Integer division and shifts follow XLA: x/0 = -1 (all ones), x%0 = x, MIN/-1 = MIN, MIN%-1 = 0, a shift by 32 or more is 0 (SAR: the sign).
 F_MAX and F_MIN give NaN when one operand is NaN. F_TO_I and F_TO_U truncate and saturate, NaN gives 0. F_REM is fmod.
 
 Fixed order of reductions (so that a result never depends on the strip length or instruction set): element i of the
@@ -92,7 +92,7 @@ from dataclasses import dataclass
 import numpy as np
 
 MAGIC = 0x314B504D  # "MPK1"
-VERSION = 1
+VERSION = 2
 MAX_AXES = 12
 MAX_DYN = 4
 MAX_WAITS = 4
@@ -118,7 +118,8 @@ ENUMS: dict[str, list[str]] = {
               "KEY_DTYPE", "COUNT", "OUT", "DESCENDING", "PAYLOAD", "REDUCE_DTYPE"],
     # Instructions: dst, a, b, c are registers; `aux` is an access (LOAD, STORE*, INDEX). Type-neutral ones come first.
     "Opcode": [
-        "CONST", "INDEX", "LOAD", "STORE", "STORE_IF", "STORE_ADD", "MOVE", "SELECT",
+        "CONST", "INDEX", "LOAD", "STORE", "STORE_IF", "STORE_ADD", "STORE_MUL", "STORE_MAX", "STORE_MIN",
+        "MOVE", "SELECT",
         # f32 unary
         "F_NEG", "F_ABS", "F_EXP", "F_EXP2", "F_EXPM1", "F_LOG", "F_LOG1P", "F_SQRT", "F_RSQRT", "F_CBRT", "F_TANH",
         "F_SIN", "F_COS", "F_TAN", "F_LOGISTIC", "F_ERF", "F_SIGN", "F_FLOOR", "F_CEIL", "F_ROUND_EVEN",
@@ -136,6 +137,8 @@ ENUMS: dict[str, list[str]] = {
 
 SLOT_ACT, SLOT_LIMIT, SLOT_ACC = 0xFF00, 0xFF01, 0xFF10
 """Slots from SLOT_ACT on are scratch of the running task (SLOT_ACC + j: accumulator j); they are tile-relative."""
+COMBINES = {"add": "STORE_ADD", "mul": "STORE_MUL", "max": "STORE_MAX", "min": "STORE_MIN"}
+"""The stores that combine with what is in memory, by the name of the operation."""
 ACCUMULATE = 1
 """Stage flag: a further range of the same reduction (concatenated bodies)."""
 IN_PLACE = 1

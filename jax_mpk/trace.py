@@ -2,7 +2,8 @@
 
 `jax.make_jaxpr` traces (and remembers its traces: same function, same types, same jaxpr object). `prepare` then turns
 the closed jaxpr into a `Call`: arrays that the function closes over become operands, inputs that nothing uses are left
-out, and outputs that are inputs, captured arrays, literals or repetitions never enter the primitive.
+out, and outputs that are inputs, captured arrays, literals or repetitions never enter the primitive. Nor do arrays without
+elements: as operands they are constants, as outputs literals.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ def _prepare(closed: jc.ClosedJaxpr) -> Call:
     origin: dict[Any, tuple[str, Any]] = {v: ("arg", i) for i, v in enumerate(jaxpr.invars)}
     origin |= {v: ("captured", i) for i, v in enumerate(constvars)}
     kept = [(v, c) for v, c in zip(constvars, consts, strict=True) if v in used and _embeds(c)]
+    kept += [(v, np.zeros(v.aval.shape, v.aval.dtype)) for v in (*constvars, *jaxpr.invars) if v in used and _is_empty(v)]
+    kept = list(dict(kept).items())
     embedded = {v for v, _ in kept}
     invars = [v for v in (*constvars, *jaxpr.invars) if v in used and v not in embedded]
 
@@ -80,6 +83,8 @@ def _prepare(closed: jc.ClosedJaxpr) -> Call:
             outputs.append(("literal", np.asarray(v.val, v.aval.dtype)))
         elif v in origin:
             outputs.append(origin[v])
+        elif _is_empty(v):
+            outputs.append(("literal", np.zeros(v.aval.shape, v.aval.dtype)))
         else:
             outputs.append(("result", results.setdefault(v, len(results))))
     inner = None
@@ -91,6 +96,11 @@ def _prepare(closed: jc.ClosedJaxpr) -> Call:
 
 def _embeds(const: Any) -> bool:
     return not isinstance(const, jax.Array) and np.asarray(const).nbytes <= EMBED
+
+
+def _is_empty(v: Any) -> bool:
+    """Whether a variable is an array of numbers without elements."""
+    return 0 in getattr(v.aval, "shape", ()) and isinstance(v.aval.dtype, np.dtype)
 
 
 def _has_captures(eqn: Any) -> bool:

@@ -348,7 +348,10 @@ def _store(name: str, view: np.ndarray, at: np.ndarray, srcs: list[np.ndarray]) 
     for j in range(len(at)):
         if keep[j]:
             assert 0 <= at[j] < len(view), "a store out of bounds"
-            new = value[j] if name != "STORE_ADD" else view[at[j]].astype(dtype) + value[j]
+            new = value[j]
+            if name in abi.COMBINES.values():
+                old = view[at[j]].astype(dtype)
+                new = scalar.binary(name.removeprefix("STORE_").lower(), np.asarray(old), np.asarray(new))
             view[at[j]] = np.asarray(new).astype(view.dtype)
 
 

@@ -217,7 +217,7 @@ struct OpChecker {
     const auto o = static_cast<Opcode>(i.op);
     if (i.op > static_cast<uint8_t>(Opcode::I_NE)) program_error("instruction %u has opcode %u", number, i.op);
     const bool loads = o == Opcode::LOAD || o == Opcode::INDEX;
-    const bool stores = o == Opcode::STORE || o == Opcode::STORE_IF || o == Opcode::STORE_ADD;
+    const bool stores = o >= Opcode::STORE && o <= Opcode::STORE_MIN;
     const auto reg = [&](uint16_t r) {
       if ((r & ~abi::VECTOR_REG) >= abi::MAX_REGS || (scalar && r & abi::VECTOR_REG))
         program_error("instruction %u names register %#x", number, r);

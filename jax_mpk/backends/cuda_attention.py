@@ -24,7 +24,7 @@ def attention(b: Builder, op: np.void, streamed: bool) -> tuple[str, Unit]:
     kx, vx = o.access(o.param("KEY")), o.access(o.param("VALUE"))
     exact = not rounds_only(b.program, codes_of(op, "PROB"), lambda _: True)
     appends = [n for j in range(4) for n in codes_of(op, f"APPEND{j}")]
-    adds = has(b.program, appends, "STORE_ADD")
+    adds = any(has(b.program, appends, op) for op in abi.COMBINES.values())
     parts = 1 if exact or adds else max(1, min(PARTS // o.tasks, KEYS // 32, 32))
     rows_k, rows_v = _rows16(o, kx, head), _rows16(o, vx, column)
     fast_k, fast_v = (r and n in (8, 16, 32, 64, 128, 256) for r, n in ((rows_k, HEAD), (rows_v, DV)))

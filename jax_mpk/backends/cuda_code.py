@@ -267,7 +267,9 @@ class Emitter(Reuse):
             return f"store<{dtype}>({pointer}, {at}, {a});"
         if op == "STORE_IF":
             return f"if ({b}) store<{dtype}>({pointer}, {at}, {a});"
-        return f"if ({b}) store<{dtype}>({pointer}, {at}, add_as<{dtype}>(load<{dtype}>({pointer}, {at}), {a}));"
+        old, name = f"load<{dtype}>({pointer}, {at})", op.removeprefix("STORE_")
+        kind = "F" if "F" in dtype else "I" if dtype[0] == "I" or name in ("ADD", "MUL") else "U"
+        return f"if ({b}) store<{dtype}>({pointer}, {at}, {kind}_{name}({old}, {a}));"
 
     def _registers(self, instrs: Sequence[np.void]) -> None:
         names = sorted(
@@ -288,7 +290,7 @@ class Emitter(Reuse):
             instrs, carried = [instrs[n] for n in keep], {at: carried[n] for at, n in enumerate(keep) if n in carried}
         first = next((n for n, i in enumerate(instrs) if OPCODES[int(i["op"])] in STORES), len(instrs))
         head, tail = instrs[:first], instrs[first:]
-        serial = any(OPCODES[int(i["op"])] == "STORE_ADD" for i in tail)
+        serial = any(OPCODES[int(i["op"])] in abi.COMBINES.values() for i in tail)
         only_stores = all(OPCODES[int(i["op"])] in STORES for i in tail)
         deep = DEEP if len(instrs) <= LIGHT else BATCH
         batch = 1 if serial or not only_stores else max(1, min(deep, -(-most // size)))
@@ -296,7 +298,7 @@ class Emitter(Reuse):
             batch = -(-most // size)  # one turn: point u of a thread is what it carries in place u
         out = self.out
         out(f"const int total = {total};")
-        if serial:  # colliding additions happen in index order
+        if serial:  # colliding updates happen in index order
             out(f"if ({rank} == 0)")
             out("for (int p = 0; p < total; ++p) {")
         elif batch == 1:

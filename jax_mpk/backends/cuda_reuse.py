@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 OPCODES = abi.ENUMS["Opcode"]
 DTYPES = abi.ENUMS["Dtype"]
 SCALAR, REDUCE_STAGE, VECTOR = range(3)
-STORES = ("STORE", "STORE_IF", "STORE_ADD")
+STORES = ("STORE", "STORE_IF", *abi.COMBINES.values())
 CARRY = 8
 """Most points of a vector stage for which a thread keeps a value of a reduction."""
 EARLY = 4

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from jax_mpk import abi
 from jax_mpk.emit.opcodes import alias, opcode
 from jax_mpk.emit.pieces import Box, NotRefined, boxes
 from jax_mpk.emit.place import Place
@@ -24,7 +25,7 @@ STRIP = 128
 
 @dataclass(frozen=True)
 class Store:
-    """What becomes of the value: `mode` "set" or "add", only where `where` holds (None: everywhere)."""
+    """What becomes of the value: `mode` "set" or one of `abi.COMBINES`, only where `where` holds (None: everywhere)."""
 
     place: Place
     where: Expr | None = None
@@ -42,8 +43,8 @@ class Frame:
 
 def compile(frame: Frame, e: Expr, store: Store, extents: Box) -> list[Code]:
     """The codes of `e` over the loop axes of `extents` (axis id to range): one for each box."""
-    if store.mode == "add" and store.where is None:
-        store = Store(store.place, E.const(True, "bool"), "add")
+    if store.mode != "set" and store.where is None:
+        store = Store(store.place, E.const(True, "bool"), store.mode)
     roots = [e, *(() if store.where is None else (store.where,)), *(d for d, _, _ in store.place.dyn)]
     if any(isinstance(x, E.Piece) for r in roots[1:] for x in E.walk(r)):
         raise NotRefined("a store coordinate has pieces")
@@ -90,10 +91,9 @@ class _Coder:
         """The store instruction."""
         s = self.store
         srcs = [regs[alias(self.value)]]
-        op = "STORE_ADD" if s.mode == "add" else "STORE"
+        op = abi.COMBINES.get(s.mode, "STORE" if s.where is None else "STORE_IF")
         if s.where is not None:
             srcs.append(regs[alias(s.where)])
-            op = "STORE_ADD" if s.mode == "add" else "STORE_IF"
         dyn = tuple(regs[alias(e)] for e, _, _ in s.place.dyn)
         stage.instrs.append(Instr(op, None, tuple(srcs), s.place, dyn))
 

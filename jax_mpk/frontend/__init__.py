@@ -9,6 +9,7 @@ from jax_mpk.frontend import (  # noqa: F401
     cumulative,
     fold,
     memory,
+    ragged,
     random,
     reduction,
     shape,

@@ -125,7 +125,9 @@ class Builder:
 
     def map(self, shape: tuple[int, ...], dtype: str, expr: Expr, domain: tuple[int, ...] | None = None,
             store: tuple[Coord, ...] | None = None) -> Tensor:  # fmt: skip
-        """A new `Map`; an expression that reads nothing and is the same everywhere stays a splat."""
+        """A new `Map`; an expression that reads nothing and is the same everywhere stays a splat, and so does nothing."""
+        if 0 in shape:
+            return Tensor(shape, dtype, splat=E.const(0, compute_dtype(dtype)))
         if store is None and not expr.loads and not expr.axes:
             return Tensor(shape, dtype, splat=expr)
         if max(domain or (), default=0) > MAX_EXTENT:
@@ -155,7 +157,9 @@ class Builder:
             self.dtype(data.dtype)
             array = np.asarray(data)
         shape, dtype = tuple(array.shape), self.dtype(array.dtype)
-        if math.prod(shape) == 1:
+        if not math.prod(shape):
+            t = Tensor(shape, dtype, splat=E.const(0, compute_dtype(dtype)))
+        elif math.prod(shape) == 1:
             t = Tensor(shape, dtype, splat=E.const(array.reshape(-1)[0].item(), compute_dtype(dtype)))
         else:
             n = sum(v.role == "const" for v in self.values.values())

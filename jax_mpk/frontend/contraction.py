@@ -13,7 +13,7 @@ from jax_mpk.ir.expr import Coord, Expr
 from jax_mpk.ir.graph import Contract, Map, Update, compute_dtype
 
 
-@primitive("dot_general")
+@primitive("dot_general", empty=True)
 def _dot_general(b: Builder, eqn: Equation, x: Tensor, y: Tensor) -> Tensor:
     """Sums in float32 (integers: exact, in 32 bits), rounded once to the result's type.
 

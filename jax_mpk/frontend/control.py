@@ -18,7 +18,7 @@ UNROLL_LIMIT = 20_000
 
 @primitive("jit", "pjit", "closed_call", "core_call", "call", "eval_jaxpr", "custom_jvp_call", "custom_vjp_call",
            "custom_vjp_call_jaxpr", "remat2", "checkpoint", "remat", "custom_lin", "core_closed_call",
-           "megakernel")  # fmt: skip
+           "megakernel", empty=True)  # fmt: skip
 def _call(b: Builder, eqn: Equation, *xs: Tensor) -> Sequence[Tensor]:
     jaxpr = next((eqn.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in eqn.params), None)
     if jaxpr is None:
@@ -31,7 +31,7 @@ def _lines(eqn: Equation, jaxpr: Any) -> str:
     return eqn.inherited or (eqn.source.where if _compat.is_library(jaxpr) else "")
 
 
-@primitive("cond")
+@primitive("cond", empty=True)
 def _cond(b: Builder, eqn: Equation, which: Tensor, *xs: Tensor) -> Sequence[Tensor]:
     """Every branch is computed and one result selected: branches have no side effects. A known branch is the only one."""
     branches = eqn.params["branches"]
@@ -64,7 +64,7 @@ def _platform_index(b: Builder, eqn: Equation) -> Tensor:
     return b.map((), "i32", E.const(platforms.index(None), "i32"))
 
 
-@primitive("scan")
+@primitive("scan", empty=True)
 def _scan(b: Builder, eqn: Equation, *xs: Tensor) -> Sequence[Tensor]:
     """Unrolled; slices of the inputs are index maps, the stacked outputs one concatenation."""
     p = eqn.params
@@ -86,6 +86,8 @@ def _scan(b: Builder, eqn: Equation, *xs: Tensor) -> Sequence[Tensor]:
         for column, t in zip(columns, results[n_carry:], strict=True):
             column.append(t)
     columns = [c[::-1] for c in columns] if p["reverse"] else columns
+    if not length:
+        return [*carry, *(b.map(shape, dtype, DEAD.at(())) for shape, dtype in eqn.outs[n_carry:])]
     return [*carry, *(stacked(b, c, 0) if on else DEAD for c, on in zip(columns, live_rows, strict=True))]
 
 

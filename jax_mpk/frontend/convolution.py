@@ -24,7 +24,7 @@ NARROW = 8
 """Output features of a group up to which groups with few products are no contractions."""
 
 
-@primitive("conv_general_dilated")
+@primitive("conv_general_dilated", empty=True)
 def _conv(b: Builder, eqn: Equation, x: Tensor, w: Tensor) -> Tensor:
     p = eqn.params
     (xn, xf, *xs), (wo, wi, *ws), (on, of, *os) = p["dimension_numbers"]

@@ -68,14 +68,16 @@ def _named(b: Builder, op: str) -> Callable[[tuple[int, ...]], Combine]:
     return make
 
 
-@primitive("reduce_xor")
+@primitive("reduce_xor", empty=True)
 def _reduce_xor(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
+    if 0 in x.shape:
+        return b.map(eqn.shape, eqn.dtype, neutral("xor", x.dtype))
     for axis in sorted(eqn.params["axes"], reverse=True):
         (x,) = folded(b, [b.materialise(x)], axis, [neutral("xor", x.dtype)], _named(b, "xor"))
     return x
 
 
-@primitive("reduce")
+@primitive("reduce", empty=True)
 def _reduce(b: Builder, eqn: Equation, *xs: Tensor) -> Sequence[Tensor]:
     """By any function of scalars, of which the initial values are neutral elements."""
     xs, inits = xs[: len(xs) // 2], xs[len(xs) // 2 :]

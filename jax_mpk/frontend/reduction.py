@@ -18,7 +18,7 @@ _REDUCE = {"reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min", "reduc
            "reduce_or": "or"}  # fmt: skip
 _BOOLEAN = {"max": "or", "min": "and", "sum": "or", "prod": "and", "xor": "ne"}
 _COMBINE = {"sum": "add", "prod": "mul", "max": "max", "min": "min", "and": "and", "or": "or", "xor": "xor"}
-_MONOIDS = {"add": "sum", "mul": "prod", "max": "max", "min": "min", "and": "and", "or": "or", "xor": "xor"}
+MONOIDS = {"add": "sum", "mul": "prod", "max": "max", "min": "min", "and": "and", "or": "or", "xor": "xor"}
 
 
 def combine(op: str, x: Expr, y: Expr) -> Expr:
@@ -37,7 +37,7 @@ def monoid(jaxpr: Any) -> str | None:
         return None
     (eqn,) = jaxpr.eqns
     same = set(eqn.invars) == set(jaxpr.invars) and list(eqn.outvars) == list(jaxpr.outvars)
-    return _MONOIDS.get(eqn.primitive.name) if same and len(eqn.invars) == 2 else None
+    return MONOIDS.get(eqn.primitive.name) if same and len(eqn.invars) == 2 else None
 
 
 def neutral(op: str, dtype: str) -> Expr:
@@ -99,7 +99,7 @@ def reduced(b: Builder, eqn: Equation, x: Tensor, axes: Sequence[int], op: str, 
     return b.map(eqn.shape, eqn.dtype, rounded(e, eqn.dtype) if op in ("sum", "prod") else e)
 
 
-rules(_REDUCE, _reduction)
+rules(_REDUCE, _reduction, empty=True)
 
 
 @primitive("argmax", "argmin")

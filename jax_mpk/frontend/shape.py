@@ -49,7 +49,7 @@ def _squeeze(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
 
 
 @primitive("copy", "copy_p", "stop_gradient", "name", "device_put", "sharding_constraint", "reshard", "mesh_cast",
-           "pvary", "optimization_barrier", "pbroadcast")  # fmt: skip
+           "pvary", "optimization_barrier", "pbroadcast", empty=True)  # fmt: skip
 def _identity(b: Builder, eqn: Equation, *xs: Tensor) -> Sequence[Tensor]:
     return xs
 
@@ -128,7 +128,7 @@ def joined(b: Builder, parts: Sequence[tuple[Expr, int]], axis: int, shape: tupl
     return b.map(shape, dtype, E.piece(identity(shape)[axis], bounds, tuple(e for e, _ in parts)))
 
 
-@primitive("concatenate", moves=True)
+@primitive("concatenate", moves=True, empty=True)
 def _concatenate(b: Builder, eqn: Equation, *xs: Tensor) -> Tensor:
     axis, at, parts = eqn.params["dimension"], 0, []
     for x in xs:
@@ -182,7 +182,7 @@ def _iota(b: Builder, eqn: Equation) -> Tensor:
     return b.map(eqn.shape, eqn.dtype, converted(e, "i32", eqn.dtype))
 
 
-@primitive("pad")
+@primitive("pad", empty=True)
 def _pad(b: Builder, eqn: Equation, x: Tensor, filler: Tensor) -> Tensor:
     return padded(b, x, eqn.params["padding_config"], filler.over(()))
 

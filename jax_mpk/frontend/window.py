@@ -7,8 +7,8 @@ tensor shifted, so that they run along the axes as they lie in memory; a large o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from jax_mpk.frontend.fold import elementwise_calls
 from jax_mpk.frontend.builder import Builder, Equation, Tensor, identity, rounded
@@ -84,12 +84,12 @@ def _reduction(b: Builder, eqn: Equation, x: Tensor, op: str, init: Expr | None 
     return b.map(eqn.shape, eqn.dtype, rounded(e, eqn.dtype) if op in ("sum", "prod") else e)
 
 
-@primitive("reduce_window_max", "reduce_window_min", "reduce_window_sum")
+@primitive("reduce_window_max", "reduce_window_min", "reduce_window_sum", empty=True)
 def _known(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
     return _reduction(b, eqn, x, eqn.primitive.removeprefix("reduce_window_"))
 
 
-@primitive("reduce_window")
+@primitive("reduce_window", empty=True)
 def _reduce_window(b: Builder, eqn: Equation, *xs: Tensor) -> Sequence[Tensor]:
     """By any function of scalars; one without a name is written out for every place of the window."""
     xs, inits = xs[: len(xs) // 2], xs[len(xs) // 2 :]
@@ -109,3 +109,67 @@ def _reduce_window(b: Builder, eqn: Equation, *xs: Tensor) -> Sequence[Tensor]:
     for terms in rest:
         out = f(out, terms)
     return out
+
+
+# -------------------------------------------------------------------------------- one element of every window, and back
+
+
+def _chosen(w: Windows, x: Tensor, inside: Tensor, largest: bool, follow: Sequence[Expr]) -> Expr:
+    """Of each window, the entry of `follow` at the place of the first extreme element among those `inside` the tensor."""
+    best, known, out = None, None, None
+    for e, here, value in zip(w.terms(x), w.terms(inside), follow, strict=True):
+        if best is None:
+            best, known, out = e, here, value
+            continue
+        ahead = E.binary("le", e, best) if largest else E.binary("le", best, e)
+        stays = E.binary("or", E.unary("not", here), E.binary("and", known, ahead))
+        best, out, known = E.select(stays, best, e), E.select(stays, out, value), E.binary("or", known, here)
+    assert out is not None
+    return out
+
+
+def _extremes(b: Builder, eqn: Equation, x: Tensor, fill: Expr) -> tuple[Windows, Tensor, Tensor, bool]:
+    """The windows of a `select_and_...`, its padded operand, where that holds elements, and whether the largest count."""
+    name = eqn.params["select_prim"].name
+    if name not in ("ge", "le"):
+        b.unsupported(f"a selection by {name}")
+    if math.prod(eqn.params["window_dimensions"]) > TERMS:
+        b.unsupported(f"windows of more than {TERMS} elements")
+    w, x_padded = windows(b, eqn, x, fill)
+    _, inside = windows(b, eqn, Tensor(x.shape, "bool", splat=E.const(True, "bool")), E.const(False, "bool"))
+    return w, x_padded, inside, name == "ge"
+
+
+@primitive("select_and_gather_add")
+def _select_and_gather(b: Builder, eqn: Equation, tangents: Tensor, x: Tensor) -> Tensor:
+    """The tangent at the place of each window's extreme; 0 where a window has no elements."""
+    w, x, inside, largest = _extremes(b, eqn, x, E.const(0.0, "f32"))
+    _, tangents = windows(b, eqn, tangents, E.const(0.0, "f32"))
+    return b.map(eqn.shape, eqn.dtype, _chosen(w, x, inside, largest, w.terms(tangents)))
+
+
+@primitive("select_and_scatter_add")
+def _select_and_scatter(b: Builder, eqn: Equation, source: Tensor, x: Tensor) -> Tensor:
+    """Each element of `source` added at the place of its window's extreme.
+
+    Seen from a result: of the windows over it (stride by stride apart), those that chose it. So both the sources and the
+    places that were chosen are spread out by the strides, and a window of the same size gathers them backwards.
+    """
+    inner = replace(eqn, outs=((source.shape, eqn.dtype),), live=(True,))
+    w, padded_x, inside, largest = _extremes(b, inner, x, E.const(0, x.compute))
+    numbers = [E.const(n, "i32") for n in range(w.places)]
+    place = b.map(source.shape, "i32", _chosen(w, padded_x, inside, largest, numbers))
+    config = []
+    for n, o, k, s, (lo, _) in zip(x.shape, source.shape, w.size, w.stride, eqn.params["padding"], strict=True):
+        before = k - 1 - lo
+        config.append((before, n + k - 1 - ((o - 1) * s + 1) - before, s - 1))
+    place = padded(b, place, config, E.const(-1, "i32"))
+    source = padded(b, source, config, E.const(0, source.compute))
+    back = Windows(eqn.shape, w.size, (1,) * len(w.size), (1,) * len(w.size))
+    zero = E.const(0, source.compute)
+    out = None
+    for number, at, e in zip(reversed(numbers), back.terms(place), back.terms(source), strict=True):
+        term = E.select(E.binary("eq", at, number), e, zero)
+        out = term if out is None else E.binary("add", out, term)
+    assert out is not None
+    return b.map(eqn.shape, eqn.dtype, rounded(out, eqn.dtype))

@@ -137,7 +137,7 @@ class Append:
     In an `Attention` a dimension that runs along with a batch axis *is* that domain axis; the others (new positions,
     head dimension) have core axis ids from `APPEND_AXIS` on.
     `oob` says what happens to an out-of-range dynamic coordinate: "clamp" (dynamic_update_slice; the clamping is in
-    the coordinate) or "drop" (scatter). `mode` is "set" or "add" (points in index order; duplicates are summed).
+    the coordinate) or "drop" (scatter). `mode` is "set", or the operation of `abi.COMBINES` that combines old and new (points in index order, each on its own).
     """
 
     target: int

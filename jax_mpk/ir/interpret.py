@@ -121,11 +121,14 @@ def _append(g: Graph, a: Append, domain: tuple[int, ...], data: dict[int, np.nda
         raise GraphError(f"{v} is written out of bounds")
     out = data.pop(a.target).copy()
     index = tuple(np.broadcast_to(w, a.window)[keep] for w in where)
-    if a.mode == "add":
-        np.add.at(out, index, x[keep])
+    if a.mode != "set":
+        _COMBINE[a.mode].at(out, index, x[keep])
     else:
         out[index] = x[keep]
     data[a.out] = out
+
+
+_COMBINE = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
 
 
 def _contract(g: Graph, op: Contract, data: dict[int, np.ndarray]) -> None:

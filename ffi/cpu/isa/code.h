@@ -179,7 +179,7 @@ class CodeRunner {
         for (u32 j = 1; j < abi::LANES; ++j) d[j] = d[0];
     } else {
       const u32* where = op == abi::Opcode::STORE ? nullptr : operand(in.b);
-      store_any(x.dtype, operand(in.a), where, op == abi::Opcode::STORE_ADD, at, l, n);
+      store_any(x.dtype, operand(in.a), where, op, at, l, n);
     }
   }
 
@@ -202,7 +202,10 @@ class CodeRunner {
         case abi::Opcode::LOAD:
         case abi::Opcode::STORE:
         case abi::Opcode::STORE_IF:
-        case abi::Opcode::STORE_ADD: memory(*in, op, n); break;
+        case abi::Opcode::STORE_ADD:
+        case abi::Opcode::STORE_MUL:
+        case abi::Opcode::STORE_MAX:
+        case abi::Opcode::STORE_MIN: memory(*in, op, n); break;
         case abi::Opcode::INDEX: index(*in, lanes); break;
         case abi::Opcode::CONST: {
           u32* d = result(in->dst);

@@ -164,7 +164,7 @@ class TaskBody {
     const bool positions = param(abi::Param::PAYLOAD);
     for (i64 i = 0; i < keep; ++i) {
       const u32 from = static_cast<u32>(s_.keys[i]), v = positions ? from : row[from];
-      store_any(out.dtype, &v, nullptr, false, at + i * out.stride[last] * size_of(out.dtype), Lanes{1, nullptr}, 1);
+      store_any(out.dtype, &v, nullptr, abi::Opcode::STORE, at + i * out.stride[last] * size_of(out.dtype), Lanes{1, nullptr}, 1);
     }
   }
 };
