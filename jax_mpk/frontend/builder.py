@@ -146,6 +146,11 @@ class Builder:
         self.emit(Map(out, t.shape, self.source, None, expr=t.at(identity(t.shape))))
         return Tensor(t.shape, t.dtype, out)
 
+    def stored(self, t: Tensor) -> Tensor:
+        """`t` as a value that is read from memory: an operator with a place to store to is written into no other."""
+        coords = identity(t.shape)
+        return self.map(t.shape, t.dtype, t.at(coords), t.shape, coords)
+
     def constant(self, data: Any) -> Tensor:
         """A tensor of known data: a splat for a scalar, else a value of role "const"."""
         hit = self.consts.get(id(data))

@@ -20,6 +20,8 @@ from jax_mpk.ir.expr import Coord, Expr
 
 TERMS = 64
 """Places of a window up to which each is a term of its own."""
+PIECES = 9
+"""Reads of a padded tensor up to which it is no copy."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,26 @@ class Windows:
 
     def terms(self, x: Tensor) -> list[Expr]:
         """The elements of a window in row-major order, as one expression a place."""
-        out = []
-        for n in range(self.places):
-            place = []
-            for k in reversed(self.size):
-                n, at = divmod(n, k)
-                place.append(E.coord_const(at))
-            out.append(self.at(x, place[::-1]))
-        return out
+        return [self.at(x, place(n, self.size)) for n in range(self.places)]
+
+
+def place(n: int, size: Sequence[int]) -> list[Coord]:
+    """Number `n`, in row-major order, of the places of a window."""
+    out = []
+    for k in reversed(size):
+        n, at = divmod(n, k)
+        out.append(E.coord_const(at))
+    return out[::-1]
+
+
+def windowed(b: Builder, x: Tensor, config: Sequence[tuple[int, int, int]], fill: Expr, reads: int) -> Tensor:
+    """`x` padded (as `padded` does) for windows that read `reads` places: a view where these are few, else a copy.
+
+    A view costs no hop, but every place asks whether it is inside, or is a case of its own in the code.
+    """
+    out = padded(b, x, config, fill)
+    edges = any(lo > 0 or hi > 0 for lo, hi, _ in config)
+    return b.stored(out) if edges and reads > PIECES and out.splat is None else out
 
 
 def windows(b: Builder, eqn: Equation, x: Tensor, fill: Expr) -> tuple[Windows, Tensor]:
@@ -60,7 +74,8 @@ def windows(b: Builder, eqn: Equation, x: Tensor, fill: Expr) -> tuple[Windows, 
     base, dilation = (tuple(p.get(k) or (1,) * rank) for k in ("base_dilation", "window_dilation"))
     config = [(lo, hi, d - 1) for (lo, hi), d in zip(p["padding"], base, strict=True)]
     size, stride = (tuple(map(int, p[k])) for k in ("window_dimensions", "window_strides"))
-    return Windows(eqn.shape, size, stride, dilation), padded(b, x, config, fill)
+    w = Windows(eqn.shape, size, stride, dilation)
+    return w, windowed(b, x, config, fill, w.places)
 
 
 def reduced(w: Windows, x: Tensor, op: str) -> Expr:
