@@ -314,6 +314,9 @@ def _box(x: Touch, dims: list[tuple[int, int]]) -> list[tuple[int, int, list[tup
             run += (c - 1) * s
         elif levels and s == levels[-1][0] * levels[-1][1]:
             levels[-1] = (levels[-1][0] * c, levels[-1][1])
+        elif levels and x.mode != WRITE and s % levels[-1][1] == 0 and s < levels[-1][0] * levels[-1][1]:
+            n, t = levels[-1]  # windows that overlap by whole steps: all steps from the first to the last
+            levels[-1] = (n + (c - 1) * (s // t), t)
         elif s < span and x.mode != WRITE:
             run, levels = span + (c - 1) * s, []
         else:
