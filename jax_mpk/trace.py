@@ -71,8 +71,8 @@ def _prepare(closed: jc.ClosedJaxpr) -> Call:
     origin: dict[Any, tuple[str, Any]] = {v: ("arg", i) for i, v in enumerate(jaxpr.invars)}
     origin |= {v: ("captured", i) for i, v in enumerate(constvars)}
     kept = [(v, c) for v, c in zip(constvars, consts, strict=True) if v in used and _embeds(c)]
-    kept += [(v, np.zeros(v.aval.shape, v.aval.dtype)) for v in (*constvars, *jaxpr.invars) if v in used and _is_empty(v)]
-    kept = list(dict(kept).items())
+    empty = [v for v in (*constvars, *jaxpr.invars) if v in used and _is_empty(v)]
+    kept = list((dict(kept) | {v: np.zeros(v.aval.shape, v.aval.dtype) for v in empty}).items())
     embedded = {v for v, _ in kept}
     invars = [v for v in (*constvars, *jaxpr.invars) if v in used and v not in embedded]
 

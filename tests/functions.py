@@ -28,7 +28,9 @@ def gated(h: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-def conv(x: jax.Array, w: jax.Array, stride: Any = 1, padding: Any = "SAME", groups: int = 1, dims: Any = NHWC) -> jax.Array:
+def conv(
+    x: jax.Array, w: jax.Array, stride: Any = 1, padding: Any = "SAME", groups: int = 1, dims: Any = NHWC
+) -> jax.Array:
     strides = stride if isinstance(stride, tuple) else (stride,) * (x.ndim - 2)
     return lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=dims, feature_group_count=groups)
 
@@ -165,7 +167,7 @@ CASES: dict[str, tuple[Callable[..., Any], tuple]] = {
     "convolution, one axis": (lambda x, w: conv(x, w, 1, dims=("NWC", "WIO", "NWC")), (data(1, 9, 4), data(3, 4, 5))),
     "depthwise": (lambda x, w: jax.nn.silu(conv(x, w, 1, [(3, 0)], 6, ("NWC", "WIO", "NWC"))), (data(2, 7, 6), data(4, 1, 6))),
     "depthwise, several": (lambda x, w: conv(x, w, groups=3), (data(1, 4, 5, 3), data(2, 3, 1, 6))),
-    "grouped": (lambda x, w: conv(x, w, groups=2), (data(1, 4, 3, 6), data(2, 2, 3, 18))),
+    "convolution, grouped": (lambda x, w: conv(x, w, groups=2), (data(1, 4, 3, 6), data(2, 2, 3, 18))),
     "convolution, dilated": (
         lambda x, w: lax.conv_general_dilated(x, w, (1, 2), [(2, 1), (0, 3)], (2, 1), (1, 2), NHWC), (data(1, 3, 6, 2), data(3, 2, 2, 3))),
     "convolution, transposed": (lambda x, w: lax.conv_transpose(x, w, (2, 3), "SAME"), (data(1, 3, 2, 3), data(3, 4, 3, 2))),

@@ -119,7 +119,7 @@ class Emitter(Reuse):
                 a = span.axes[0]
                 lo, hi = self._clip(a, f"({s.lo(a)} + ({span.lo}))", f"({s.lo(a)} + ({span.hi}))")
                 known = span.size if full else 0
-                loops.append(Loop((a,), lo, str(known) if known else f"({hi} - {lo})", known or s.most(a)))
+                loops.append(Loop((a,), lo, str(known) if known else _count(lo, hi), known or s.most(a)))
                 taken.add(a)
             elif full and len(inside) == len(span.axes) and self._whole(span):
                 sizes = tuple(s.most(a) for a in span.axes)
@@ -130,9 +130,7 @@ class Emitter(Reuse):
         for a in axes:
             if a not in taken:
                 lo, hi = self._clip(a, s.lo(a), s.hi(a))
-                count = s.count(a) if (lo, hi) == (s.lo(a), s.hi(a)) else f"({hi} - {lo})"
-                if lo.isdigit() and hi.isdigit():
-                    count = str(max(0, int(hi) - int(lo)))
+                count = s.count(a) if (lo, hi) == (s.lo(a), s.hi(a)) else _count(lo, hi)
                 loops.append(Loop((a,), lo, count, s.most(a)))
         loops.sort(key=lambda x: (self.vector in x.axes, x.axes))
         return loops
@@ -534,6 +532,12 @@ class Emitter(Reuse):
             out(f"x = reduce<{group}, {op}>(x, w.sh->scratch);")
             out(f"{dst} = {op}::op({dst}, x);" if int(s["flags"]) & abi.ACCUMULATE else f"{dst} = x;")
         out("}")
+
+
+def _count(lo: str, hi: str) -> str:
+    """Indices between two bounds: none where a task's part and the box of a code do not meet (two negative counts would
+    make a positive product)."""
+    return str(max(0, int(hi) - int(lo))) if lo.isdigit() and hi.isdigit() else f"max({hi} - {lo}, 0)"
 
 
 def rounds_only(program: abi.Program, codes: range, matters: Callable[[str], bool]) -> bool:

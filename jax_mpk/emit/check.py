@@ -7,7 +7,8 @@ import numpy as np
 from jax_mpk import abi
 from jax_mpk.abi import Program, ProgramError
 
-_SRCS = {"CONST": 0, "INDEX": 0, "LOAD": 0, "STORE": 1, "STORE_IF": 2, **dict.fromkeys(abi.COMBINES.values(), 2), "MOVE": 1, "SELECT": 3}
+_SRCS = {"CONST": 0, "INDEX": 0, "LOAD": 0, "STORE": 1, "STORE_IF": 2, "MOVE": 1, "SELECT": 3}
+_SRCS |= dict.fromkeys(abi.COMBINES.values(), 2)
 _UNARY_END = abi.enum("Opcode", "F_TO_B")
 _INT_UNARY = range(abi.enum("Opcode", "I_NEG"), abi.enum("Opcode", "I_WRAP_U16") + 1)
 

@@ -3,9 +3,9 @@
 from jax_mpk.frontend import (  # noqa: F401
     arithmetic,
     contraction,
-    convolution,
     control,
     convert,
+    convolution,
     cumulative,
     fold,
     memory,

@@ -8,7 +8,6 @@ residue of the output, with the part of the kernel that meets elements and not t
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +16,10 @@ from jax_mpk.frontend.builder import Builder, Equation, Tensor, identity
 from jax_mpk.frontend.contraction import contracted, plain, result
 from jax_mpk.frontend.convert import converted
 from jax_mpk.frontend.registry import primitive
-from jax_mpk.frontend.shape import joined, padded, sliced
+from jax_mpk.frontend.shape import joined, sliced
 from jax_mpk.frontend.window import TERMS, place, windowed
 from jax_mpk.ir import expr as E
-from jax_mpk.ir.expr import Coord, Expr, Term
+from jax_mpk.ir.expr import Coord, Expr
 from jax_mpk.ir.graph import compute_dtype
 
 NARROW = 8
@@ -35,13 +34,9 @@ def _conv(b: Builder, eqn: Equation, x: Tensor, w: Tensor) -> Tensor:
     (xn, xf, *xs), (wo, wi, *ws), (on, of, *os) = p["dimension_numbers"]
     if 0 in x.shape or 0 in w.shape:
         return b.map(eqn.shape, eqn.dtype, E.const(0, compute_dtype(eqn.dtype)))
-    axes = [
-        _Axis(*dims, *pad, *steps)
-        for *dims, pad, steps in zip(
-            xs, ws, os, p["padding"], zip(p["window_strides"], p["lhs_dilation"], p["rhs_dilation"], strict=True), strict=True
-        )
-    ]
-    c = _Convolution(xn, xf, wo, wi, on, of, p["feature_group_count"], p["batch_group_count"], tuple(axes))
+    steps = zip(p["window_strides"], p["lhs_dilation"], p["rhs_dilation"], strict=True)
+    axes = tuple(_Axis(*dims, *pad, *step) for *dims, pad, step in zip(xs, ws, os, p["padding"], steps, strict=True))
+    c = _Convolution(xn, xf, wo, wi, on, of, p["feature_group_count"], p["batch_group_count"], axes)
     return c.phases(b, eqn, x, w)
 
 
@@ -164,9 +159,10 @@ def _interleaved(b: Builder, eqn: Equation, parts: Sequence[Tensor], axis: int) 
             continue
         shape = (*eqn.shape[:axis], hi - lo, *eqn.shape[axis + 1 :])
         at = list(identity(shape))
-        count = (hi - lo) // step if hi - lo >= step else 1
-        residue = Coord(0, (Term(1, axis, 1, step, step),) if count > 1 else at[axis].terms)
-        at[axis] = E.coord_add(Coord(0, (Term(1, axis, step, 0, count),) if count > 1 else ()), E.coord_const(lo // step))
+        split = E.coord_split(at[axis], step)
+        assert split is not None
+        row, residue = split
+        at[axis] = E.coord_add(row, E.coord_const(lo // step))
         pieces = tuple(p.at(at) for p in parts)
         out.append(b.map(shape, eqn.dtype, E.piece(residue, tuple(range(step + 1)), pieces)))
     if len(out) == 1:

@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from jax_mpk.frontend.fold import elementwise_calls
 from jax_mpk.frontend.builder import Builder, Equation, Tensor, identity, rounded
+from jax_mpk.frontend.fold import elementwise_calls
 from jax_mpk.frontend.reduction import combine, monoid, neutral
 from jax_mpk.frontend.registry import primitive
 from jax_mpk.frontend.shape import padded
