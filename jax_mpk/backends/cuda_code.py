@@ -288,7 +288,7 @@ class Emitter(Reuse):
             instrs, carried = [instrs[n] for n in keep], {at: carried[n] for at, n in enumerate(keep) if n in carried}
         first = next((n for n, i in enumerate(instrs) if OPCODES[int(i["op"])] in STORES), len(instrs))
         head, tail = instrs[:first], instrs[first:]
-        serial = any(OPCODES[int(i["op"])] in abi.COMBINES.values() for i in tail)
+        serial = self._serial(tail)
         only_stores = all(OPCODES[int(i["op"])] in STORES for i in tail)
         deep = DEEP if len(instrs) <= LIGHT else BATCH
         batch = 1 if serial or not only_stores else max(1, min(deep, -(-most // size)))

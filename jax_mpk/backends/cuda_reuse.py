@@ -7,7 +7,7 @@ for the reduction before it reads anything else (the weights of the norm), becau
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -77,6 +77,10 @@ class Reuse:
             keep.append(n)
         return keep[::-1]
 
+    def _serial(self, instrs: Iterable[np.void]) -> bool:
+        """Whether one thread does all points, in index order: they combine with memory, and their places may collide."""
+        return any(OPCODES[int(i["op"])] in abi.COMBINES.values() for i in instrs)
+
     def _carried(self, inner: Sequence[Loop], size: int) -> list[tuple[int, int, int, int]]:
         """Values of a reduction that the vector stage would compute again, at the same points by the same threads:
         (reduction stage, vector stage, register there, position of the instruction here). Kept in registers."""
@@ -103,6 +107,8 @@ class Reuse:
                         seen.setdefault(key, (n, int(instrs[at]["dst"])))
             written[int(x["dst"])] = n
         instrs = self._instrs(int(s[vector[0]]["first"]), int(s[vector[0]]["count"]))
+        if self._serial(instrs):
+            return []
         keys = self._values(instrs, axis, written, terms)
         known = {at for at, key in enumerate(keys) if key in seen}
         last: dict[int, int] = {}
@@ -176,6 +182,8 @@ class Reuse:
                 else {int(i["dst"]) for i in self._instrs(int(x["first"]), int(x["count"]))}
             )
         instrs = self._instrs(int(self.stages[vector]["first"]), int(self.stages[vector]["count"]))
+        if self._serial(instrs):
+            return []
         now: dict[int, int] = {}  # register -> position that wrote it last
         ready: dict[int, set[int]] = {}  # position -> the positions that it needs, itself included
         keep: set[int] = set()
