@@ -92,8 +92,8 @@ def reduced(w: Windows, x: Tensor, op: str) -> Expr:
 
 
 def _reduction(b: Builder, eqn: Equation, x: Tensor, op: str, init: Expr | None = None) -> Tensor:
-    """`init` is what the padding holds and what each window starts from (None: the neutral element)."""
-    w, x = windows(b, eqn, x, neutral(op, x.dtype) if init is None else init)
+    """Each window starts from `init` (None: from nothing); what lies in the padding does not count."""
+    w, x = windows(b, eqn, x, neutral(op, x.dtype))
     e = reduced(w, x, op)
     e = e if init is None else combine(op, init, e)
     return b.map(eqn.shape, eqn.dtype, rounded(e, eqn.dtype) if op in ("sum", "prod") else e)
@@ -106,7 +106,8 @@ def _known(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
 
 @primitive("reduce_window", empty=True)
 def _reduce_window(b: Builder, eqn: Equation, *xs: Tensor) -> Sequence[Tensor]:
-    """By any function of scalars; one without a name is written out for every place of the window."""
+    """By any function of scalars; one without a name is written out for every place of the window, and the padding
+    holds its initial values, which are neutral elements."""
     xs, inits = xs[: len(xs) // 2], xs[len(xs) // 2 :]
     jaxpr = eqn.params["jaxpr"]
     op = monoid(jaxpr) if len(xs) == 1 else None
@@ -119,9 +120,9 @@ def _reduce_window(b: Builder, eqn: Equation, *xs: Tensor) -> Sequence[Tensor]:
         if w.places > TERMS:
             b.unsupported(f"a function of its own over windows of {w.places} places, there may be {TERMS}")
         columns.append([b.map(eqn.shape, x.dtype, e) for e in w.terms(x)])
-    out, *rest = zip(*columns, strict=True)
+    out: Sequence[Tensor] = [b.map(eqn.shape, i.dtype, i.over(())) for i in inits]
     f = elementwise_calls(b, (jaxpr, consts) if consts else jaxpr, eqn.shape)
-    for terms in rest:
+    for terms in zip(*columns, strict=True):
         out = f(out, terms)
     return out
 
@@ -157,7 +158,7 @@ def _extremes(b: Builder, eqn: Equation, x: Tensor, fill: Expr) -> tuple[Windows
 
 @primitive("select_and_gather_add")
 def _select_and_gather(b: Builder, eqn: Equation, tangents: Tensor, x: Tensor) -> Tensor:
-    """The tangent at the place of each window's extreme; 0 where a window has no elements."""
+    """The tangent at the place of each window's (first) extreme; 0 where a window has no elements."""
     w, x, inside, largest = _extremes(b, eqn, x, E.const(0.0, "f32"))
     _, tangents = windows(b, eqn, tangents, E.const(0.0, "f32"))
     return b.map(eqn.shape, eqn.dtype, _chosen(w, x, inside, largest, w.terms(tangents)))
