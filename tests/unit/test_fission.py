@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import spellings as S
 from execute import Runner
 from functions import data
 from lowering import graph_of
 
+from benchmarks import decoders as S
 from jax_mpk import compiler, targets
 from jax_mpk.ir import interpret
 from jax_mpk.ir.graph import Attention, Contract, Graph, check

@@ -6,6 +6,7 @@ Plain functions over a dictionary of weights, so that a test can combine any spe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -172,25 +173,40 @@ ATTENTIONS = {"grouped": attend_grouped, "cache_left": attend_cache_left, "repea
 # ------------------------------------------------------------------------------------------------- weights and caches
 
 
-def weights(shape: Shape, dtype, seed: int = 0, fused: bool = False, transposed: bool = False, stacked: bool = False):
+Draw = Callable[..., jax.Array]
+"""`draw(*dims)`: normal random numbers of standard deviation one, in float32."""
+
+
+def on_host(seed: int) -> Draw:
+    rng = np.random.default_rng(seed)
+    return lambda *dims: jnp.asarray(rng.normal(size=dims), jnp.float32)
+
+
+def on_device(seed: int) -> Draw:
+    """For large models: drawn where they stay."""
+    keys = iter(range(1 << 30))
+    make = jax.jit(lambda key, dims: jax.random.normal(key, dims, jnp.bfloat16), static_argnums=1)
+    return lambda *dims: make(jax.random.fold_in(jax.random.key(seed), next(keys)), dims)
+
+
+def weights(shape: Shape, dtype, draw: Draw | None = None, fused: bool = False, transposed: bool = False,
+            stacked: bool = False):  # fmt: skip
     """Random weights, scaled so that activations keep their size.
 
     fused: Q, K, V in one matrix, gate and up in one. transposed: matrices are [N, K]. stacked: one array [L, ...] for all
     layers. The values do not depend on how they are kept.
     """
-    rng = np.random.default_rng(seed)
+    s, draw = shape, draw or on_host(0)
 
     def matrix(*dims):
-        return rng.normal(size=dims) / np.sqrt(dims[-2])
+        return (draw(*dims) / np.sqrt(dims[-2])).astype(dtype)
 
     def vector(n):
-        return jnp.asarray(1 + 0.1 * rng.normal(size=n), jnp.float32)
-
-    s = shape
+        return 1 + 0.1 * draw(n).astype(jnp.float32)
 
     def kept(*parts):
-        w = np.concatenate(parts, 1)
-        return jnp.asarray(w.T if transposed else w, dtype)
+        w = jnp.concatenate(parts, 1) if len(parts) > 1 else parts[0]
+        return w.T if transposed else w
 
     def layer():
         out = dict(n1=vector(s.width), n2=vector(s.width), nq=vector(s.head), nk=vector(s.head))
@@ -202,21 +218,20 @@ def weights(shape: Shape, dtype, seed: int = 0, fused: bool = False, transposed:
             return out | dict(qkv=kept(q, k, v), gu=kept(gate, up))
         return out | dict(q=kept(q), k=kept(k), v=kept(v), gate=kept(gate), up=kept(up))
 
-    embed = jnp.asarray(rng.normal(size=(s.vocab, s.width)), dtype)
+    embed = draw(s.vocab, s.width).astype(dtype)
     layers = [layer() for _ in range(s.layers)]
     if stacked:
         layers = jax.tree.map(lambda *xs: jnp.stack(xs), *layers)
     return dict(embed=embed, norm=vector(s.width), layers=layers)
 
 
-def cache(shape: Shape, batch: int, dtype, seed: int = 1, stacked: bool = False, heads_first: bool = False):
+def cache(shape: Shape, batch: int, dtype, draw: Draw | None = None, stacked: bool = False, heads_first: bool = False):
     """Caches that already hold something everywhere: [B, S, H, D] or [B, H, S, D], a layer or one array [L, ...]."""
-    rng = np.random.default_rng(seed)
-    dims = (batch, shape.slots, shape.kv_heads, shape.head)
+    draw = draw or on_host(1)
 
     def made():
-        x = rng.normal(size=dims)
-        return jnp.asarray(x.transpose(0, 2, 1, 3) if heads_first else x, dtype)
+        x = draw(batch, shape.slots, shape.kv_heads, shape.head)
+        return (x.transpose(0, 2, 1, 3) if heads_first else x).astype(dtype)
 
     layers = [dict(k=made(), v=made()) for _ in range(shape.layers)]
     return jax.tree.map(lambda *xs: jnp.stack(xs), *layers) if stacked else layers
@@ -290,10 +305,10 @@ LAYOUTS = dict(
 """How weights and caches may be kept."""
 
 
-def laid_out(shape: Shape, batch: int, dtype, layout: dict, **spelling):
+def laid_out(shape: Shape, batch: int, dtype, layout: dict, pos: int = 7, draw: Draw | None = None, **spelling):
     """A step and its operands for a layout."""
     how = {k: v for k, v in layout.items() if k in ("fused", "transposed", "stacked")}
     held = dict(stacked=layout.get("cache_stacked", False), heads_first=layout.get("heads_first", False))
     tokens = jnp.asarray(np.random.default_rng(5).integers(0, shape.vocab, batch), jnp.int32)
-    args = weights(shape, dtype, **how), tokens, cache(shape, batch, dtype, **held), jnp.int32(7)
+    args = weights(shape, dtype, draw, **how), tokens, cache(shape, batch, dtype, draw, **held), jnp.int32(pos)
     return decoder(shape, **spelling, **layout), args
