@@ -21,17 +21,10 @@ from typing import Any
 import jax
 
 from jax_mpk.errors import StateError
+from jax_mpk.trace import Fact
 
 TAG = "jax_mpk"
 """Under which `nnx.update_context` keeps which object inside is which outside."""
-
-
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class _Fact:
-    """A value that is known when a function is traced."""
-
-    value: Any
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["state"], meta_fields=["graph"])
@@ -111,7 +104,7 @@ def pure(fn: Callable[..., Any]) -> Callable[..., Any]:
             out = call(*args, **kwargs)
             changed = _structures(nodes) != before
             with nnx.split_context(TAG) as context:
-                return _split(context, nodes), _split(context, out), _Fact(changed)
+                return _split(context, nodes), _split(context, out), Fact(changed)
 
         _pure[fn] = functools.wraps(fn, updated=())(of_split)
         del _pure[fn].__wrapped__

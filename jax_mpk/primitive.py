@@ -1,13 +1,15 @@
 """The one primitive, `megakernel`, and its rules.
 
-Parameters: `jaxpr` (closed; its operands are the primitive's), `implementation`, `options`, `name`. The derivative of a
-megakernel is the megakernel of its forward pass, which also gives what the linear part needs, and the linear part, which
-is XLA's. Batching makes a megakernel of the batched function. The lowering compiles, or says why not.
+Parameters: `jaxpr` (closed; its operands are the primitive's), `implementation`, `options`, `name`, and `derived`: it is
+the forward pass of a derivative. The derivative of a megakernel is the megakernel of its forward pass, which also gives
+what the linear part needs, and the linear part, which is XLA's. Batching makes a megakernel of the batched function. The
+lowering compiles, or says why not.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +23,7 @@ from jax.interpreters import ad, batching, mlir
 from jax_mpk import _compat, backends
 from jax_mpk.errors import Gap, OptionError, UnsupportedError
 from jax_mpk.options import Options
-from jax_mpk.trace import dependent, prepare, remembered, side_effects
+from jax_mpk.trace import Fact, dependent, prepare, remembered, side_effects
 
 IMPLEMENTATIONS = (None, "cuda", "cpu", "xla")
 
@@ -30,7 +32,7 @@ megakernel_p.multiple_results = True
 
 
 def call(closed: jc.ClosedJaxpr, leaves: Sequence[Any], *, implementation: str | None, options: Options, name: str,
-         arguments: Callable[[], Sequence[str]] | None = None) -> list[Any]:  # fmt: skip
+         derived: bool = False, arguments: Callable[[], Sequence[str]] | None = None) -> list[Any]:  # fmt: skip
     """The flat outputs of a traced function on flat arguments (called `arguments()`); binds the primitive at most once.
 
     A function with side effects is no megakernel: a named implementation raises `UnsupportedError`, None warns.
@@ -51,7 +53,7 @@ def call(closed: jc.ClosedJaxpr, leaves: Sequence[Any], *, implementation: str |
     if plan.jaxpr is not None:
         operands = [values[kind][i] for kind, i in plan.operands]
         values["result"] = megakernel_p.bind(
-            *operands, jaxpr=plan.jaxpr, implementation=implementation, options=options, name=name
+            *operands, jaxpr=plan.jaxpr, implementation=implementation, options=options, name=name, derived=derived
         )
     out = [i if kind == "literal" else values[kind][i] for kind, i in plan.outputs]
     return [x if isinstance(x, jax.Array) else jnp.asarray(x) for x in out]
@@ -94,43 +96,41 @@ megakernel_p.def_impl(_evaluate)
 megakernel_p.def_effectful_abstract_eval(lambda *_, jaxpr, **__: (list(jaxpr.out_avals), jaxpr.effects))
 
 
-@jax.tree_util.register_static
-class _Linear:
-    """The linear part of a derivative: a jaxpr whose constants are results of the forward pass. `depends`: which of its
-    outputs depend on its inputs."""
-
-    def __init__(self, jaxpr: Any):
-        self.jaxpr = jaxpr
-        self.depends = dependent(jaxpr, [True] * len(jaxpr.invars))
-
-
-def _forward(live: Sequence[int], jaxpr: jc.ClosedJaxpr) -> Callable[..., Any]:
+class _Forward:
     """The function of the operands that gives the results, and the constants of the linear part with respect to those at
-    `live`, with that part."""
+    `live`, with the number of that part in `linear`: (its jaxpr, which of its outputs depend on its inputs)."""
 
-    def forward(*args: Any) -> Any:
-        at = [args[i] for i in live]
-        out, linear = jax.linearize(_restricted(args, live, jaxpr), *at)
+    def __init__(self, live: Sequence[int], jaxpr: jc.ClosedJaxpr):
+        self.live, self.jaxpr = live, jaxpr
+        self.linear: dict[int, tuple[Any, list[bool]]] = {}
+        self.count = itertools.count()
+
+    def __call__(self, *args: Any) -> Any:
+        at = [args[i] for i in self.live]
+        out, linear = jax.linearize(_restricted(args, self.live, self.jaxpr), *at)
         open_, constants = _compat.open_jaxpr(jax.make_jaxpr(linear)(*at))  # a tangent has the type of its primal
-        return out, list(constants), _Linear(open_)
+        number = next(self.count)
+        self.linear[number] = open_, dependent(open_, [True] * len(open_.invars))
+        return out, list(constants), Fact(number)
 
-    return forward
 
-
-def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, jaxpr: jc.ClosedJaxpr, name: str, **params: Any) -> Any:
+def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, jaxpr: jc.ClosedJaxpr, name: str, derived: bool,
+         **params: Any) -> Any:  # fmt: skip
     """The forward pass depends on the primals alone, so `grad` runs it where it runs the function, once."""
     float0 = jax.dtypes.float0
     live = tuple(i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero) and jax.typeof(t).dtype != float0)
     if not live:
-        out = megakernel_p.bind(*primals, jaxpr=jaxpr, name=name, **params)
+        out = megakernel_p.bind(*primals, jaxpr=jaxpr, name=name, derived=derived, **params)
         return out, [ad.Zero(jax.typeof(x).to_tangent_aval()) for x in out]
-    forward = remembered(jaxpr, ("forward", live), functools.partial(_forward, live, jaxpr))
+    forward = remembered(jaxpr, ("forward", live), functools.partial(_Forward, live, jaxpr))
     closed, shapes = jax.make_jaxpr(forward, return_shape=True)(*primals)
-    flat = call(closed, primals, name=f"{name}_forward", arguments=lambda: _compat.argument_names(jaxpr), **params)
-    out, constants, linear = jax.tree.unflatten(jax.tree.structure(shapes), flat)
-    dout = jc.jaxpr_as_fun(jc.ClosedJaxpr(linear.jaxpr, constants))(*(tangents[i] for i in live))
+    names = lambda: _compat.argument_names(jaxpr)
+    flat = call(closed, primals, name=f"{name}_forward", derived=True, arguments=names, **params)
+    out, constants, number = jax.tree.unflatten(jax.tree.structure(shapes), flat)
+    linear, depends = forward.linear[number.value]
+    dout = jc.jaxpr_as_fun(jc.ClosedJaxpr(linear, constants))(*(tangents[i] for i in live))
     zeros = [ad.Zero(jax.typeof(x).to_tangent_aval()) for x in out]
-    return out, [t if on else z for t, on, z in zip(dout, linear.depends, zeros, strict=True)]
+    return out, [t if on else z for t, on, z in zip(dout, depends, zeros, strict=True)]
 
 
 def _transpose(cts: Sequence[Any], *args: Any, jaxpr: jc.ClosedJaxpr, **_: Any) -> list[Any]:
@@ -191,9 +191,9 @@ def _warn_once(name: str, error: Exception) -> None:
 
 
 def _lower(platform: str | None, ctx: Any, *operands: Any, jaxpr: Any, implementation: str | None, options: Options,
-           name: str) -> Sequence[Any]:  # fmt: skip
-    """Lowers for `platform` (None: one without a backend). A named implementation raises what None only warns about; a
-    wrong option always raises."""
+           name: str, derived: bool) -> Sequence[Any]:  # fmt: skip
+    """Lowers for `platform` (None: one without a backend). A named implementation raises what None only warns about, but
+    for a forward pass, of which nobody said that it is a megakernel. A wrong option always raises."""
     if implementation != "xla":
         try:
             if platform is None or implementation not in (None, platform):
@@ -204,7 +204,7 @@ def _lower(platform: str | None, ctx: Any, *operands: Any, jaxpr: Any, implement
             raise
         except UnsupportedError as error:
             located = error.located(_compat.where(ctx.traceback))
-            if implementation is not None:
+            if implementation is not None and not derived:
                 raise located from error
             _warn_once(name, located)
         except Exception as error:

@@ -169,6 +169,14 @@ def _inlined(eqns: Iterable[Any], alias: dict[Any, Any], binds: dict[int, tuple[
     return out
 
 
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Fact:
+    """A value in a pytree that is known when a function is traced. JAX may keep it longer than the function."""
+
+    value: Any
+
+
 def side_effects(jaxpr: Any) -> list[Any]:
     """The equations with effects that a pure call cannot have: prints, callbacks, references. Those of a call that has
     some, rather than the call."""
