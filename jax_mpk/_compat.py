@@ -142,11 +142,12 @@ def _rank(file: str) -> int:
     return 0 if file.startswith(_STDLIB) else 2
 
 
-def _blamed(codes: Sequence[types.CodeType]) -> int:
+def _blamed(codes: Sequence[types.CodeType], traced: bool) -> int:
     """Which of the frames with these codes, innermost first, a message names; -1 for none.
 
-    The innermost frame of the user's own. Where everything is installed: the wrapped function (the outermost frame of a
-    package inside of `megakernelize`'s own call), not what it calls; else the innermost frame of a package.
+    The innermost frame of the user's own. Where everything is installed: in a traced function the wrapped one, which is
+    the outermost frame of a package inside of `megakernelize`'s own call, and not what it calls; else the innermost frame
+    of a package, which is who called.
     """
     innermost = outermost = wrapped = -1
     for n, code in enumerate(codes):
@@ -157,22 +158,39 @@ def _blamed(codes: Sequence[types.CodeType]) -> int:
             innermost, outermost = (n if innermost < 0 else innermost), n
         if code.co_filename == _CALL:
             wrapped = outermost
-    return wrapped if wrapped >= 0 else innermost
+    return innermost if not traced else wrapped if wrapped >= 0 else outermost
 
 
 def user_where(eqn: Any) -> str:
-    """`file:line (function)` of the user's line behind an equation, or "" when nothing is known; see `_blamed`."""
+    """`file:line (function)` of the user's line behind an equation, or "" when nothing is known; see `_blamed`. Since JAX
+    0.10 the frames behind an equation are those of the traced function alone."""
     traceback = getattr(getattr(eqn, "source_info", None), "traceback", None)
-    return where(traceback)
-
-
-def where(traceback: Any) -> str:
-    """The same for a traceback of JAX, or None."""
     if traceback is None:
         return ""
     codes, lastis = traceback.raw_frames()
-    n = _blamed(codes)
+    n = _blamed(codes, traced=True)
     return _frame(codes[n], lastis[n]) if n >= 0 else ""
+
+
+def _caller() -> types.FrameType:
+    """The frame of the user's that led here."""
+    frame: types.FrameType | None = sys._getframe(1)
+    frames = []
+    while frame is not None:
+        frames.append(frame)
+        frame = frame.f_back
+    return frames[_blamed([f.f_code for f in frames], traced=False)]
+
+
+def here(where: str = "") -> str:
+    """`file:line (function)` of the user's line that led here: what is being called, traced or compiled. With the line of
+    an equation that is not the user's: both; a line of the user's stays as it is."""
+    frame = _caller()
+    line = f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_qualname})"
+    if not where:
+        return line
+    foreign = _rank(where.rsplit(":", 1)[0]) < 2 <= _rank(frame.f_code.co_filename)
+    return f"{line}, in {where}" if foreign else where
 
 
 @functools.lru_cache(maxsize=16384)
@@ -182,15 +200,10 @@ def _frame(code: Any, lasti: int) -> str:
 
 
 def warn(text: str) -> None:
-    """A `MegakernelWarning` at the line of the user's that led here (not in JAX, which called us)."""
-    frame: types.FrameType | None = sys._getframe(1)
-    frames = []
-    while frame is not None:
-        frames.append(frame)
-        frame = frame.f_back
-    at = frames[_blamed([f.f_code for f in frames])]
+    """A `MegakernelWarning` at the user's line that led here (not in JAX, which called us)."""
+    at = _caller()
     warnings.warn_explicit(text, MegakernelWarning, at.f_code.co_filename, at.f_lineno, at.f_globals.get("__name__"),
-                           at.f_globals.setdefault("__warningregistry__", {}), at.f_globals)  # fmt: skip
+                           at.f_globals.setdefault("__warningregistry__", {}))  # fmt: skip
 
 
 def is_library(jaxpr: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 
@@ -63,9 +63,9 @@ class UnsupportedError(MpkError, NotImplementedError):
         more = len(gaps) - self.LISTED
         super().__init__(text + (f"\nand {more} more" if more > 0 else ""))
 
-    def located(self, where: str) -> UnsupportedError:
-        """The same error, with a line for what has none."""
-        return UnsupportedError.of(g if g.where else replace(g, where=where) for g in self.gaps)
+    def located(self, at: Callable[[str], str]) -> UnsupportedError:
+        """The same error with other lines: `at` of each."""
+        return UnsupportedError.of(replace(g, where=at(g.where)) for g in self.gaps)
 
     def __reduce__(self) -> tuple:
         return UnsupportedError.of, (self.gaps,)

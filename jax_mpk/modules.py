@@ -30,7 +30,7 @@ TAG = "jax_mpk"
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["state"], meta_fields=["graph"])
 @dataclass(frozen=True)
 class _Split:
-    """A module as a pytree: its `nnx.GraphDef`, and its `nnx.State` of Variables."""
+    """A module as a pytree: its `nnx.GraphDef`, and its Variables with their paths (`FlatState`)."""
 
     graph: Any
     state: Any
@@ -69,18 +69,18 @@ def unbound(fn: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[Any, ...]
 
 
 def _split(context: Any, tree: Any) -> Any:
-    return jax.tree.map(lambda x: _Split(*context.split(x)) if _is_node(x) else x, tree, is_leaf=_is_node)
+    return jax.tree.map(lambda x: _Split(*context.flatten(x)) if _is_node(x) else x, tree, is_leaf=_is_node)
 
 
 def _merge(context: Any, tree: Any) -> Any:
-    return jax.tree.map(lambda x: context.merge(x.graph, x.state) if _is_split(x) else x, tree, is_leaf=_is_split)
+    return jax.tree.map(lambda x: context.unflatten(x.graph, x.state) if _is_split(x) else x, tree, is_leaf=_is_split)
 
 
 def _structures(nodes: list[Any]) -> list[Any]:
     from flax import nnx
 
     with nnx.split_context() as context:
-        return [context.split(x)[0] for x in nodes]
+        return [context.flatten(x)[0] for x in nodes]
 
 
 _pure: weakref.WeakKeyDictionary[Callable[..., Any], Callable[..., Any]] = weakref.WeakKeyDictionary()
@@ -160,7 +160,7 @@ def call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], 
             for (path, _), *states in zip(nodes, before, after, number, origin()[0], strict=True):
                 leaves += _leaves(heads, path, *(x.state for x in states))
         moved = [x for x in leaves if x.moved]
-        rebuilt = changed.value or not all(isinstance(x.before, nnx.Variable) for x in moved)
+        rebuilt = changed.value or not all(map(_settable, moved))
         if lost and (moved or rebuilt):
             raise StateError(f"{_list([x.path for x in moved] or [label(heads, p) for p, _ in nodes])}: {lost}")
         if rebuilt:
@@ -179,16 +179,17 @@ def call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], 
 
 def _leaves(heads: Sequence[str], path: Any, before: Any, after: Any, number: Any, origin: Any) -> list[_Leaf]:
     """The leaves of one module from its state before and after, and those states with argument numbers for arrays."""
+    rows = zip(before.paths, before.leaves, after.leaves, number.leaves, origin.leaves, strict=True)
+    return [
+        _Leaf(label(heads, path, inside), x, y, jax.tree.leaves(n) != jax.tree.leaves(o)) for inside, x, y, n, o in rows
+    ]
+
+
+def _settable(leaf: _Leaf) -> bool:
+    """Whether the new arrays can be put into the Variable: it is one, and is held by value (Flax marks references)."""
     from flax import nnx
 
-    def flat(state: Any) -> Any:
-        return jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda x: isinstance(x, nnx.Variable))[0]
-
-    rows = zip(*map(flat, (before, after, number, origin)), strict=True)
-    return [
-        _Leaf(label(heads, path, at), x, y, jax.tree.leaves(n) != jax.tree.leaves(o))
-        for (at, x), (_, y), (_, n), (_, o) in rows
-    ]
+    return isinstance(leaf.before, nnx.Variable) and jax.tree.structure(leaf.before) == jax.tree.structure(leaf.after)
 
 
 def _set(path: str, variable: Any, value: Any) -> None:
@@ -226,20 +227,15 @@ def _list(paths: list[str]) -> str:
 def label(heads: Sequence[str], path: tuple[Any, ...], inside: tuple[Any, ...] = ()) -> str:
     """A path in `(args, kwargs)`, and from there in a module, as people write it: `args[0]['net'].layers[1].kernel`.
     `heads`: what the positional arguments are called."""
-    keys = (
-        getattr(k, "key", k) for k in inside if not isinstance(k, jax.tree_util.GetAttrKey)
-    )  # `.value` of Variables
     head, rest = ("kwargs", path[1:]) if path[0].idx else (heads[path[1].idx], path[2:])
-    return "".join([
-        head, jax.tree_util.keystr(rest),
-        *(f".{k}" if isinstance(k, str) and k.isidentifier() else f"[{k!r}]" for k in keys),
-    ])  # fmt: skip
+    attributes = (f".{k}" if isinstance(k, str) and k.isidentifier() else f"[{k!r}]" for k in inside)
+    return "".join([head, jax.tree_util.keystr(rest), *attributes])
 
 
 def argument_names(heads: Sequence[str], tree: Any) -> list[str]:
     """The labels of the leaves of `(args, kwargs)`, split or not."""
     out = []
     for path, x in jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_split)[0]:
-        inside = jax.tree_util.tree_flatten_with_path(x.state)[0] if _is_split(x) else [((), None)]
-        out += [label(heads, path, at) for at, _ in inside]
+        rows = zip(x.state.paths, x.state.leaves, strict=True) if _is_split(x) else [((), x)]
+        out += [label(heads, path, inside) for inside, leaf in rows for _ in jax.tree.leaves(leaf)]
     return out

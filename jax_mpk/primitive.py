@@ -203,9 +203,9 @@ def _lower(platform: str | None, ctx: Any, *operands: Any, jaxpr: Any, implement
         except OptionError:
             raise
         except UnsupportedError as error:
-            located = error.located(_compat.where(ctx.traceback))
+            located = error.located(_compat.here)
             if implementation is not None and not derived:
-                raise located from error
+                raise located from None
             _warn_once(name, located)
         except Exception as error:
             if implementation is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from jax_mpk import backends, compiler, modules
+from jax_mpk import _compat, backends, compiler, modules
 from jax_mpk import options as opts
 from jax_mpk.errors import UnsupportedError
 from jax_mpk.inspect import cost, draw, explain
@@ -93,7 +93,10 @@ def lower(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Lowere
         platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
     options = opts.current(wrapped._options)
     target = backends.get(platform).target(options)
-    return Lowered(compiler.compile(eqn.params["jaxpr"], target, options, name=eqn.params["name"]))
+    try:
+        return Lowered(compiler.compile(eqn.params["jaxpr"], target, options, name=eqn.params["name"]))
+    except UnsupportedError as error:
+        raise error.located(_compat.here) from None
 
 
 def _megakernels(jaxpr: Any) -> Iterator[Any]:

@@ -153,12 +153,23 @@ class _Lowering:
     def apply(self, eqn: Equation, env: dict[Any, Tensor]) -> Sequence[Tensor]:
         """The results of an equation, by its rule."""
         b, raw, live, rule = self.b, eqn.raw, eqn.live, self.rule(eqn)
-        eqn.outs = outs = tuple(self.type_of(v) if on else _NO_TYPE for v, on in zip(raw.outvars, live, strict=True))
+        operands = [self.read(env, v) for v in raw.invars]
+        try:
+            eqn.outs = outs = tuple(
+                self.type_of(v) if on else _NO_TYPE for v, on in zip(raw.outvars, live, strict=True)
+            )
+        except UnsupportedError:
+            known = len(self.gaps)
+            if _compat.subjaxprs(raw):
+                rule(b, eqn, *operands)
+            if len(self.gaps) == known:
+                raise
+            return [self.stand_in(v) for v in raw.outvars]  # an equation inside said it better
         if all(0 in shape for (shape, _), on in zip(outs, live, strict=True) if on):
             return [Tensor(shape, dtype, splat=DEAD.splat) for shape, dtype in outs]
         if eqn.primitive != "concatenate" and any(0 in getattr(v.aval, "shape", ()) for v in raw.invars):
             b.unsupported("an operand has no elements")
-        result = rule(b, eqn, *(self.read(env, v) for v in raw.invars))
+        result = rule(b, eqn, *operands)
         results = [result] if isinstance(result, Tensor) else list(result)
         for t, out, on in zip(results, outs, live, strict=True):
             assert not on or (t.shape, t.dtype) == out, f"{eqn.primitive} gives {t.dtype}{t.shape}, not {out}"
