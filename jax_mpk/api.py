@@ -36,7 +36,8 @@ def megakernelize(
     Also a decorator, with or without arguments.
 
     Args:
-      fn: a pure JAX function of arrays (any shapes; types as the chosen implementation supports them).
+      fn: a pure JAX function of arrays (any shapes; types as the chosen implementation supports them), also a method of a
+        `flax.nnx` module, or one that is called. What it does to modules among its arguments arrives at the caller.
       implementation: "cuda", "cpu" (the megakernel of that platform), "xla" (plain XLA), or None: the platform's
         megakernel where it can be made, else XLA with a `MegakernelWarning` that names the reason and source line.
       options: an `Options`, or a mapping of knobs to change; read when `fn` is traced.
@@ -47,7 +48,8 @@ def megakernelize(
       A callable with `lower`, `explain`, `draw` and `cost_analysis`, which take the same arguments as `fn`.
 
     Raises:
-      TypeError, ValueError: wrong arguments of this function. When the result is lowered with a named implementation:
+      TypeError, ValueError: wrong arguments of this function (`OptionError`: a wrong knob). When the result is traced:
+      `StateError` for an update of a module that would be lost. When it is lowered with a named implementation:
       `UnsupportedError` for what it cannot do, `VerifyError` if the compiler made a mistake.
     """
     if fn is None:

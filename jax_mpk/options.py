@@ -70,8 +70,8 @@ class Options:
             }
             if not isinstance(value, kinds[str(f.type)]) or isinstance(value, bool) != (f.type == "bool"):
                 raise TypeError(f"option {f.name} takes {f.type}, not {value!r}")
-            if isinstance(value, int) and value < 0:
-                raise OptionError(f"option {f.name} is at least 0, not {value}")
+            if isinstance(value, int) and not 0 <= value < 1 << 63:
+                raise OptionError(f"option {f.name} is at least 0 and less than 2**63, not {value}")
             if isinstance(value, str) and "\0" in value:
                 raise OptionError(f"option {f.name} has a NUL in it: {value!r}")
         if self.stop_after:
