@@ -147,8 +147,9 @@ _u8, _u16, _u32, _i32, _u64, _i64 = "<u1", "<u2", "<u4", "<i4", "<u8", "<i8"
 RECORDS: dict[str, np.dtype] = {
     # offset and count (records) of each section follow the fixed part, in the order of SECTIONS.
     "Header": np.dtype([("magic", _u32), ("version", _u32), ("bytes", _u64), ("hash", _u8, (32,)),
-                        ("key", _u8, (32,)), ("workspace", _u64), ("workers", _u32), ("args", _u32), ("results", _u32), ("ranks", _u32), ("rank", _u32),
-                        ("iterations", _u32), ("section_offset", _u64, (16,)), ("section_count", _u64, (16,))]),
+                        ("key", _u8, (32,)), ("workspace", _u64), ("workers", _u32), ("args", _u32), ("results", _u32),
+                        ("ranks", _u32), ("rank", _u32), ("iterations", _u32), ("section_offset", _u64, (16,)),
+                        ("section_count", _u64, (16,))]),
     # index: operand/result number. offset: in the workspace or constant section. alias: operand number or -1.
     "Buffer": np.dtype([("space", _u8), ("dtype", _u8), ("peer", _u16), ("index", _u32), ("offset", _u64),
                         ("bytes", _u64), ("alias", _i32), ("name", _u32)]),

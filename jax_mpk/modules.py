@@ -168,6 +168,8 @@ def call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], 
                 _check(heads, path, x)
         else:
             for x in moved:
+                _set(x.path, x.before, x.before)  # all or none
+            for x in moved:
                 _set(x.path, x.before, x.after)
         with nnx.merge_context(TAG, inner=False) as context:
             if rebuilt:

@@ -83,7 +83,9 @@ def _evaluate(*args: Any, jaxpr: jc.ClosedJaxpr, **params: Any) -> Sequence[Any]
     """Outside of `jit`: a jitted call that lives as long as the traced function (JAX's own rule would keep it for ever)."""
 
     def jitted() -> Any:
-        return jax.jit(functools.partial(megakernel_p.bind, jaxpr=jaxpr, **params))
+        run = lambda *xs: megakernel_p.bind(*xs, jaxpr=jaxpr, **params)
+        run.__name__ = params["name"]
+        return jax.jit(run)
 
     run = remembered(jaxpr, ("evaluate", *sorted(params.items())), jitted)
     if not jax.config.jax_disable_jit:

@@ -36,7 +36,8 @@ ffi::ErrorOr<std::unique_ptr<SiteState>> instantiate(ffi::Dictionary attrs) {
     numbers[i] = *x;
   }
   Error why;
-  auto code = Code::get(program->begin(), program->size(), cubin->begin(), cubin->size(), {numbers[0], numbers[1], numbers[2]}, &why);
+  auto code = Code::get(program->begin(), program->size(), cubin->begin(), cubin->size(),
+                        {numbers[0], numbers[1], numbers[2]}, &why);
   if (!code) return ffi::Unexpected(ffi::Error::InvalidArgument("jax_mpk: " + why));
   auto state = std::make_unique<SiteState>();
   state->site = std::make_unique<Site>(std::move(code), numbers[3]);

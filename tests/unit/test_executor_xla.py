@@ -141,7 +141,7 @@ def test_a_program_is_not_taken_for_another_of_its_size() -> None:
     p = abi.decode(good)
     head = {k: p.header[k] for k in ("workspace", "workers", "args", "results", "ranks", "iterations")}
     np.testing.assert_array_equal(jax.jit(call(abi.encode(p.sections, key=b"k" * 32, **head), F32))(x)[0], 3 * x)
-    assert _ext.programs_kept() == before + 1
+    assert _ext.programs_kept() == min(before + 1, 256)
 
 
 def test_the_table_of_programs_is_bounded() -> None:
