@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,4 +58,5 @@ def build(blob: bytes, on: Device, cache: Path | None = None) -> Executable:
     source = cuda_source.generate(program, on.arch, stream=on.stream, window=on.window, ring=on.ring,
                                  profile=on.profile)  # fmt: skip
     cubin = nvrtc.compile(source.text, on.machine or on.arch, cache=cache)
-    return Executable(cuda_plan.plan(program, source, on.workers, on.profile), source, cubin, on)
+    key = hashlib.sha256(cubin.code).digest()
+    return Executable(cuda_plan.plan(program, source, on.workers, on.profile, key), source, cubin, on)

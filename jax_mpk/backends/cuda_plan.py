@@ -30,8 +30,11 @@ STAMPS = 32
 """Bytes of the times that a task leaves when profiled."""
 
 
-def plan(program: abi.Program, source: cuda_source.Source, workers: int, profile: bool = False) -> Plan:
-    """The plan for `workers` blocks; needs the decisions of `source` about every operator."""
+def plan(
+    program: abi.Program, source: cuda_source.Source, workers: int, profile: bool = False, key: bytes = b""
+) -> Plan:
+    """The plan for `workers` blocks; needs the decisions of `source` about every operator. `key`: the SHA-256 of the
+    machine code that was made of `source`."""
     ops, tasks, units = program["Op"], program["Task"], source.units
     parts = np.array([u.parts for u in units], np.int64)[tasks["op"]] if len(tasks) else np.zeros(0, np.int64)
     of = np.repeat(np.arange(len(tasks)), parts)
@@ -78,7 +81,7 @@ def plan(program: abi.Program, source: cuda_source.Source, workers: int, profile
     sections |= {"Task": out, "Stream": streams, "Unit": records}
     head = {k: int(program.header[k]) for k in ("args", "results", "ranks", "rank", "iterations")}
     head |= {"workspace": max(spill + source.spill * workers + profile * STAMPS * len(out), ALIGN), "workers": workers}
-    return Plan(abi.encode(sections, **head), spill, tickets)
+    return Plan(abi.encode(sections, key=key, **head), spill, tickets)
 
 
 def _spread(op: np.ndarray, split: np.ndarray, worker: np.ndarray, workers: int) -> np.ndarray:

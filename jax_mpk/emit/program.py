@@ -18,8 +18,8 @@ from jax_mpk.passes.decompose import buffer_of
 ALIGN = 64
 
 
-def emit(graph: Graph, tg: TaskGraph, *, name: str = "") -> bytes:
-    """The program of a refined graph and its task graph (`abi.encode`)."""
+def emit(graph: Graph, tg: TaskGraph, *, name: str = "", key: bytes = b"") -> bytes:
+    """The program of a refined graph and its task graph (`abi.encode`); `key`: what it is made from."""
     a = _Assembler(graph, buffer_of(graph))
     a.text(name or graph.name)
     sections = {"Buffer": a.buffers(tg)}
@@ -32,7 +32,7 @@ def emit(graph: Graph, tg: TaskGraph, *, name: str = "") -> bytes:
     for section, pool in a.pools.items():
         sections[section] = np.frombuffer(bytes(pool.data), abi.RECORDS[section])
     results = sum(b.space == "result" for b in tg.buffers)
-    return abi.encode(sections, workspace=tg.workspace, workers=max(1, tg.workers), args=len(graph.args),
+    return abi.encode(sections, key=key, workspace=tg.workspace, workers=max(1, tg.workers), args=len(graph.args),
                       results=results, ranks=1, iterations=1)  # fmt: skip
 
 

@@ -202,8 +202,8 @@ def _is_identity(coords: tuple[Coord, ...]) -> bool:
 
 
 def _appends(g: Graph) -> Graph:
-    """Moves cache updates into the one attention that reads them."""
-    readers = {v: [op.out for op in c] for v, c in g.consumers().items()}
+    """Moves cache updates into the one attention that reads them; other updates may follow (one array for all layers)."""
+    readers = {v: [op.out for op in c if not _overwrites(op, v)] for v, c in g.consumers().items()}
     updates = {op.out: op for op in g.ops if isinstance(op, Update)}
     maps = {op.out: op for op in g.ops if isinstance(op, Map)}
     taken: set[int] = set()
@@ -221,6 +221,11 @@ def _appends(g: Graph) -> Graph:
                     taken.add(x.value)
         ops.append(op)
     return g.with_ops([op for op in ops if not (isinstance(op, Update) and op.out in taken)])
+
+
+def _overwrites(op: Op, v: int) -> bool:
+    """Whether `op` uses `v` as the target of an update in place and for nothing else."""
+    return isinstance(op, Update) and op.append.target == v and not any(v in e.loads for e in op.exprs().values())
 
 
 def _linked(op: Attention, a: Append, x: Load, number: int) -> Append | None:

@@ -16,10 +16,10 @@ from jax import lax
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import spellings
 import vm
 from functions import BF16, CASES, data, ints
 
+from benchmarks import decoders as spellings
 from jax_mpk import abi
 from jax_mpk.abi import Program, ProgramError
 from jax_mpk.emit import check, disassemble, emit
