@@ -20,6 +20,8 @@ constexpr uint32_t SLOT_ACT = 0xff00;
 constexpr uint32_t SLOT_LIMIT = 0xff01;
 constexpr uint32_t SLOT_ACC = 0xff10;
 constexpr uint32_t ACCUMULATE = 0x1;
+constexpr uint8_t ARITY[] = {0, 0, 0, 1, 2, 2, 1, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2};
+constexpr uint8_t DTYPE_BYTES[] = {4, 2, 2, 4, 2, 1, 4, 2, 1, 1};
 
 enum class Space : uint8_t {
   ARG = 0,

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <random>
 #include <utility>
@@ -12,6 +13,10 @@
 #include "float_mode.h"
 #include "pool.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace mpk {
 namespace {
 
@@ -19,39 +24,62 @@ int64_t now_ms() {
   return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// Scratch memory of a thread: grows to the largest program that it has run.
+#if defined(__SANITIZE_ADDRESS__)
+void guard(const char* p, size_t n) { __asan_poison_memory_region(p, n); }
+void unguard(const char* p, size_t n) { __asan_unpoison_memory_region(p, n); }
+#else
+void guard(const char*, size_t) {}
+void unguard(const char*, size_t) {}
+#endif
+
+// Scratch memory of a thread: grows to the largest program that it has run. Large parts are pages that the system fills with
+// zeros when a task touches them. Between the parts is room that nobody touches, which AddressSanitizer checks.
 class ThreadScratch {
  public:
+  ~ThreadScratch() {
+    unguard(memory_.get(), capacity_);
+  }
+
+  // Throws OutOfMemory, and is then as before.
   Scratch& prepare(const ScratchSize& size) {
-    const auto round = [](int64_t n) { return (static_cast<size_t>(n) + 127) / 64 * 64; };
-    const size_t panel = round(4 * std::max<int64_t>(PANEL_K * PANEL_N, PANEL_ROWS * (size.panel + abi::LANES)));
+    const auto round = [](size_t n) { return (n + 127) / 64 * 64; };
     constexpr size_t scalars = abi::MAX_REGS * abi::LANES * 4, vectors = abi::MAX_REGS * STRIP * 4;
-    size_t total = panel + scalars + 2 * vectors + round(size.act) + round(size.keys * 8) + 2 * round(size.accesses * 8);
+    const size_t panel = std::max<size_t>(4 * PANEL_K * PANEL_N, static_cast<size_t>(size.panel));
+    const size_t accesses = 8 * static_cast<size_t>(size.accesses), keys = 8 * static_cast<size_t>(size.keys);
+    size_t total = 64 + round(scalars) + 2 * round(vectors) + round(panel) + 2 * round(accesses) + round(keys) + round(size.act);
     for (int64_t n : size.acc) total += round(n);
     if (total > capacity_) {
-      memory_ = nullptr;
-      memory_ = aligned_bytes(total);
-      std::memset(memory_.get(), 0, total);
-      capacity_ = total;
+      Memory memory(static_cast<char*>(std::calloc(total, 1)));
+      if (!memory) throw OutOfMemory(total);
+      unguard(memory_.get(), capacity_);
+      memory_ = std::move(memory), capacity_ = total;
     }
-    char* at = memory_.get();
-    const auto take = [&](size_t n) { return std::exchange(at, at + n); };
+    unguard(memory_.get(), capacity_);
+    char* at = memory_.get() + (64 - reinterpret_cast<uintptr_t>(memory_.get()) % 64) % 64;
+    const auto take = [&](size_t n) {
+      guard(at + n, round(n) - n);
+      return std::exchange(at, at + round(n));
+    };
     s_.scalars = reinterpret_cast<uint32_t*>(take(scalars));
     s_.vectors = reinterpret_cast<uint32_t*>(take(vectors));
     s_.spread = reinterpret_cast<uint32_t*>(take(vectors));
     s_.panel = reinterpret_cast<float*>(take(panel));
-    s_.base = reinterpret_cast<int64_t*>(take(round(size.accesses * 8)));
-    s_.origin = reinterpret_cast<char**>(take(round(size.accesses * 8)));
-    s_.keys = reinterpret_cast<uint64_t*>(take(round(size.keys * 8)));
-    s_.act = take(round(size.act));
-    for (int j = 0; j <= MAX_ACC; ++j) s_.acc[j] = take(round(size.acc[j]));
+    s_.base = reinterpret_cast<int64_t*>(take(accesses));
+    s_.origin = reinterpret_cast<char**>(take(accesses));
+    s_.keys = reinterpret_cast<uint64_t*>(take(keys));
+    s_.act = take(size.act);
+    for (int j = 0; j <= MAX_ACC; ++j) s_.acc[j] = take(size.acc[j]);
     s_.prologue = 0;
     return s_;
   }
 
  private:
+  struct Free {
+    void operator()(char* p) const { std::free(p); }
+  };
+  using Memory = std::unique_ptr<char, Free>;
   Scratch s_{};
-  AlignedBytes memory_;
+  Memory memory_;
   size_t capacity_ = 0;
 };
 
@@ -59,6 +87,16 @@ thread_local ThreadScratch thread_scratch;
 
 struct alignas(64) Progress {
   std::atomic<uint64_t> tasks{0};
+};
+
+// What made a worker give up. Plain data: building a text may need memory that is not there.
+struct Failure {
+  enum Kind { kNone, kWaits, kRuns, kMemory } kind = kNone;
+  uint32_t worker = 0, task = UINT32_MAX;
+  int wait = 0;       // kWaits: which one, and the counter's value
+  uint32_t have = 0;
+  uint64_t done = 0;  // tasks, in the whole launch
+  size_t bytes = 0;   // kMemory: that were asked for
 };
 
 struct Launch {
@@ -74,8 +112,7 @@ struct Launch {
   std::vector<Progress> progress;
   std::atomic<bool> failed{false};
   std::mutex mutex;
-  std::string text;
-  uint32_t blamed = UINT32_MAX;
+  Failure failure;
 
   uint64_t done() const {
     uint64_t n = 0;
@@ -83,75 +120,138 @@ struct Launch {
     return n;
   }
 
-  // Every worker that gives up comes here; the message is about the earliest task, the others wait because of it.
-  void fail(uint32_t worker, uint32_t task, int wait) {
-    const abi::Task& t = p.tasks[task];
+  // Every worker that gives up comes here. What counts is the earliest task, the others wait because of it, or a lack of
+  // memory.
+  void fail(Failure f) noexcept {
     std::lock_guard<std::mutex> lock(mutex);
-    if (task >= blamed) return;
-    blamed = task;
-    const uint32_t event = t.wait[wait], have = __atomic_load_n(&state.counters[event], __ATOMIC_ACQUIRE);
-    const std::string why = alone ? "no earlier task can trigger it" : "nothing finished for " + std::to_string(deadline_ms) + " ms";
-    text = "deadline exceeded: worker " + std::to_string(worker) + ", " + p.task_name(task) + " waits for event " +
-           std::to_string(event) + ": have " + std::to_string(event_have(have, state.epoch, t.want[wait])) + ", want " +
-           std::to_string(t.want[wait]) + "; " + std::to_string(done()) + " of " + std::to_string(p.tasks.size) +
-           " tasks are done, " + why;
+    if (failure.kind == Failure::kMemory || (f.kind != Failure::kMemory && f.task >= failure.task)) return;
+    f.done = done();
+    failure = f;
     failed.store(true);
+  }
+
+  void waits(uint32_t worker, uint32_t task, int wait) noexcept {
+    Failure f;
+    f.kind = Failure::kWaits, f.worker = worker, f.task = task, f.wait = wait;
+    f.have = __atomic_load_n(&state.counters[p.tasks[task].wait[wait]], __ATOMIC_ACQUIRE);
+    fail(f);
+  }
+
+  LaunchError error() const {
+    const Failure& f = failure;
+    const std::string worker = "worker " + std::to_string(f.worker);
+    if (f.kind == Failure::kMemory)
+      return {LaunchError::kMemory, "out of memory: " + worker + " asked for " + std::to_string(f.bytes) + " bytes of scratch"};
+    std::string text = "deadline exceeded: " + worker + ", " + p.task_name(f.task);
+    if (f.kind == Failure::kWaits) {
+      const abi::Task& t = p.tasks[f.task];
+      const uint32_t want = t.want[f.wait];
+      text += " waits for event " + std::to_string(t.wait[f.wait]) + ": have " +
+              std::to_string(event_have(f.have, state.epoch, want)) + ", want " + std::to_string(want);
+    } else {
+      text += " has not ended";
+    }
+    text += "; " + std::to_string(f.done) + " of " + std::to_string(p.tasks.size) + " tasks are done, ";
+    return {LaunchError::kDeadline, text + (alone && f.kind == Failure::kWaits ? "no earlier task can trigger it"
+                                            : "nothing finished for " + std::to_string(deadline_ms) + " ms")};
   }
 };
 
-// The memory operations of event.h for threads.
-class Waiter {
+// Thrown through a task that may not go on.
+struct Stopped {};
+
+// A thread at work in a launch: the memory operations of event.h, and the deadline of what it waits for or runs.
+class Worker {
  public:
-  explicit Waiter(Launch& l) : l_(l) {}
+  Worker(Launch& l, uint32_t number) : l_(l), number_(number), scratch_(thread_scratch.prepare(l.p.scratch)) {}
+
   uint32_t load_acquire(const uint32_t* counter) { return __atomic_load_n(counter, __ATOMIC_ACQUIRE); }
   void add_release(uint32_t* counter) { __atomic_fetch_add(counter, 1u, __ATOMIC_RELEASE); }
-
   bool keep_waiting() {
     if (l_.alone) return false;
     backoff_.step();
-    if (backoff_.steps() % 64) return true;
-    if (l_.failed.load(std::memory_order_relaxed)) return false;
-    const int64_t now = now_ms();
-    const uint64_t done = l_.done();
-    if (since_ < 0 || done != done_) since_ = now, done_ = done;
-    return now - since_ < l_.deadline_ms;
+    return backoff_.steps() % 64 || !over();
   }
+
+  // False when the launch has failed.
+  bool wait(uint32_t task) {
+    const abi::Task& t = l_.p.tasks[task];
+    for (int i = 0; i < t.n_waits; ++i) {
+      start();
+      if (event_wait(*this, &l_.state.counters[t.wait[i]], event_target(l_.state.epoch, t.want[i]))) continue;
+      l_.waits(number_, task, i);
+      return false;
+    }
+    return true;
+  }
+
+  // False when the launch has failed.
+  bool run(uint32_t task) {
+    const abi::Task& t = l_.p.tasks[task];
+    if (static_cast<abi::Kind>(l_.p.ops[t.op].kind) != abi::Kind::NOP) {
+      start();
+      Pulse pulse{[](void* self) { static_cast<Worker*>(self)->pulse(); }, this};
+      try {
+        l_.isa.run({&l_.p.view, l_.slots.data(), &scratch_, &pulse}, t.op, t.index);
+      } catch (const Stopped&) {
+        scratch_.prologue = 0;
+        Failure f;
+        f.kind = Failure::kRuns, f.worker = number_, f.task = task;
+        l_.fail(f);
+        return false;
+      }
+    }
+    std::atomic<uint64_t>& done = l_.progress[number_].tasks;
+    done.store(done.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+    return true;
+  }
+
+  Scratch& scratch() { return scratch_; }
 
  private:
   Launch& l_;
+  const uint32_t number_;
+  Scratch& scratch_;
   Backoff backoff_;
   int64_t since_ = -1;
   uint64_t done_ = 0;
+
+  void start() { backoff_ = Backoff(), since_ = -1; }
+
+  // Whether the launch has failed, or no task of it has ended for the deadline since `start`.
+  bool over() {
+    if (l_.failed.load(std::memory_order_relaxed)) return true;
+    const int64_t now = now_ms();
+    const uint64_t done = l_.done();
+    if (since_ < 0 || done != done_) since_ = now, done_ = done;
+    return now - since_ >= l_.deadline_ms;
+  }
+
+  void pulse() {
+    if (over()) throw Stopped();
+  }
 };
 
-void run_one(const Launch& l, Scratch& scratch, const abi::Task& t) {
-  const TaskContext context{&l.p.view, l.slots.data(), &scratch};
-  if (static_cast<abi::Kind>(l.p.ops[t.op].kind) != abi::Kind::NOP) l.isa.run(context, t.op, t.index);
-}
-
-void run_list(Launch& l, uint32_t worker, const std::vector<uint32_t>& tasks) {
+void run_list(Launch& l, uint32_t worker, const std::vector<uint32_t>& tasks) noexcept {
   const FloatMode mode;
-  Scratch& scratch = thread_scratch.prepare(l.p.scratch);
-  uint32_t* counters = l.state.counters.data();
-  std::atomic<uint64_t>& done = l.progress[worker].tasks;
-  for (uint32_t number : tasks) {
-    const abi::Task& t = l.p.tasks[number];
-    Waiter waiter(l);
-    for (int i = 0; i < t.n_waits; ++i) {
-      if (event_wait(waiter, counters + t.wait[i], event_target(l.state.epoch, t.want[i]))) continue;
-      l.fail(worker, number, i);
-      return;
+  try {
+    Worker w(l, worker);
+    for (uint32_t task : tasks) {
+      if (!w.wait(task) || !w.run(task)) return;
+      const abi::Task& t = l.p.tasks[task];
+      for (int i = 0; i < t.n_triggers; ++i) event_trigger(w, &l.state.counters[t.trigger[i]]);
     }
-    run_one(l, scratch, t);
-    for (int i = 0; i < t.n_triggers; ++i) event_trigger(waiter, counters + t.trigger[i]);
-    done.store(done.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+  } catch (const OutOfMemory& e) {
+    Failure f;
+    f.kind = Failure::kMemory, f.worker = worker, f.bytes = e.bytes;
+    l.fail(f);
   }
 }
 
 // One thread, in an order that respects the events and nothing else: what the scheduler must be correct under.
 void run_random(Launch& l, uint64_t seed) {
   const FloatMode mode;
-  Scratch& scratch = thread_scratch.prepare(l.p.scratch);
+  Worker w(l, 0);
   l.alone = true;
   uint32_t* counters = l.state.counters.data();
   std::mt19937_64 random(seed);
@@ -169,9 +269,8 @@ void run_random(Launch& l, uint64_t seed) {
     const uint32_t n = ready.back();
     ready.pop_back();
     const abi::Task& t = l.p.tasks[n];
-    scratch.prologue = 0;
-    run_one(l, scratch, t);
-    l.progress[0].tasks.fetch_add(1);
+    w.scratch().prologue = 0;
+    if (!w.run(n)) return;
     for (int i = 0; i < t.n_triggers; ++i) {
       ++counters[t.trigger[i]];
       auto& list = waiting[t.trigger[i]];
@@ -185,7 +284,7 @@ void run_random(Launch& l, uint64_t seed) {
   }
   for (uint32_t n = 0; n < l.p.tasks.size && !l.failed; ++n)
     for (int i = 0; blocked[n] && i < l.p.tasks[n].n_waits && !l.failed; ++i)
-      if (!reached(l.p.tasks[n].wait[i], l.p.tasks[n].want[i])) l.fail(0, n, i);
+      if (!reached(l.p.tasks[n].wait[i], l.p.tasks[n].want[i])) l.waits(0, n, i);
 }
 
 // Empty when the operands are what the program was compiled for.
@@ -203,7 +302,7 @@ std::string check(const Program& p, const Operands& o) {
     const char* what = arg ? "operand " : "result ";
     if (bytes < b.bytes) return what + std::to_string(b.index) + " has " + std::to_string(bytes) + " bytes, not " + std::to_string(b.bytes);
     if (!arg && b.alias >= 0 && o.arg_bytes[b.alias] < b.bytes) return "operand " + std::to_string(b.alias) + " is too small for its result";
-    if (reinterpret_cast<uintptr_t>(arg ? o.args[b.index] : o.results[b.index]) % 4 && bytes >= 4)
+    if (reinterpret_cast<uintptr_t>(arg ? o.args[b.index] : o.results[b.index]) % (bytes >= 4 ? 4 : bytes >= 2 ? 2 : 1))
       return what + std::to_string(b.index) + " is not aligned";
   }
   return "";
@@ -211,7 +310,7 @@ std::string check(const Program& p, const Operands& o) {
 
 }  // namespace
 
-LaunchError launch(Program& p, const Operands& o, const LaunchOptions& options) {
+LaunchError launch(Program& p, const Operands& o, const LaunchOptions& options) try {
   if (std::string bad = check(p, o); !bad.empty()) return {LaunchError::kArguments, bad};
   std::vector<char*> base(p.buffers.size), slots(p.slots.size);
   for (size_t i = 0; i < p.buffers.size; ++i) {
@@ -220,7 +319,7 @@ LaunchError launch(Program& p, const Operands& o, const LaunchOptions& options) 
       case abi::Space::ARG: base[i] = o.args[b.index]; break;
       case abi::Space::RESULT:
         base[i] = o.results[b.index];
-        if (b.alias >= 0 && o.args[b.alias] != base[i]) std::memmove(base[i], o.args[b.alias], b.bytes);
+        if (b.alias >= 0 && b.bytes && o.args[b.alias] != base[i]) std::memmove(base[i], o.args[b.alias], b.bytes);
         break;
       case abi::Space::WORKSPACE: base[i] = o.workspace + b.offset; break;
       default: base[i] = const_cast<char*>(reinterpret_cast<const char*>(p.consts.data)) + b.offset;
@@ -240,7 +339,7 @@ LaunchError launch(Program& p, const Operands& o, const LaunchOptions& options) 
       Launch& l;
       const std::vector<std::vector<uint32_t>>& lists;
     } shared{l, p.lists(threads)};
-    const auto job = [](void* context, uint32_t worker) {
+    const auto job = [](void* context, uint32_t worker) noexcept {
       auto& s = *static_cast<Shared*>(context);
       run_list(s.l, worker, s.lists[worker]);
     };
@@ -249,9 +348,13 @@ LaunchError launch(Program& p, const Operands& o, const LaunchOptions& options) 
       run_list(l, 0, p.lists(1)[0]);
     }
   }
-  if (l.failed) return {LaunchError::kDeadline, l.text};  // its counters are dropped with `state`
+  if (l.failed) return l.error();  // its counters are dropped with `state`
   p.give_state(std::move(state));
   return {};
+} catch (const OutOfMemory& e) {
+  return {LaunchError::kMemory, "out of memory: a launch asked for " + std::to_string(e.bytes) + " bytes"};
+} catch (const std::bad_alloc&) {
+  return {LaunchError::kMemory, "out of memory"};
 }
 
 }  // namespace mpk

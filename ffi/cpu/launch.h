@@ -1,5 +1,7 @@
 // Launching a loaded program: binds operands, runs every task once under the event protocol, reports what went wrong.
 //
+// A launch ends: it fails when no task has ended for the deadline, and then also leaves the tasks that are running. It
+// fails when a worker finds no memory; nothing is thrown across the pool.
 // Called by the XLA handler (handler.cc), by the test entry of the extension module (module.cc), and by the standalone
 // ThreadSanitizer binary. A launch that fails leaves nothing behind: the next one starts with fresh counters.
 #pragma once
@@ -34,7 +36,7 @@ struct LaunchOptions {
 };
 
 struct LaunchError {
-  enum Kind { kNone, kArguments, kDeadline } kind = kNone;
+  enum Kind { kNone, kArguments, kDeadline, kMemory } kind = kNone;
   std::string text;
 };
 

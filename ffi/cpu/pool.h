@@ -8,8 +8,8 @@
 
 namespace mpk {
 
-// A job runs as job(context, worker) on workers 0 .. threads-1.
-using Job = void (*)(void* context, uint32_t worker);
+// A job runs as job(context, worker) on workers 0 .. threads-1. It does not throw: what it works on is on the caller's stack.
+using Job = void (*)(void* context, uint32_t worker) noexcept;
 
 bool try_run(uint32_t threads, Job job, void* context);
 

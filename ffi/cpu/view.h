@@ -53,10 +53,20 @@ struct Scratch {
   int64_t act_batch, act_m0, act_m1;
 };
 
+// Bodies say how much they have done, and every PULSE units (lanes of an instruction, multiply-adds: a few milliseconds)
+// ask the launch whether they may go on. `check` throws when they may not: no body holds anything that unwinding would leak.
+constexpr int64_t PULSE = int64_t{1} << 22;
+struct Pulse {
+  void (*check)(void* owner);
+  void* owner;
+  int64_t left = PULSE;
+};
+
 struct TaskContext {
   const View* view;
   char* const* slots;  // address of every slot, for the operands of this launch
   Scratch* scratch;
+  Pulse* pulse;
 };
 
 // Provided once per instruction set (isa/*.cc).

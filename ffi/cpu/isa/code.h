@@ -36,6 +36,7 @@ class CodeRunner {
   void run(const abi::Code& c, const TaskRange& range) {
     i32 lo[abi::MAX_AXES], len[abi::MAX_AXES], done[abi::MAX_AXES];
     int outer[abi::MAX_AXES], n_outer = 0;
+    spend(*t_.pulse, 16);
     for (u32 a = 0; a < c.n_axes; ++a) {
       lo[a] = range.lo[a], len[a] = 1;
       if (c.axes >> a & 1) {
@@ -56,9 +57,10 @@ class CodeRunner {
         if (scratch) start -= x.stride[a] * range.lo[a];
       }
       s_.base[j] = base;
-      s_.origin[j] = (scratch ? scratch_slot(x.slot) : t_.slots[op_.slot + x.slot]) + start * size_of(x.dtype);
+      s_.origin[j] = moved(scratch ? scratch_slot(x.slot) : t_.slots[op_.slot + x.slot], start * size_of(x.dtype));
     }
     for (;;) {
+      spend(*t_.pulse, 1 + c.accesses);
       for (u32 i = c.stage; i < c.stage + c.stages; ++i) stage(t_.view->stages[i], c.vector < 0 ? 1 : len[c.vector]);
       int d = n_outer - 1;
       for (; d >= 0; --d) {
@@ -76,7 +78,7 @@ class CodeRunner {
   char* scratch_slot(u32 slot) const {
     if (slot == abi::SLOT_ACT) return s_.act;
     if (slot == abi::SLOT_LIMIT) return reinterpret_cast<char*>(s_.limit);
-    return slot - abi::SLOT_ACC <= MAX_ACC ? s_.acc[slot - abi::SLOT_ACC] : nullptr;  // INDEX names no slot
+    return s_.acc[slot - abi::SLOT_ACC];
   }
 
   void stage(const abi::Stage& st, int length) {
@@ -171,7 +173,7 @@ class CodeRunner {
     i64 gathered[STRIP];
     Lanes l;
     const i64 off = lanes(x, in.aux, n, l, gathered);
-    char* at = s_.origin[in.aux] + off * size_of(x.dtype);
+    char* at = moved(s_.origin[in.aux], off * size_of(x.dtype));
     if (op == abi::Opcode::LOAD) {
       u32* d = result(in.dst);
       load_any(x.dtype, d, at, l, n);
@@ -196,6 +198,7 @@ class CodeRunner {
 
   void strip(const abi::Instr* code, u32 count, int n) {
     const int lanes = (n + static_cast<int>(abi::LANES) - 1) / static_cast<int>(abi::LANES) * static_cast<int>(abi::LANES);
+    spend(*t_.pulse, i64{lanes} * (count + 1));
     for (const abi::Instr* in = code; in < code + count; ++in) {
       const auto op = static_cast<abi::Opcode>(in->op);
       switch (op) {
@@ -211,9 +214,8 @@ class CodeRunner {
         }
         case abi::Opcode::SELECT: select(result(in->dst), operand(in->a), operand(in->b), operand(in->c), lanes); break;
         default: {
-          const bool unary = op <= abi::Opcode::F_TO_B || (op >= abi::Opcode::I_NEG && op <= abi::Opcode::I_WRAP_U16);
           const u32* a = operand(in->a);
-          arithmetic(op, result(in->dst), a, unary ? a : operand(in->b), lanes);
+          arithmetic(op, result(in->dst), a, abi::ARITY[in->op] == 1 ? a : operand(in->b), lanes);
         }
       }
     }

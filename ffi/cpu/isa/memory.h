@@ -76,14 +76,4 @@ static void store_any(uint8_t dtype, const u32* v, const u32* where, bool add, c
 #undef CALL
 }
 
-FN int size_of(uint8_t dtype) {
-  switch (static_cast<abi::Dtype>(dtype)) {
-    case abi::Dtype::F32:
-    case abi::Dtype::I32:
-    case abi::Dtype::U32: return 4;
-    case abi::Dtype::I8:
-    case abi::Dtype::U8:
-    case abi::Dtype::BOOL: return 1;
-    default: return 2;
-  }
-}
+FN int size_of(uint8_t dtype) { return abi::DTYPE_BYTES[dtype]; }
