@@ -288,6 +288,15 @@ def header() -> str:
             lines.append(f"  {_CTYPE[base.str[1:]]} {field}{dims};")
         lines += ["};", f"static_assert(sizeof({name}) == {dtype.itemsize});"]
         lines += [f"static_assert(offsetof({name}, {f}) == {dtype.fields[f][1]});" for f in dtype.names or ()]
+    lines += ["", "#ifdef MPK_ABI_FIELDS  // what records consist of, for tools that walk them; section -1 is the header"]
+    lines += ["struct Field {", "  int section;", "  uint16_t record, offset, bytes, count;", "};"]
+    lines += ["constexpr Field FIELDS[] = {"]
+    for name, dtype in RECORDS.items():
+        section = SECTIONS.index(name) if name in SECTIONS else -1
+        for sub, offset in (dtype.fields[f][:2] for f in dtype.names or ()):
+            width = sub.base.itemsize
+            lines.append(f"  {{{section}, {dtype.itemsize}, {offset}, {width}, {sub.itemsize // width}}},")
+    lines += ["};", "#endif"]
     return "\n".join([*lines, "", "}  // namespace mpk::abi", ""])
 
 

@@ -44,6 +44,8 @@ Span<T> section(const abi::Header& h, const char* base, abi::Section which) {
   return {reinterpret_cast<const T*>(base + at), static_cast<size_t>(n)};
 }
 
+}  // namespace
+
 uint64_t content_hash(const char* blob, size_t bytes) {
   abi::Header clean;
   std::memcpy(&clean, blob, sizeof clean);
@@ -53,8 +55,6 @@ uint64_t content_hash(const char* blob, size_t bytes) {
   sha.update(blob + sizeof clean, bytes - sizeof clean);
   return sha.finish();
 }
-
-}  // namespace
 
 Program::Program(const void* blob, size_t bytes) {
   if (bytes < sizeof(abi::Header)) program_error("it has %zu bytes, a header has %zu", bytes, sizeof(abi::Header));

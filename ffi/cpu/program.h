@@ -104,6 +104,9 @@ class Program {
   std::vector<std::unique_ptr<LaunchState>> states_;
 };
 
+// The hash that a blob of at least a header's size must carry.
+uint64_t content_hash(const char* blob, size_t bytes);
+
 // check_ops.cc: fills in `info` and `scratch`, throws ProgramError.
 void check_ops(Program& p);
 
