@@ -207,8 +207,12 @@ class Program:
         return self.sections[section]
 
     def name(self, offset: int) -> str:
+        """The name at a byte offset; raises `ProgramError`."""
         names = self.sections["Name"]["byte"].tobytes()
-        return names[offset : names.index(b"\0", offset)].decode()
+        end = names.find(b"\0", offset)
+        if end < 0:
+            raise ProgramError(f"the name at {offset} of {len(names)} bytes does not end")
+        return names[offset:end].decode(errors="backslashreplace")
 
 
 def encode(sections: dict[str, np.ndarray], **header: int) -> bytes:
@@ -288,7 +292,10 @@ def header() -> str:
             lines.append(f"  {_CTYPE[base.str[1:]]} {field}{dims};")
         lines += ["};", f"static_assert(sizeof({name}) == {dtype.itemsize});"]
         lines += [f"static_assert(offsetof({name}, {f}) == {dtype.fields[f][1]});" for f in dtype.names or ()]
-    lines += ["", "#ifdef MPK_ABI_FIELDS  // what records consist of, for tools that walk them; section -1 is the header"]
+    lines += [
+        "",
+        "#ifdef MPK_ABI_FIELDS  // what records consist of, for tools that walk them; section -1 is the header",
+    ]
     lines += ["struct Field {", "  int section;", "  uint16_t record, offset, bytes, count;", "};"]
     lines += ["constexpr Field FIELDS[] = {"]
     for name, dtype in RECORDS.items():

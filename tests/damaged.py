@@ -15,6 +15,28 @@ SOME = ("softmax", "integers", "gather of gather", "update", "scatter add, drop"
         "norm, two matmuls", "matmul, bf16", "integer matmul", "batched, permuted", "cumulative", "products")  # fmt: skip
 
 
+def more_cores() -> dict[str, tuple]:
+    """Contractions and attentions of several axes each way, cut along the first: what their accesses must flatten to."""
+    import test_emit as e
+
+    x, w = e.data(2, 3, 4, 5, 6), e.data(2, 5, 6, 7, 8)
+    cases = {"axes of each kind": (lambda x, w: e.jnp.einsum("bmnkl,bklpq->bmnpq", x, w), (x, w))}
+    for name, spec, shape in (
+        ("k contiguous", "bmnkl,bpqkl->bmnpq", (2, 7, 8, 5, 6)),
+        ("strided", "bmnkl,bpqkl->bmnpq", (2, 7, 8, 5, 12)),
+    ):
+        f = lambda x, w, spec=spec: e.jnp.einsum(spec, x, w[..., : x.shape[-1]])
+        cases |= {f"{name}, {t}": (f, (x.astype(t), e.data(*shape).astype(t))) for t in (e.BF16, e.np.float32)}
+    q, k = e.data(2, 3, 40, 8), e.data(2, 50, 3, 8)
+    attend = lambda q, k, v: e.jnp.einsum(
+        "bhqk,bkhd->bqhd", e.jax.nn.softmax(e.jnp.einsum("bhqd,bkhd->bhqk", q, k), -1), v
+    )
+    return cases | {
+        "attention": (attend, (q, k, e.data(2, 50, 3, 8, seed=1))),
+        "attention, v across": (lambda q, k, v: attend(q, k, v.transpose(0, 3, 1, 2)), (q, k, e.data(2, 3, 8, 50))),
+    }
+
+
 def programs(names: Iterable[str] | None = None) -> dict[str, bytes]:
     """Programs of these functions of `test_emit` (all, and a decoder, by default), unfused and fused, cut small."""
     import test_emit
@@ -24,7 +46,12 @@ def programs(names: Iterable[str] | None = None) -> dict[str, bytes]:
     from jax_mpk.tasks import KINDS, contract, rows, sort
 
     cases = dict(test_emit.CASES)
-    cases |= {f"{kind.name}, {case.name}": (case.fn, case.make(test_emit.np.random.default_rng(3))) for kind in KINDS for case in kind.cases}
+    cases |= {
+        f"{kind.name}, {case.name}": (case.fn, case.make(test_emit.np.random.default_rng(3)))
+        for kind in KINDS
+        for case in kind.cases
+    }
+    cases |= more_cores()
     cases["decoder"] = launch.decoder()
     out = {}
     with pytest.MonkeyPatch.context() as patch:  # many tasks of small operators

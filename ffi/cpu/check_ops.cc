@@ -32,8 +32,10 @@ struct OpChecker : OpScope {
       if (tasks > 1 << 30) program_error("operator %zu has too many tasks", n);
     }
     info.tasks = static_cast<uint32_t>(tasks);
+    if ((budget -= op.accesses) < 0) program_error("operator %zu: it has too many accesses", n);
+    for (int64_t i = 0; i < op.accesses; ++i) core_access(i);
     switch (static_cast<abi::Kind>(op.kind)) {
-      case abi::Kind::NOP: return;
+      case abi::Kind::NOP: roles({}); return;
       case abi::Kind::ROWS: roles({abi::Role::MAIN}), grow(); return;
       case abi::Kind::CONTRACT: contract(); return;
       case abi::Kind::ATTENTION: attention(); return;
@@ -61,7 +63,7 @@ struct OpChecker : OpScope {
     if (index < 0 || index >= op.accesses) program_error("operator %zu: core access %lld of %u", n, (long long)index, op.accesses);
     const abi::Access& x = p.accesses[op.access + index];
     if (x.n_dyn) program_error("operator %zu: a core access has dynamic coordinates", n);
-    if (x.slot >= abi::SLOT_ACT) program_error("operator %zu: a core access is to scratch", n);
+    if (x.slot >= op.slots) program_error("operator %zu: a core access names slot %u of %u", n, x.slot, op.slots);
     return x;
   }
 
@@ -113,7 +115,12 @@ struct OpChecker : OpScope {
     return r;
   }
 
+  // Checks the codes of the roles that the kind has; the others have none.
   void roles(std::initializer_list<abi::Role> which) {
+    uint32_t others = ~0u;
+    for (abi::Role role : which) others &= ~(1u << static_cast<int>(role));
+    for (int r = 0; r < static_cast<int>(sizeof op.codes / sizeof op.codes[0]); ++r)
+      if (others >> r & 1 && op.codes[r]) program_error("operator %zu has codes of role %d, which its kind does not", n, r);
     for (abi::Role role : which) {
       const int r = static_cast<int>(role);
       if (uint64_t{op.code[r]} + op.codes[r] > p.codes.size) program_error("operator %zu: role %d has codes beyond the end", n, r);

@@ -98,8 +98,12 @@ Program::Program(const void* blob, size_t bytes) {
 Program::~Program() = default;
 
 void Program::check_buffers() {
+  if (names.size && names[names.size - 1].byte) program_error("the last name does not end");
+  for (size_t i = 0; i < ops.size; ++i)
+    if (ops[i].name >= names.size) program_error("operator %zu has a name beyond the end", i);
   for (size_t i = 0; i < buffers.size; ++i) {
     const abi::Buffer& b = buffers[i];
+    if (b.name >= names.size) program_error("buffer %zu has a name beyond the end", i);
     const auto space = static_cast<abi::Space>(b.space);
     if (b.bytes >> 40 || b.offset >> 40) program_error("buffer %zu is too large", i);
     uint64_t limit = 0;
@@ -142,16 +146,19 @@ void Program::check_tasks() {
       else ++triggers[t.trigger[j]];
   }
   // Too few triggers end with the deadline. Too many would be counted by the next launch, whose waits would not wait.
+  for (size_t e = 0; e < events.size; ++e)
+    if (triggers[e] > events[e].threshold)
+      program_error("event %zu is triggered %u times, its threshold is %u", e, triggers[e], events[e].threshold);
   for (size_t i = 0; i < tasks.size; ++i)
     for (int j = 0; j < tasks[i].n_waits; ++j)
-      if (const uint32_t e = tasks[i].wait[j]; tasks[i].want[j] < triggers[e])
-        program_error("task %zu waits for %u of the %u triggers of event %u", i, tasks[i].want[j], triggers[e], e);
+      if (const uint32_t e = tasks[i].wait[j]; tasks[i].want[j] != events[e].threshold)
+        program_error("task %zu waits for %u triggers of event %u, its threshold is %u", i, tasks[i].want[j], e, events[e].threshold);
 }
 
 std::string Program::task_name(uint32_t task) const {
   const abi::Task& t = tasks[task];
   std::string name;
-  for (size_t at = ops[t.op].name; at < names.size && names[at].byte && name.size() < 200; ++at) {
+  for (size_t at = ops[t.op].name; names[at].byte && name.size() < 200; ++at) {
     char text[8];  // error messages are UTF-8 for whoever shows them, names may be anything
     std::snprintf(text, sizeof text, names[at].byte < 0x20 || names[at].byte > 0x7e ? "\\x%02x" : "%c", names[at].byte);
     name += text;

@@ -8,7 +8,8 @@
 //   - the extreme elements of every access are inside of its buffer or scratch and aligned for their type, stores do not go
 //     to operands or constants, and the terms of every access, also one that only INDEX uses, add up without overflow;
 //   - operators have the tiles and the flattened strides that their kind relies on, equal prologues equal activations;
-//   - an event is not triggered more often than its waits want: counters go on from launch to launch;
+//   - an event is triggered no more often than its waits want: counters go on from launch to launch;
+//   - names end;
 //   - scratch, constants, workspace and the checks themselves are bounded.
 // What an operand or a missing store makes of a value is not checked: coordinates from registers are clamped, and garbage
 // stays a value. A launch ends because its tasks and waits look at the deadline (launch.h). Sizes and alignment of the
