@@ -20,6 +20,7 @@ constexpr uint32_t SLOT_ACT = 0xff00;
 constexpr uint32_t SLOT_LIMIT = 0xff01;
 constexpr uint32_t SLOT_ACC = 0xff10;
 constexpr uint32_t ACCUMULATE = 0x1;
+constexpr uint32_t IN_PLACE = 0x1;
 constexpr uint8_t ARITY[] = {0, 0, 0, 1, 2, 2, 1, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2};
 constexpr uint8_t DTYPE_BYTES[] = {4, 2, 2, 4, 2, 1, 4, 2, 1, 1};
 
@@ -377,7 +378,7 @@ struct Op {
   uint32_t access;
   uint32_t accesses;
   uint32_t name;
-  uint32_t pad;
+  uint32_t flags;
   int32_t extent[12];
   int32_t tile[12];
   uint32_t code[12];
@@ -394,7 +395,7 @@ static_assert(offsetof(Op, slots) == 12);
 static_assert(offsetof(Op, access) == 16);
 static_assert(offsetof(Op, accesses) == 20);
 static_assert(offsetof(Op, name) == 24);
-static_assert(offsetof(Op, pad) == 28);
+static_assert(offsetof(Op, flags) == 28);
 static_assert(offsetof(Op, extent) == 32);
 static_assert(offsetof(Op, tile) == 80);
 static_assert(offsetof(Op, code) == 128);

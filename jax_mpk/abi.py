@@ -138,6 +138,8 @@ SLOT_ACT, SLOT_LIMIT, SLOT_ACC = 0xFF00, 0xFF01, 0xFF10
 """Slots from SLOT_ACT on are scratch of the running task (SLOT_ACC + j: accumulator j); they are tile-relative."""
 ACCUMULATE = 1
 """Stage flag: a further range of the same reduction (concatenated bodies)."""
+IN_PLACE = 1
+"""Op flag (ROWS): what MAIN stores over holds data, of which the rest keeps its value."""
 
 _u8, _u16, _u32, _i32, _u64, _i64 = "<u1", "<u2", "<u4", "<i4", "<u8", "<i8"
 
@@ -166,7 +168,7 @@ RECORDS: dict[str, np.dtype] = {
                       ("vector", _i32), ("scalar_regs", _u16), ("vector_regs", _u16), ("n_axes", _u32),
                       ("lo", _i32, (MAX_AXES,)), ("hi", _i32, (MAX_AXES,))]),
     "Op": np.dtype([("kind", _u8), ("n_axes", _u8), ("variant", _u16), ("prologue", _u32), ("slot", _u32),
-                    ("slots", _u32), ("access", _u32), ("accesses", _u32), ("name", _u32), ("pad", _u32),
+                    ("slots", _u32), ("access", _u32), ("accesses", _u32), ("name", _u32), ("flags", _u32),
                     ("extent", _i32, (MAX_AXES,)), ("tile", _i32, (MAX_AXES,)),
                     ("code", _u32, (12,)), ("codes", _u32, (12,)), ("params", _i64, (20,))]),
     "Task": np.dtype([("op", _u32), ("index", _u32), ("worker", _u16), ("n_waits", _u8), ("n_triggers", _u8),
@@ -275,7 +277,7 @@ def header() -> str:
     lines += ["#pragma once", "#ifndef __CUDACC_RTC__", "#include <cstddef>", "#include <cstdint>", "#endif", ""]
     lines += ["namespace mpk::abi {", ""]
     for name in ("MAGIC", "VERSION", "MAX_AXES", "MAX_DYN", "MAX_WAITS", "MAX_TRIGGERS", "LANES",
-                 "VECTOR_REG", "MAX_REGS", "SLOT_ACT", "SLOT_LIMIT", "SLOT_ACC", "ACCUMULATE"):  # fmt: skip
+                 "VECTOR_REG", "MAX_REGS", "SLOT_ACT", "SLOT_LIMIT", "SLOT_ACC", "ACCUMULATE", "IN_PLACE"):  # fmt: skip
         lines.append(f"constexpr uint32_t {name} = {globals()[name]:#x};")
     for name in ("ARITY", "DTYPE_BYTES"):
         lines.append(f"constexpr uint8_t {name}[] = {{{', '.join(map(str, globals()[name]))}}};")

@@ -83,8 +83,8 @@ PASSES: tuple[Pass, ...] = (
     Pass("linearise", "tasks", lambda u: linearise.run(u.tasks)),
     Pass("placement", "tasks", lambda u: placement.run(u.tasks, u.graph, u.target)),
     Pass("memory", "tasks", lambda u: memory.run(u.tasks)),
-    Pass("verify", "certificate", lambda u: verify(u.tasks, target=u.target)),
     Pass("emit", "program", lambda u: emit(u.graph, u.tasks, name=u.name)),
+    Pass("verify", "certificate", lambda u: verify(u.program, target=u.target)),
 )
 
 
@@ -178,7 +178,7 @@ def program(closed: jc.ClosedJaxpr, target: Target, options: Options, *, name: s
             _memory.put(key, Compiled(name, closed, target, blob), options.cache_entries)
             return blob
     out = compile(closed, target, options, name=name)
-    if out.program is None:
+    if out.program is None or PASSES[-1].name not in out.stages:  # nothing runs that was not verified
         raise UnsupportedError("megakernel", f"the compiler stopped after pass {options.stop_after!r}, as it was told")
     if disk:
         disk.put(key, out.program)

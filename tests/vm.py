@@ -369,7 +369,7 @@ def _operate(name: str, srcs: list[np.ndarray]) -> np.ndarray:
 def _combine(name: str, dtype: np.dtype):
     real = dtype.kind == "f"
     low, high = (-np.inf, np.inf) if real else (np.iinfo(dtype).min, np.iinfo(dtype).max)
-    f = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum, "and": np.bitwise_and,
+    f = {"sum": np.add, "prod": np.multiply, "max": scalar.maximum, "min": scalar.minimum, "and": np.bitwise_and,
          "or": np.bitwise_or}[name]  # fmt: skip
     neutral = {"sum": 0, "prod": 1, "max": low, "min": high, "and": high if dtype.kind == "u" else -1, "or": 0}[name]
     return f, dtype.type(neutral)

@@ -98,12 +98,12 @@ struct OpChecker : OpScope {
   // The one stride to which axes [from, to) of an access flatten; 0 when there is a single element.
   int64_t flat(const abi::Access& x, int from, int to) const {
     int64_t stride = 0, next = 0;
+    bool inner = true;
     for (int a = to - 1; a >= from; --a) {
       if (op.extent[a] == 1) continue;
-      if (!next) stride = x.stride[a];
+      if (inner) stride = x.stride[a], inner = false;
       else if (x.stride[a] != next) program_error("operator %zu: axis %d of a core access does not flatten", n, a);
       if (__builtin_mul_overflow(x.stride[a], int64_t{op.extent[a]}, &next)) program_error("operator %zu: stride overflow", n);
-      if (!next) next = 0;
     }
     return stride;
   }

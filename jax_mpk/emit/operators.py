@@ -24,12 +24,13 @@ from jax_mpk.tasks import kind_of
 
 @dataclass
 class Compiled:
-    """An operator without its bindings: records of codes by role, of core accesses, and parameters by name."""
+    """An operator without its bindings: records of codes by role, of core accesses, parameters by name, flags."""
 
     kind: str
     codes: dict[str, list[Code]] = field(default_factory=dict)
     accesses: list[bytes] = field(default_factory=list)
     params: dict[str, int] = field(default_factory=dict)
+    flags: int = 0
 
 
 @dataclass

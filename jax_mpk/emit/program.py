@@ -104,7 +104,7 @@ class _Assembler:
             row["prologue"] = self.prologues.setdefault(bound.lhs, len(self.prologues) + 1)
         row["slot"], row["slots"] = self.slots(bound), len(bound.binder.slots)
         row["access"] = self.pools["Access"].add(b"".join(compiled.accesses))
-        row["accesses"] = len(compiled.accesses)
+        row["accesses"], row["flags"] = len(compiled.accesses), compiled.flags
         row["extent"][: len(grid.extent)], row["tile"][: len(grid.tile)] = grid.extent, grid.tile
         for role, codes in compiled.codes.items():
             r = abi.enum("Role", role)

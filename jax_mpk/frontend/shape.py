@@ -83,14 +83,14 @@ def _slice(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
 def sliced(b: Builder, x: Tensor, start: Sequence[int], limit: Sequence[int],
            step: Sequence[int] | None = None) -> Tensor:  # fmt: skip
     """`x[start:limit:step]`, with one entry a dimension."""
-    step = step or (1,) * len(start)
+    start, limit, step = (tuple(map(int, x)) for x in (start, limit, step or (1,) * len(start)))  # JAX has NumPy's, too
     shape = tuple(-((s - e) // k) for s, e, k in zip(start, limit, step, strict=True))
     shape += x.shape[len(shape) :]
     if shape == x.shape:
         return x
     coords = list(identity(shape))
     for d, (s, k) in enumerate(zip(start, step, strict=True)):
-        coords[d] = E.coord_add(E.coord_scale(coords[d], int(k)), E.coord_const(s))
+        coords[d] = E.coord_add(E.coord_scale(coords[d], k), E.coord_const(s))
     return b.map(shape, x.dtype, x.at(coords))
 
 

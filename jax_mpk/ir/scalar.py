@@ -86,10 +86,25 @@ def _shift(f: Callable[[np.ndarray, np.ndarray], np.ndarray], kind: type, beyond
     return op
 
 
+def _extreme(f: np.ufunc, zeros: np.ufunc) -> _Op2:
+    """`maximum` or `minimum` of IEEE 754-2019: of two zeros the sign decides (`zeros` combines their bits)."""
+
+    def op(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        out = f(x, y)
+        if out.dtype != np.float32:
+            return out
+        x, y = np.broadcast_arrays(x, y)
+        return np.where((x == 0) & (y == 0), zeros(_bits(x), _bits(y)).view(np.float32), out)
+
+    return op
+
+
+maximum, minimum = _extreme(np.maximum, np.bitwise_and), _extreme(np.minimum, np.bitwise_or)
+
+
 _BINARY: dict[str, _Op2] = {
-    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": _div, "rem": _rem, "max": np.maximum,
-    "min": np.minimum, "pow": _pow, "atan2": np.arctan2, "and": np.bitwise_and, "or": np.bitwise_or,
-    "xor": np.bitwise_xor, "shl": _shift(np.left_shift, np.uint32, 0), "shr": _shift(np.right_shift, np.uint32, 0),
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": _div, "rem": _rem, "max": maximum, "min": minimum,
+    "pow": _pow, "atan2": np.arctan2, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "shl": _shift(np.left_shift, np.uint32, 0), "shr": _shift(np.right_shift, np.uint32, 0),
     "sar": _shift(np.right_shift, np.int32, None), "lt": np.less, "le": np.less_equal, "eq": np.equal,
     "ne": np.not_equal,
 }  # fmt: skip
@@ -106,4 +121,8 @@ def reduce(op: str, x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
         return getattr(np, op)(x, axis=axes[0], keepdims=True).astype(np.int32)
     f = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum, "and": np.bitwise_and,
          "or": np.bitwise_or}[op]  # fmt: skip
-    return f.reduce(x, axis=axes, keepdims=True, dtype=x.dtype)
+    out = f.reduce(x, axis=axes, keepdims=True, dtype=x.dtype)
+    if op in ("max", "min") and x.dtype == np.float32:  # one zero of the greater (smaller) sign decides
+        found = ((x == 0) & (np.signbit(x) == (op == "min"))).any(axis=axes, keepdims=True)
+        out = np.where(out == 0, np.where(found == (op == "max"), np.float32(0.0), np.float32(-0.0)), out)
+    return out

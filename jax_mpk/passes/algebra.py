@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from jax_mpk.ir import expr as E
+from jax_mpk.ir import scalar
 from jax_mpk.ir.expr import Binary, Const, Coord, Expr, Index, Load, Select, Unary
 
 _INT_FOLD: dict[str, Callable[[int, int], int]] = {
@@ -20,7 +21,7 @@ _INT_FOLD: dict[str, Callable[[int, int], int]] = {
     "or": operator.or_, "lt": operator.lt, "le": operator.le, "eq": operator.eq, "ne": operator.ne,
 }  # fmt: skip
 _F32_FOLD: dict[str, Callable[[np.float32, np.float32], np.float32]] = {
-    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "max": np.maximum, "min": np.minimum,
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "max": scalar.maximum, "min": scalar.minimum,
     "lt": np.less, "le": np.less_equal, "eq": np.equal, "ne": np.not_equal,
 }  # fmt: skip
 

@@ -125,7 +125,7 @@ def _touches(graph: Graph, op: Op, axes: tuple[loops.LoopAxis, ...], buffer: dic
         ranges = ((axes[-1].axis, 0, op.count),) if isinstance(op, Sort) else ()
         if append is not None and append.mode == "add" and not access.dyn:
             yield touch(access, READ, ranges, True)
-        yield touch(access, UPDATE if access.dyn else WRITE, ranges, True)
+        yield touch(access, WRITE if append is None else UPDATE, ranges, True)
 
 
 # ---------------------------------------------------------------------------------------------------------------- tiles

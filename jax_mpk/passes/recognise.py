@@ -20,8 +20,8 @@ from jax_mpk.passes.inplace import run as make_inplace_legal
 from jax_mpk.passes.simplify import dead, replace_acc
 from jax_mpk.passes.substitute import at, expand
 
-MASKED = -1e9
-"""A score at or below this is masked: its softmax weight is exactly zero beside any real score."""
+MASKED = -1e30
+"""A score at or below this is masked: its softmax weight is exactly zero beside a real score, which is far greater."""
 
 
 def run(g: Graph) -> Graph:
@@ -259,8 +259,10 @@ def _on_axes(g: Graph, op: Contract, exprs: dict[str, Expr], keys: int, head: in
 def _limit(score: Expr, rows: tuple[int, ...], domain: tuple[int, ...], keys: int) -> Expr | None:
     """An exclusive bound on the keys that any row attends to, if the mask shows one: `key <= f(batch, row)`.
 
-    Only a mask that is this one comparison counts: then every row keeps at least key 0 when the bound is positive,
-    so skipping the masked keys changes nothing.
+    Only a mask that is this one comparison counts. Keys beyond the bound have a weight of exactly zero and are not read:
+    what is stored there, NaN included, does not count (docs/decisions.md, 46). Where some row has no key at all, its
+    softmax is over nothing but masked scores, and where `f` wraps around it has no largest value: then the bound is all
+    keys, as written.
     """
     masks = [x for x in E.walk(score) if isinstance(x, Select) and x.dtype == "f32"]
     if len(masks) != 1:
@@ -274,14 +276,21 @@ def _limit(score: Expr, rows: tuple[int, ...], domain: tuple[int, ...], keys: in
         return None
     if not _mask_survives(score, m):
         return None
-    bound = _bound(cond, keep)
-    if bound is None:
+    found = _bound(cond, keep)
+    if found is None:
         return None
-    top = _maximum_over(bound, rows, domain)
-    if top is None or KEY_AXIS in top.axes:
+    bound, inclusive = found
+    top, bottom = (_extreme_over(bound, rows, domain, largest) for largest in (True, False))
+    if top is None or bottom is None or KEY_AXIS in top.axes:
         return None
-    top = E.binary("max", E.binary("min", top, E.const(keys, "i32")), E.const(1, "i32"))
-    return algebra.simplify(top)
+    zero, last, all_keys = (E.const(n, "i32") for n in (0, keys - 1, keys))
+    none = E.binary("lt" if inclusive else "le", bottom, zero)
+    irregular = none if top is bottom else E.binary("or", none, E.binary("lt", top, bottom))
+    if inclusive:
+        end = E.binary("add", E.binary("min", top, last), E.const(1, "i32"))
+    else:
+        end = E.binary("min", top, all_keys)
+    return algebra.simplify(E.select(irregular, all_keys, end))
 
 
 def _is_masked(e: Expr) -> bool:
@@ -296,17 +305,16 @@ def _mask_survives(score: Expr, mask: Select) -> bool:
     return isinstance(score, Binary) and score.op == "add" and any(_strip(x) is mask for x in (score.a, score.b))
 
 
-def _bound(cond: Expr, keep: bool) -> Expr | None:
-    """U such that the condition being `keep` implies key < U."""
+def _bound(cond: Expr, keep: bool) -> tuple[Expr, bool] | None:
+    """(b, inclusive): the condition is `keep` exactly if key <= b (inclusive), or key < b."""
     if isinstance(cond, Unary) and cond.op == "not":
         return _bound(cond.a, not keep)
     if not isinstance(cond, Binary) or cond.op not in ("lt", "le") or cond.a.dtype != "i32":
         return None
-    one = E.const(1, "i32")
     if keep and _is_key(cond.a):  # key < b, key <= b
-        return cond.b if cond.op == "lt" else E.binary("add", cond.b, one)
+        return cond.b, cond.op == "le"
     if not keep and _is_key(cond.b):  # not (a < key), not (a <= key)
-        return E.binary("add", cond.a, one) if cond.op == "lt" else cond.a
+        return cond.a, cond.op == "lt"
     return None
 
 
@@ -314,16 +322,18 @@ def _is_key(e: Expr) -> bool:
     return isinstance(e, Index) and plain_axis(e.coord) == KEY_AXIS
 
 
-def _maximum_over(e: Expr, rows: Iterable[int], domain: tuple[int, ...]) -> Expr | None:
-    """The largest value over the row axes of a sum of an index that grows with them and terms free of them."""
+def _extreme_over(e: Expr, rows: Iterable[int], domain: tuple[int, ...], largest: bool) -> Expr | None:
+    """The largest or smallest value over the row axes of a sum of an index that grows with them and terms free of them.
+
+    In 32 bits, like the sum itself: if the sum wraps around for some rows only, the largest is less than the smallest.
+    """
     rows = frozenset(rows)
     if not e.axes & rows:
         return e
     if isinstance(e, Index) and all(t.coef > 0 and t.div == 1 and not t.mod for t in e.coord.terms if t.axis in rows):
-        top = Coord(e.coord.const + sum(t.coef * (domain[t.axis] - 1) for t in e.coord.terms if t.axis in rows),
-                    tuple(t for t in e.coord.terms if t.axis not in rows))  # fmt: skip
-        return E.index(top)
-    if isinstance(e, Binary) and e.op == "add":
-        a, b = _maximum_over(e.a, rows, domain), _maximum_over(e.b, rows, domain)
+        last = sum(t.coef * (domain[t.axis] - 1) for t in e.coord.terms if t.axis in rows) if largest else 0
+        return E.index(Coord(e.coord.const + last, tuple(t for t in e.coord.terms if t.axis not in rows)))
+    if isinstance(e, Binary) and e.op == "add" and not (e.a.axes & rows and e.b.axes & rows):
+        a, b = (_extreme_over(x, rows, domain, largest) for x in (e.a, e.b))
         return None if a is None or b is None else E.binary("add", a, b)
     return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from jax_mpk import abi
@@ -63,9 +64,13 @@ class _Refiner:
 
     # ------------------------------------------------------------------------------------------------------ materialise
 
-    def materialise(self, e: Expr, extent: Mapping[int, int], source: Source, order: Iterable[int] = ()) -> Load:
-        """A load of `e` from a temporary over the axes of `e` (`order` first), which a new map computes before."""
-        over = [a for a in order if a in e.axes]
+    def materialise(self, e: Expr, extent: Mapping[int, int], source: Source, order: Iterable[int] = (),
+                    whole: AbstractSet[int] = frozenset()) -> Load:  # fmt: skip
+        """A load of `e` from a temporary over the axes of `e` (`order` first), which a new map computes before.
+
+        Axes of `order` that are in `whole` are stored out even where `e` repeats itself along them.
+        """
+        over = [a for a in order if a in e.axes or (a in whole and extent[a] > 1)]
         over += sorted(e.axes - frozenset(over))
         shape = tuple(extent[a] for a in over)
         point = {a: E.coord_axis(d, n) for d, (a, n) in enumerate(zip(over, shape, strict=True))}
@@ -224,7 +229,9 @@ class _Refiner:
         names = ("batch", "k", "n") if isinstance(op, Contract) else ("batch", "key")
         order = [y.axis for r in names for y in loops.loop_axes(op) if y.role == r]
         extent = {y.axis: y.extent for y in loops.loop_axes(op)}
-        return op.with_exprs({role: self.materialise(x, extent, op.source, order)})
+        # A core walks its n axes, and its k axes, by one stride each: a copy that leaves out a repeated one has two.
+        whole = frozenset(y.axis for y in loops.loop_axes(op) if isinstance(op, Contract) and y.role in ("n", "k"))
+        return op.with_exprs({role: self.materialise(x, extent, op.source, order, whole)})
 
     def detached(self, op: Attention) -> Attention:
         """`op` without its appends, which become updates before it."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
+from jax_mpk import abi
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.graph import Graph, Map, Update
 from jax_mpk.ir.loops import flatten, loop_axes
@@ -57,7 +58,7 @@ def _separate(graph: Graph, op: Update) -> frozenset[int]:
 def emit(c: Compiler, op: Map | Update) -> Compiled:
     out = c.new("ROWS")
     if isinstance(op, Update):
-        out.codes["MAIN"] = c.append(op.append)
+        out.codes["MAIN"], out.flags = c.append(op.append), abi.IN_PLACE
     else:
         out.codes["MAIN"] = c.code(op.expr, range(len(op.domain)), c.result())
     return out

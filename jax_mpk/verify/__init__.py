@@ -1,17 +1,21 @@
 """The proof that a compiled program computes what it should, before it is ever launched.
 
-It takes only the task graph, shares no code with the passes that made it, and assumes nothing about the workers except
-that each runs its tasks in record order; what orders two tasks is events alone. In order: `structure`, `streams`,
-`events` (thresholds, deadlock), `memory` (races, values, coverage).
+It takes the blob that will be launched (`program`, `codes`: what the bodies load and store, read off their codes), shares
+no code with the passes that made it, and assumes nothing about the workers except that each runs its tasks in record
+order; what orders two tasks is events alone. In order: `structure`, `streams`, `events` (thresholds, deadlock), `memory`
+(races, values, coverage).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jax_mpk import abi
+from jax_mpk.errors import VerifyError
 from jax_mpk.ir.tasks import TaskGraph
 from jax_mpk.targets import Target
 from jax_mpk.verify import events, memory, streams, structure
+from jax_mpk.verify.program import task_graph
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,12 @@ class Certificate:
                 f"in order; {self.covered} bytes written once; workspace {self.workspace} bytes")  # fmt: skip
 
 
-def verify(tg: TaskGraph, *, target: Target | None = None) -> Certificate:
-    """Prove a complete task graph (all passes done) sound, or raise `VerifyError` naming tasks and bytes."""
+def verify(program: bytes | TaskGraph, *, target: Target | None = None) -> Certificate:
+    """Prove a program sound (a blob, or a complete task graph), or raise `VerifyError` naming tasks and bytes."""
+    try:
+        tg = task_graph(abi.decode(program)) if isinstance(program, bytes) else program
+    except (abi.ProgramError, IndexError) as e:  # an index that points nowhere
+        raise VerifyError(f"not a program: {e}") from None
     shape = structure.check(tg)
     streams.check(tg, target)
     before = events.check(tg)

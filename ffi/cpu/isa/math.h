@@ -209,8 +209,9 @@ FN u32 f2u_(f32 x) {
   return x >= 4294967296.f ? 0xffffffffu : x > 0.f ? y : 0u;
 }
 FN f32 u2f_(u32 x) { return static_cast<f32>(static_cast<f64>(x)); }
-FN f32 fmax_(f32 a, f32 b) { return a > b || a != a ? a : b; }
-FN f32 fmin_(f32 a, f32 b) { return a < b || a != a ? a : b; }
+// maximum and minimum of IEEE 754-2019: a NaN wins, and -0 is less than +0 (equal numbers have equal bits otherwise).
+FN f32 fmax_(f32 a, f32 b) { return a > b || a != a ? a : a == b ? as_f(as_u(a) & as_u(b)) : b; }
+FN f32 fmin_(f32 a, f32 b) { return a < b || a != a ? a : a == b ? as_f(as_u(a) | as_u(b)) : b; }
 
 FN i32 idiv_(i32 a, i32 b) { return b == 0 ? -1 : b == -1 ? static_cast<i32>(0u - static_cast<u32>(a)) : a / b; }
 FN i32 irem_(i32 a, i32 b) { return b == 0 ? a : b == -1 ? 0 : a % b; }

@@ -1,0 +1,127 @@
+"""Cases in worker processes: one that crashes or hangs costs its own case, and a fresh process goes on."""
+
+from __future__ import annotations
+
+import faulthandler
+import multiprocessing
+import multiprocessing.connection
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+HANG, SHRINK = 120.0, 400.0
+"""Seconds after which a case that does not end is a hang, and after which its smallest form is what was found so far."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    implementation: str = "cpu"
+    arch: str = ""
+    shrink: bool = True
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`kind` as in `run.Verdict`, or "crash" or "hang"; `text`: what failed and the function, or ""."""
+
+    seed: int
+    kind: str
+    text: str = ""
+
+
+def answers(seeds: Iterable[int], jobs: int, settings: Settings) -> Iterator[Answer]:
+    """The answer of every seed, in any order."""
+    todo = iter(seeds)
+    workers = [_Worker(settings) for _ in range(jobs)]
+    live = [w for w in workers if w.give(todo)]
+    while live:
+        multiprocessing.connection.wait([w.pipe for w in live], timeout=1.0)
+        for w in list(live):
+            done = w.answer()
+            if done is not None:
+                yield done
+                if not w.give(todo):
+                    live.remove(w)
+    for w in workers:
+        w.end()
+
+
+class _Worker:
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.process = settings, None
+        self.pipe: Any = None
+
+    def give(self, todo: Iterator[int]) -> bool:
+        """Starts the next case, if there is one."""
+        self.seed = next(todo, None)
+        if self.seed is None:
+            return False
+        if self.process is None:
+            context = multiprocessing.get_context("spawn")
+            self.pipe, theirs = context.Pipe()
+            self.process = context.Process(target=_work, args=(theirs, self.settings), daemon=True)
+            self.process.start()
+            theirs.close()
+        self.until, self.first = time.monotonic() + HANG, None
+        self.pipe.send(self.seed)
+        return True
+
+    def answer(self) -> Answer | None:
+        """The answer, if the case has ended, or has to be ended."""
+        try:
+            if self.pipe.poll():
+                final, answer = self.pipe.recv()
+                if final:
+                    return answer
+                self.first, self.until = answer, time.monotonic() + SHRINK
+        except (EOFError, OSError):
+            self.process.join(10)
+            code = self.process.exitcode
+            self.end()
+            return self.first or Answer(self.seed, "crash", f"the process ended with {code}")
+        if time.monotonic() > self.until:
+            self.end()
+            return self.first or Answer(self.seed, "hang", f"no end after {HANG:.0f} s")
+        return None
+
+    def end(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
+            self.process = None
+
+
+def prepare(implementation: str) -> None:
+    """The environment of a process that runs cases, before JAX starts."""
+    faulthandler.enable()
+    os.environ.setdefault("JAX_MPK_CACHE_DIR", "")
+    if implementation == "cpu":
+        os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def _work(pipe: Any, settings: Settings) -> None:
+    prepare(settings.implementation)
+    import jax
+
+    from tests.fuzz.grow import grow
+    from tests.fuzz.run import verdict
+    from tests.fuzz.shrink import shrink
+
+    n = 0
+    while True:
+        seed = pipe.recv()
+        case = grow(seed)
+        v = verdict(case, settings.implementation, settings.arch)
+        if v.bad:
+            pipe.send((False, Answer(seed, v.kind, f"{v.text}\n{case.source()}")))
+            if settings.shrink:
+                case = shrink(case, lambda c: v.like(verdict(c, settings.implementation, settings.arch)))  # noqa: B023
+                v = verdict(case, settings.implementation, settings.arch)
+            pipe.send((True, Answer(seed, v.kind, f"{v.text}\n{case.source()}")))
+        else:
+            pipe.send((True, Answer(seed, v.kind)))
+        n += 1
+        if n % 100 == 0:
+            jax.clear_caches()

@@ -1,0 +1,102 @@
+"""One case both ways."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jax_mpk
+from jax_mpk import UnsupportedError
+from tests.execute import Runner
+from tests.fuzz import wide
+from tests.fuzz.case import FLOATS, Case
+from tests.fuzz.judge import differs
+
+SLOW = 20.0
+"""Seconds after which a compile or a run counts as a hang."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`kind`: "ok" | "unsupported" (by us) | "refused" (by JAX) | "error" | "differs" | "slow"."""
+
+    kind: str
+    text: str = ""
+
+    @property
+    def bad(self) -> bool:
+        return self.kind in ("error", "differs", "slow")
+
+    def like(self, other: Verdict) -> bool:
+        """Whether `other` is the same failure of a smaller case: the kind, and of an error its type."""
+        return self.kind == other.kind and (self.kind != "error" or self.text.split(":")[0] == other.text.split(":")[0])
+
+
+def verdict(case: Case, implementation: str = "cpu", arch: str = "") -> Verdict:
+    """Runs the case with `jax.jit` and as a megakernel, and compares."""
+    f, data = case.function(), case.data()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            want = [np.asarray(x) for x in jax.tree.leaves(jax.jit(f)(*data))]
+            closed = jax.make_jaxpr(f)(*data)
+    except Exception as e:  # JAX refuses the function: not our business
+        return Verdict("refused", f"{type(e).__name__}: {e}")
+    start = time.monotonic()
+    try:
+        have = _direct(f, case, data) if implementation == "cpu" and case.transform != "donate" else _jitted(f, case, data, implementation, arch)
+    except UnsupportedError as e:
+        return Verdict("unsupported", str(e))
+    except Exception as e:
+        return Verdict("error", f"{type(e).__name__}: {e}"[:2000])
+    took = time.monotonic() - start
+    exact = case.exact() if len(want) == len(case.outputs) else [False] * len(want)
+    memo: list[Any] = []
+
+    def reference() -> Any:
+        if not memo:
+            memo.append(tuple(wide.evaluate(closed, data, rounds) for rounds in (False, True)))
+        return memo[0]
+
+    for n, (a, b, e) in enumerate(zip(have, want, exact, strict=True)):
+        try:
+            text = differs(a, b, e, n, reference)
+        except wide.NoReference as x:
+            return Verdict("refused", f"no reference: {x}")
+        if text:
+            return Verdict("differs", f"output {n}{' (exact)' if e else ''}: {text}")
+    return Verdict("slow", f"{took:.0f} s") if took > SLOW else Verdict("ok")
+
+
+def _direct(f: Any, case: Case, data: list[np.ndarray]) -> list[np.ndarray]:
+    """The program on the executor: poisoned memory, a random number of threads or a random legal order."""
+    r = np.random.default_rng(case.seed)
+    run = Runner(f, *data)
+    if r.random() < 0.5:
+        return run(threads=int(r.integers(1, 5)))
+    return run(seed=int(r.integers(1 << 30)))
+
+
+def _jitted(f: Any, case: Case, data: list[np.ndarray], implementation: str, arch: str) -> list[np.ndarray]:
+    """Inside `jax.jit`, with the first operand donated if the case says so."""
+    options = {"arch": arch} if arch else {}
+    wrapped = jax_mpk.megakernelize(f, implementation=implementation, options=options)
+    donate = (0,) if case.transform == "donate" else ()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a donated operand that no result can take
+        out = jax.jit(wrapped, donate_argnums=donate)(*(jnp.array(x) for x in data))
+    out = [np.asarray(x) for x in jax.tree.leaves(jax.block_until_ready(out))]
+    if implementation == "cuda":
+        from jax_mpk.backends import cuda
+
+        cuda.check()
+    return out
+
+
+__all__ = ["FLOATS", "Verdict", "verdict"]
