@@ -42,7 +42,7 @@ def check(program: bytes | Program) -> Program:
             _need(a["slot"] < op["slots"] and not a["n_dyn"], f"{where} has a core access without a slot")
         for role in range(len(abi.ENUMS["Role"])):
             first, count = int(op["code"][role]), int(op["codes"][role])
-            _need(first + count <= len(p["Code"]), f"{where} has codes beyond the section")
+            _need(not count or first + count <= len(p["Code"]), f"{where} has codes beyond the section")
             for c in range(first, first + count):
                 if (c, slots, axes) not in seen:
                     seen.add((c, slots, axes))

@@ -171,7 +171,7 @@ def test_programs_that_are_endless_to_check() -> None:
     out = b.result(4)
     codes = [Code([Stage("SCALAR", [instr("CONST", 0)] * 200)] * 10, [Access(0)], {}) for _ in range(100)]
     for n in range(400):
-        op = b.op("ROWS", f"op{n}", (), (), [out], {"MAIN": codes if not n else []})
+        op = b.op("ROWS", f"op{n}", (), (), [out], {} if n else {"MAIN": codes})
         b.rows["Op"][op]["code"][0], b.rows["Op"][op]["codes"][0] = 0, 100
     for row in b.rows["Code"]:
         row["stage"], row["stages"] = 0, 1000

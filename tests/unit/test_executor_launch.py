@@ -333,7 +333,9 @@ def test_thread_sanitizer(tmp_path: Path) -> None:
     for n, (f, args) in enumerate(cases):
         files.append(tmp_path / f"program{n}.mpk")
         files[-1].write_bytes(compiled(f, args)[0])
-    run = subprocess.run([build_standalone("thread", "mpk_stress"), *files], capture_output=True, text=True, timeout=300)
+    run = subprocess.run(
+        [build_standalone("thread", "mpk_stress"), *files], capture_output=True, text=True, timeout=300
+    )
     assert run.returncode == 0 and "WARNING" not in run.stderr, run.stdout + run.stderr
     assert run.stdout.count("0 of 100 launches differ") == len(files)
 
