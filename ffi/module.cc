@@ -63,7 +63,7 @@ void run(nb::bytes blob, nb::sequence args, nb::sequence results, uint32_t threa
       for (size_t i = 0; i < o.results.size(); ++i)
         if (!aliased[i]) std::memset(o.results[i], 0xff, o.result_bytes[i]);
     }
-    e = launch(*program, o, options);
+    e = launch(program, o, options);
   }
   if (e.kind == LaunchError::kArguments) throw nb::value_error(e.text.c_str());
   if (e.kind == LaunchError::kNone) return;

@@ -159,9 +159,9 @@ bool fits(const Program& p) {
 }
 
 void run(const std::vector<char>& blob, Random& r, Counts& counts) {
-  std::unique_ptr<Program> p;
+  std::shared_ptr<Program> p;
   try {
-    p = std::make_unique<Program>(blob.data(), blob.size());
+    p = std::make_shared<Program>(blob.data(), blob.size());
   } catch (const ProgramError& e) {
     ++counts.refused, ++counts.why[kind_of(e.what())];
     return;
@@ -178,7 +178,7 @@ void run(const std::vector<char>& blob, Random& r, Counts& counts) {
   options.seed = r.once_in(4) ? static_cast<int64_t>(r.below(1000)) : -1;
   options.isa = r.once_in(3) ? isa_named("plain") : isa_named("");
   for (size_t launches = 1 + r.below(2); launches; --launches) {
-    const LaunchError e = launch(*p, memory.o, options);
+    const LaunchError e = launch(p, memory.o, options);
     if (e.kind == LaunchError::kDeadline) ++counts.late;
     if (e.kind == LaunchError::kMemory) ++counts.memory;
     if (e.kind == LaunchError::kArguments) std::printf("unexpected: %s\n", e.text.c_str()), std::abort();
@@ -189,9 +189,9 @@ void run(const std::vector<char>& blob, Random& r, Counts& counts) {
 
 // Bits of the results of a program that is as it was.
 std::vector<char> results(const std::vector<char>& blob) {
-  Program p(blob.data(), blob.size());
-  const auto args = operands(p);
-  const Memory memory = memory_for(p, args);
+  const auto p = std::make_shared<Program>(blob.data(), blob.size());
+  const auto args = operands(*p);
+  const Memory memory = memory_for(*p, args);
   if (launch(p, memory.o, {}).kind != LaunchError::kNone) std::abort();
   std::vector<char> out;
   for (size_t i = 0; i < memory.o.results.size(); ++i) out.insert(out.end(), memory.o.results[i], memory.o.results[i] + memory.o.result_bytes[i]);

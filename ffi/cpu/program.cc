@@ -176,15 +176,15 @@ const std::vector<std::vector<uint32_t>>& Program::lists(uint32_t threads) {
   return lists_.emplace(threads, std::move(out)).first->second;
 }
 
-std::unique_ptr<LaunchState> Program::take_state() {
+std::shared_ptr<LaunchState> Program::take_state() {
   std::lock_guard<std::mutex> lock(mutex_);
-  if (states_.empty()) return std::make_unique<LaunchState>(*this);
+  if (states_.empty()) return std::make_shared<LaunchState>(*this);
   auto out = std::move(states_.back());
   states_.pop_back();
   return out;
 }
 
-void Program::give_state(std::unique_ptr<LaunchState> state) {
+void Program::give_state(std::shared_ptr<LaunchState> state) {
   std::lock_guard<std::mutex> lock(mutex_);
   states_.push_back(std::move(state));
 }

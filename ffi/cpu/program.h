@@ -15,6 +15,7 @@
 // stays a value. A launch ends because its tasks and waits look at the deadline (launch.h). Sizes and alignment of the
 // operands are checked by `launch`. Programs are immutable but for the free list of launch states and the task lists.
 #pragma once
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -73,8 +74,12 @@ class Program {
   const std::vector<std::vector<uint32_t>>& lists(uint32_t threads);
 
   // Event counters of one launch; give them back after a successful launch only.
-  std::unique_ptr<LaunchState> take_state();
-  void give_state(std::unique_ptr<LaunchState> state);
+  std::shared_ptr<LaunchState> take_state();
+  void give_state(std::shared_ptr<LaunchState> state);
+
+  // Microseconds of the last launch.
+  int64_t took() const { return took_.load(std::memory_order_relaxed); }
+  void took(int64_t us) { took_.store(us, std::memory_order_relaxed); }
 
   std::string task_name(uint32_t task) const;
   size_t const_bytes() const { return consts.size; }
@@ -100,9 +105,10 @@ class Program {
   void check_tasks();
 
   AlignedBytes blob_;
+  std::atomic<int64_t> took_{INT64_MAX};
   std::mutex mutex_;
   std::map<uint32_t, std::vector<std::vector<uint32_t>>> lists_;
-  std::vector<std::unique_ptr<LaunchState>> states_;
+  std::vector<std::shared_ptr<LaunchState>> states_;
 };
 
 // The hash that a blob of at least a header's size must carry.

@@ -14,12 +14,13 @@ using namespace mpk;
 namespace {
 
 // The number of launches that failed or gave other bits.
-int stress(Program& p, int callers, int launches) {
+int stress(const std::shared_ptr<Program>& program, int callers, int launches) {
+  const Program& p = *program;
   const auto args = operands(p);
   LaunchOptions alone;
   alone.threads = 1;
   const Memory want = memory_for(p, args);
-  LaunchError e = launch(p, want.o, alone);
+  LaunchError e = launch(program, want.o, alone);
   if (e.kind != LaunchError::kNone) {
     std::printf("%s\n", e.text.c_str());
     return 1;
@@ -32,7 +33,7 @@ int stress(Program& p, int callers, int launches) {
         const Memory have = memory_for(p, args);
         LaunchOptions options;
         options.threads = 1 + static_cast<uint32_t>(c + i) % 4;
-        const LaunchError error = launch(p, have.o, options);
+        const LaunchError error = launch(program, have.o, options);
         bool same = error.kind == LaunchError::kNone;
         for (size_t r = 0; same && r < have.o.results.size(); ++r)
           same = !std::memcmp(have.o.results[r], want.o.results[r], have.o.result_bytes[r]);
@@ -50,9 +51,9 @@ int main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     const std::vector<char> blob = read_file(argv[i]);
     try {
-      Program p(blob.data(), blob.size());
+      const auto p = std::make_shared<Program>(blob.data(), blob.size());
       const int bad = stress(p, 4, 25);
-      std::printf("%s: %zu tasks, %d of 100 launches differ\n", argv[i], p.tasks.size, bad);
+      std::printf("%s: %zu tasks, %d of 100 launches differ\n", argv[i], p->tasks.size, bad);
       failed += bad != 0;
     } catch (const ProgramError& e) {
       std::printf("%s: %s\n", argv[i], e.what());
