@@ -16,6 +16,7 @@ constexpr uint32_t MAX_TRIGGERS = 0x4;
 constexpr uint32_t LANES = 0x10;
 constexpr uint32_t VECTOR_REG = 0x8000;
 constexpr uint32_t MAX_REGS = 0x40;
+constexpr uint32_t MAX_EXTENT = 0x40000000;
 constexpr uint32_t SLOT_ACT = 0xff00;
 constexpr uint32_t SLOT_LIMIT = 0xff01;
 constexpr uint32_t SLOT_ACC = 0xff10;

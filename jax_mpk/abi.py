@@ -120,6 +120,9 @@ ARITY: tuple[int, ...] = tuple(n for n, names in OPCODES for _ in names.split())
 DTYPE_BYTES: tuple[int, ...] = (4, 2, 2, 4, 2, 1, 4, 2, 1, 1)
 """Bytes of an element, by `Dtype`."""
 
+MAX_EXTENT = 1 << 30
+"""The longest loop axis: indices are 32-bit, and a task's end may lie a tile beyond the axis."""
+
 ENUMS: dict[str, list[str]] = {
     "Space": ["ARG", "RESULT", "WORKSPACE", "CONST", "PEER"],
     "Dtype": ["F32", "BF16", "F16", "I32", "I16", "I8", "U32", "U16", "U8", "BOOL"],
@@ -277,7 +280,7 @@ def header() -> str:
     lines += ["#pragma once", "#ifndef __CUDACC_RTC__", "#include <cstddef>", "#include <cstdint>", "#endif", ""]
     lines += ["namespace mpk::abi {", ""]
     for name in ("MAGIC", "VERSION", "MAX_AXES", "MAX_DYN", "MAX_WAITS", "MAX_TRIGGERS", "LANES",
-                 "VECTOR_REG", "MAX_REGS", "SLOT_ACT", "SLOT_LIMIT", "SLOT_ACC", "ACCUMULATE", "IN_PLACE"):  # fmt: skip
+                 "VECTOR_REG", "MAX_REGS", "MAX_EXTENT", "SLOT_ACT", "SLOT_LIMIT", "SLOT_ACC", "ACCUMULATE", "IN_PLACE"):  # fmt: skip
         lines.append(f"constexpr uint32_t {name} = {globals()[name]:#x};")
     for name in ("ARITY", "DTYPE_BYTES"):
         lines.append(f"constexpr uint8_t {name}[] = {{{', '.join(map(str, globals()[name]))}}};")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -31,6 +33,7 @@ from jax_mpk.passes import (
     decompose,
     dependencies,
     events,
+    fission,
     fuse,
     layout,
     linearise,
@@ -72,6 +75,7 @@ PASSES: tuple[Pass, ...] = (
     Pass("lower", "graph", lambda u: lower(u.jaxpr, name=u.name)),
     Pass("simplify", "graph", lambda u: simplify.run(u.graph)),
     Pass("recognise", "graph", lambda u: recognise.run(u.graph)),
+    Pass("fission", "graph", lambda u: fission.run(u.graph)),
     Pass("fuse", "graph", lambda u: fuse.run(u.graph, u.target)),
     Pass("partial", "graph", lambda u: partial.run(u.graph, u.target)),
     Pass("layout", "graph", lambda u: layout.run(u.graph)),
@@ -131,6 +135,31 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
+_deep = threading.Lock()
+_depth = [0, 0]
+"""How many compiles are under way, and the recursion limit that the first of them found."""
+RECURSION = 100_000
+"""Frames that walking an expression may take: a few per node of its longest path, which `fuse` bounds."""
+
+
+@contextlib.contextmanager
+def _recursive() -> Iterator[None]:
+    """Expressions are nested deeper than JAX nests calls, and the caller's stack may be deep already."""
+    with _deep:
+        if not _depth[0]:
+            _depth[1] = sys.getrecursionlimit()
+            sys.setrecursionlimit(max(RECURSION, _depth[1]))
+        _depth[0] += 1
+    try:
+        yield
+    finally:
+        with _deep:
+            _depth[0] -= 1
+            if not _depth[0]:
+                sys.setrecursionlimit(_depth[1])
+
+
+@_recursive()
 @_uncollected()
 def compile(closed: jc.ClosedJaxpr, target: Target, options: Options, *, name: str = "fn") -> Compiled:
     """Runs the passes, or finds the result in memory. The returned stages are complete up to `options.stop_after`.

@@ -10,9 +10,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from models import llama, qwen3
-from models.common.checkpoint import read_config
-from models.common.config import ConfigError, DecoderConfig
+from models.common import limits
+from models.common.checkpoint import CONFIG, load_config, read_config
+from models.common.config import DecoderConfig
 from models.common.decoder import Decoder
+from models.common.errors import ConfigError
+from models.common.fields import Field, OneOf, plain, read, wrong
 from models.common.initialize import random_model
 
 DEMO = Path(__file__).parent / "demo"
@@ -58,6 +61,39 @@ def preset(name: str, **changes: object) -> tuple[type[Decoder], DecoderConfig]:
     return FAMILIES[family].model, config().replace(**changes)
 
 
+class Source(NamedTuple):
+    """What ``load`` would load: a family, its configuration, and a checkpoint directory or else a seed."""
+
+    family: Family
+    config: DecoderConfig
+    checkpoint: Path | None
+    seed: int
+
+
+def resolve(name: str | None, *, seed: int | None = None, checkpoint: Path | str | None = None) -> Source:
+    """What ``load`` would load with the same arguments, without its weights; raises what ``load`` raises before these."""
+    if seed is not None and checkpoint is not None:
+        raise ConfigError("give a seed for random weights or a checkpoint, not both")
+    if name is None and checkpoint is None:
+        raise ConfigError("without a name there must be a checkpoint")
+    config = None if name is None else preset(name)[1]
+    if name == "demo" and seed is None and checkpoint is None:
+        checkpoint = DEMO
+    if checkpoint is None:
+        seed = 0 if seed is None else seed
+        try:
+            return Source(FAMILIES[config.model_type], config, None, limits.SEED(seed))
+        except ValueError:
+            raise ConfigError(wrong("the seed", seed, limits.SEED)) from None
+
+    directory = Path(checkpoint)
+    family = _family(directory) if config is None else FAMILIES[config.model_type]
+    stored = load_config(family.config, directory)
+    if config is not None:
+        _check_shape(name, stored, config)
+    return Source(family, stored, directory, 0)
+
+
 def load(
     name: str | None,
     *,
@@ -77,31 +113,22 @@ def load(
       progress: called as ``progress(bytes done, bytes in all)``.
 
     Raises:
-      ConfigError: there is no such name, ``seed`` and ``checkpoint`` are both given, or the ``config.json`` is
-        unsupported or not of the shape that ``name`` stands for.
+      ConfigError: there is no such name, ``seed`` is out of range, ``seed`` and ``checkpoint`` are both given, or the
+        ``config.json`` is unsupported or not of the shape that ``name`` stands for.
       CheckpointError: the checkpoint does not fit.
     """
-    if seed is not None and checkpoint is not None:
-        raise ConfigError("give a seed for random weights or a checkpoint, not both")
-    if name is None and checkpoint is None:
-        raise ConfigError("without a name there must be a checkpoint")
-    shape = None if name is None else preset(name)
-    if name == "demo" and seed is None and checkpoint is None:
-        checkpoint = DEMO
+    family, config, directory, seed = resolve(name, seed=seed, checkpoint=checkpoint)
+    if directory is None:
+        return random_model(family.model, config, dtype=dtype, seed=seed, progress=progress), config
+    return family.from_pretrained(directory, config=config, dtype=dtype, progress=progress), config
 
-    if checkpoint is None:
-        kind, config = shape
-        return random_model(kind, config, dtype=dtype, seed=seed or 0, progress=progress), config
 
-    hf = read_config(checkpoint)
-    family = PRESETS[name][0] if name is not None else hf.get("model_type")
-    if family not in FAMILIES:
-        raise ConfigError(f"model_type '{family}' is not supported, only {', '.join(FAMILIES)}")
-    config = FAMILIES[family].config.from_hf(hf)
-    if name is not None:
-        _check_shape(name, config, shape[1])
-    model = FAMILIES[family].from_pretrained(checkpoint, config=config, dtype=dtype, progress=progress)
-    return model, config
+def _family(directory: Path) -> Family:
+    problems: list[str] = []
+    found = read(read_config(directory), {"model_type": Field("model_type", OneOf(*FAMILIES))}, problems)
+    if problems:
+        raise ConfigError(f"{plain(directory / CONFIG)}: {problems[0]}")
+    return FAMILIES[found["model_type"]]
 
 
 def _check_shape(name: str, found: DecoderConfig, expected: DecoderConfig) -> None:

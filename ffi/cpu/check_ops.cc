@@ -24,7 +24,7 @@ struct OpChecker : OpScope {
     if (uint64_t{op.access} + op.accesses > p.accesses.size) program_error("operator %zu has accesses beyond the end", n);
     int64_t tasks = 1;
     for (int a = 0; a < op.n_axes; ++a) {
-      if (op.extent[a] < 1 || op.tile[a] < 1 || op.extent[a] > 1 << 30)
+      if (op.extent[a] < 1 || op.tile[a] < 1 || op.extent[a] > static_cast<int32_t>(abi::MAX_EXTENT))
         program_error("operator %zu: axis %d has extent %d and tile %d", n, a, op.extent[a], op.tile[a]);
       info.grid[a] = (op.extent[a] - 1) / op.tile[a] + 1;
       tile[a] = std::min(op.tile[a], op.extent[a]);

@@ -86,7 +86,8 @@ class Reuse:
             return []
         axis, base, count = inner[0].axes[0], inner[0].base, inner[0].count
         written: dict[int, int] = {}  # scalar register -> stage that wrote it last
-        seen: dict[tuple, tuple[int, int]] = {}
+        seen: dict[int, tuple[int, int]] = {}
+        terms: dict[tuple, int] = {}
         for n, x in enumerate(s[: vector[0]]):
             instrs = self._instrs(int(x["first"]), int(x["count"]))
             if int(x["kind"]) == SCALAR:
@@ -97,12 +98,12 @@ class Reuse:
                 final = {
                     int(i["dst"]): at for at, i in enumerate(instrs)
                 }  # a register carries what it holds at the end
-                for at, key in enumerate(self._values(instrs, int(x["axis"]), written)):
+                for at, key in enumerate(self._values(instrs, int(x["axis"]), written, terms)):
                     if key is not None and final[int(instrs[at]["dst"])] == at:
                         seen.setdefault(key, (n, int(instrs[at]["dst"])))
             written[int(x["dst"])] = n
         instrs = self._instrs(int(s[vector[0]]["first"]), int(s[vector[0]]["count"]))
-        keys = self._values(instrs, axis, written)
+        keys = self._values(instrs, axis, written, terms)
         known = {at for at, key in enumerate(keys) if key in seen}
         last: dict[int, int] = {}
         need: set[int] = set()
@@ -112,20 +113,28 @@ class Reuse:
                 need |= {last[r] for r in used if r in last and last[r] in known}
             if OPCODES[int(i["op"])] not in STORES:
                 last[int(i["dst"])] = at
-        out = [(*seen[keys[at]], at) for at in sorted(need) if keys[at][0] != "CONST"]
+        out = [(*seen[keys[at]], at) for at in sorted(need) if OPCODES[int(instrs[at]["op"])] != "CONST"]
         registers = [r for _, r, _ in out]
         if len(out) > 2 or len(set(registers)) != len(registers):
             return []
         return [(n, vector[0], r, at) for n, r, at in out]
 
-    def _values(self, instrs: Sequence[np.void], axis: int, written: Mapping[int, int]) -> list[tuple | None]:
-        """What each instruction computes, as a term in which `axis` is the running index; None for stores."""
-        now: dict[int, tuple] = {}
+    def _values(self, instrs: Sequence[np.void], axis: int, written: Mapping[int, int],
+                terms: dict[tuple, int]) -> list[int | None]:  # fmt: skip
+        """What each instruction computes, as a term in which `axis` is the running index; None for stores.
 
-        def term(r: int) -> tuple:
-            return now.get(r, ("reg", r, written.get(r, -1)))
+        Terms are numbers in `terms`, which names operands by their numbers: as nested tuples they would be hashed, and
+        compared, in time exponential in their depth.
+        """
+        now: dict[int, int] = {}
 
-        out: list[tuple | None] = []
+        def number(key: tuple) -> int:
+            return terms.setdefault(key, len(terms))
+
+        def term(r: int) -> int:
+            return now[r] if r in now else number(("reg", r, written.get(r, -1)))
+
+        out: list[int | None] = []
         for i in instrs:
             op = OPCODES[int(i["op"])]
             if op in STORES:
@@ -147,8 +156,8 @@ class Reuse:
             else:
                 n = 3 if op == "SELECT" else 1 if op == "MOVE" or unary(op) else 2
                 key = (op, *(term(int(i[k])) for k in "abc"[:n]))
-            now[int(i["dst"])] = key
-            out.append(key)
+            now[int(i["dst"])] = number(key)
+            out.append(now[int(i["dst"])])
         return out
 
     def _early(self, turns: int, given: frozenset[int]) -> list[tuple[int, np.void, bool]]:

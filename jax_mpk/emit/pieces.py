@@ -24,8 +24,10 @@ def boxes(e: Expr, box: Box) -> list[tuple[Box, Expr]]:
     pieces = [x for x in E.walk(e) if isinstance(x, Piece) and piece_axis(x) in box]
     if not pieces:
         return [(box, e)]
-    x = pieces[-1]  # inside of no other piece, so its bounds cover the box
+    x = pieces[-1]  # inside of no other piece
     axis, shift = piece_axis(x), x.coord.const
+    if x.bounds[0] - shift > box[axis][0] or x.bounds[-1] - shift < box[axis][1]:
+        raise NotRefined(f"{x} has no part for all of {box[axis]}")
     out = []
     for low, high in itertools.pairwise(x.bounds):
         lo, hi = max(box[axis][0], low - shift), min(box[axis][1], high - shift)

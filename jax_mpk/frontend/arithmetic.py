@@ -184,7 +184,7 @@ def _clamp(b: Builder, eqn: Equation, low: Tensor, x: Tensor, high: Tensor) -> T
     return b.map(eqn.shape, eqn.dtype, E.binary("min", E.binary("max", e, lo), hi))
 
 
-@primitive("select_n")
+@primitive("select_n", moves=True)
 def _select_n(b: Builder, eqn: Equation, which: Tensor, *cases: Tensor) -> Tensor:
     w = which.over(eqn.shape)
     return b.map(eqn.shape, eqn.dtype, choose(w, [c.over(eqn.shape) for c in cases]))

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jax_mpk import _compat
+from jax_mpk.abi import MAX_EXTENT
 from jax_mpk.errors import UnsupportedError
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Coord, Expr
@@ -126,6 +127,8 @@ class Builder:
         """A new `Map`; an expression that reads nothing and is the same everywhere stays a splat."""
         if store is None and not expr.loads and not expr.axes:
             return Tensor(shape, dtype, splat=expr)
+        if max(domain or (), default=0) > MAX_EXTENT:
+            self.unsupported(f"a loop of {max(domain)} steps, there may be {MAX_EXTENT}")
         out = self.value(shape, dtype)
         self.emit(Map(out, shape if domain is None else domain, self.source, store, expr=expr))
         return Tensor(shape, dtype, out)

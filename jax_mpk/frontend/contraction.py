@@ -10,7 +10,7 @@ from jax_mpk.frontend.convert import converted
 from jax_mpk.frontend.registry import primitive
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Coord, Expr
-from jax_mpk.ir.graph import Contract, Map, Update
+from jax_mpk.ir.graph import Contract, Map, Update, compute_dtype
 
 
 @primitive("dot_general")
@@ -21,6 +21,8 @@ def _dot_general(b: Builder, eqn: Equation, x: Tensor, y: Tensor) -> Tensor:
     """
     (cx, cy), (bx, by) = eqn.params["dimension_numbers"]
     compute = "f32" if "f32" in (x.compute, y.compute) else "u32" if eqn.dtype[0] == "u" else "i32"
+    if 0 in x.shape or 0 in y.shape:
+        return b.map(eqn.shape, eqn.dtype, E.const(0, compute_dtype(eqn.dtype)))
     k = tuple((E.CORE_AXIS + j, x.shape[d]) for j, d in enumerate(cx))
     live = tuple((a, n) for a, n in k if n > 1)
     core = compute == "f32" and bool(live)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from jax_mpk import _compat
+from jax_mpk.abi import MAX_EXTENT
 from jax_mpk.frontend.builder import DEAD, Builder, Equation, Tensor
-from jax_mpk.frontend.registry import RULES
+from jax_mpk.frontend.registry import EMPTY, MOVES, RULES, Rule
+from jax_mpk.frontend.shape import pick, stacked
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.graph import Graph, Source, check, compute_dtype
 from jax_mpk.passes import inplace
@@ -47,6 +50,8 @@ def lower(closed_jaxpr: Any, *, name: str = "fn") -> Graph:
     return check(inplace.run(_live(g)))
 
 
+KEY_WORDS = 2
+"""Words of a Threefry key."""
 _NO_TYPE: tuple[tuple[int, ...], str] = ((), "f32")
 
 
@@ -69,6 +74,8 @@ class _Lowering:
         if not all(isinstance(n, int) for n in key[0]):
             self.b.unsupported(f"the shape of {aval} is not static")
         shape = tuple(int(n) for n in key[0])
+        if max(shape, default=0) > MAX_EXTENT:
+            self.b.unsupported(f"{aval} has a dimension of more than {MAX_EXTENT}")
         words = _compat.key_width(key[1])
         shape, dtype = ((*shape, words), "u32") if words else (shape, self.b.dtype(key[1]))
         self.types[key] = shape, dtype
@@ -107,13 +114,26 @@ class _Lowering:
         b.eqn.outs = outs = tuple(self.type_of(v) if on else _NO_TYPE for v, on in zip(eqn.outvars, live, strict=True))
         if all(0 in shape for (shape, _), on in zip(outs, live, strict=True) if on):
             return [Tensor(shape, dtype, splat=DEAD.splat) for shape, dtype in outs]
-        if name != "concatenate" and any(0 in getattr(v.aval, "shape", ()) for v in eqn.invars):
+        if name not in EMPTY and any(0 in getattr(v.aval, "shape", ()) for v in eqn.invars):
             b.unsupported("an operand has no elements")
-        result = rule(b, b.eqn, *(self.read(env, v) for v in eqn.invars))
-        results = [result] if isinstance(result, Tensor) else list(result)
+        operands = [self.read(env, v) for v in eqn.invars]
+        if name in MOVES and any(_is_key(v) for v in eqn.invars):
+            results = self.wordwise(rule, b.eqn, operands)
+        else:
+            results = _list(rule(b, b.eqn, *operands))
         for t, out, on in zip(results, outs, live, strict=True):
             assert not on or (t.shape, t.dtype) == out, f"{name} gives {t.dtype}{t.shape}, not {out}"
         return results
+
+    def wordwise(self, rule: Rule, eqn: Equation, operands: Sequence[Tensor]) -> list[Tensor]:
+        """A rule for elements, applied to each word of the keys among the operands."""
+        keys = [_is_key(v) for v in eqn.raw.invars]
+        outs = tuple((shape[:-1], dtype) if shape else (shape, dtype) for shape, dtype in eqn.outs)
+        words = []
+        for w in range(KEY_WORDS):
+            xs = [pick(self.b, t, len(t.shape) - 1, w) if key else t for t, key in zip(operands, keys, strict=True)]
+            words.append(_list(rule(self.b, replace(eqn, outs=outs), *xs)))
+        return [stacked(self.b, ts, len(ts[0].shape)) for ts in zip(*words, strict=True)]
 
     def read(self, env: dict[Any, Tensor], atom: Any) -> Tensor:
         """The tensor of a variable or literal."""
@@ -124,6 +144,14 @@ class _Lowering:
         if shape:
             return self.b.constant(data)
         return Tensor((), dtype, splat=E.const(data.item(), compute_dtype(dtype)))
+
+
+def _list(result: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
+def _is_key(atom: Any) -> bool:
+    return _compat.key_width(getattr(atom.aval, "dtype", None)) is not None
 
 
 def _live(g: Graph) -> Graph:

@@ -28,7 +28,7 @@ def window_coord(offset: Coord, start: Expr, window: int, extent: int) -> Coord:
     return Coord(offset.const, offset.terms, clamp(start, 0, extent - window), extent - 1)
 
 
-@primitive("dynamic_slice")
+@primitive("dynamic_slice", moves=True)
 def _dynamic_slice(b: Builder, eqn: Equation, x: Tensor, *starts: Tensor) -> Tensor:
     coords = [
         window_coord(c, as_i32(s.over(())), w, n)
@@ -37,8 +37,10 @@ def _dynamic_slice(b: Builder, eqn: Equation, x: Tensor, *starts: Tensor) -> Ten
     return b.map(eqn.shape, eqn.dtype, x.at(coords))
 
 
-@primitive("dynamic_update_slice")
+@primitive("dynamic_update_slice", moves=True)
 def _dynamic_update_slice(b: Builder, eqn: Equation, x: Tensor, update: Tensor, *starts: Tensor) -> Tensor:
+    if 0 in update.shape:
+        return x
     coords = tuple(
         window_coord(c, as_i32(s.over(())), w, n)
         for c, s, w, n in zip(identity(update.shape), starts, update.shape, x.shape, strict=True)
@@ -113,7 +115,7 @@ class _Indexing:
         return tuple(out)
 
 
-@primitive("gather")
+@primitive("gather", moves=True)
 def _gather(b: Builder, eqn: Equation, x: Tensor, indices: Tensor) -> Tensor:
     p = eqn.params
     d = p["dimension_numbers"]
@@ -127,8 +129,10 @@ def _gather(b: Builder, eqn: Equation, x: Tensor, indices: Tensor) -> Tensor:
     return b.map(eqn.shape, eqn.dtype, e)
 
 
-@primitive("scatter", "scatter-add", "scatter_add")
+@primitive("scatter", "scatter-add", "scatter_add", moves=True)
 def _scatter(b: Builder, eqn: Equation, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
+    if 0 in updates.shape:
+        return x
     p = eqn.params
     d = p["dimension_numbers"]
     at = _Indexing(x.shape, updates.shape, indices, d.update_window_dims, d.inserted_window_dims,

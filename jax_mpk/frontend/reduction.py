@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from jax_mpk.frontend.builder import Builder, Equation, Tensor, rounded
@@ -9,10 +10,24 @@ from jax_mpk.frontend.convert import converted
 from jax_mpk.frontend.registry import Rule, primitive, rules
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Coord, Expr
+from jax_mpk.ir.graph import compute_dtype, itemsize
 
 _REDUCE = {"reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min", "reduce_prod": "prod", "reduce_and": "and",
            "reduce_or": "or"}  # fmt: skip
 _BOOLEAN = {"max": "or", "min": "and", "sum": "or", "prod": "and"}
+
+
+def neutral(op: str, dtype: str) -> Expr:
+    """What `op` of nothing gives, in the type that expressions compute with."""
+    compute = compute_dtype(dtype)
+    if op in ("sum", "prod", "and", "or") or compute == "bool":
+        empty = {"sum": 0, "prod": 1, "and": -1, "or": 0, "max": 0, "min": 1}[op]
+        return E.const(empty, compute) if compute != "u32" else E.const(empty % 2**32, compute)
+    low, high = {"f32": (-math.inf, math.inf), "i32": (-(2**31), 2**31 - 1), "u32": (0, 2**32 - 1)}[compute]
+    if dtype not in ("f32", "bf16", "f16", "i32", "u32"):  # the extremes of a narrow integer
+        bits = 8 * itemsize(dtype)
+        low, high = (0, 2**bits - 1) if compute == "u32" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return E.const(low if op == "max" else high, compute)
 
 
 def over_axes(x: Tensor, dims: Sequence[int], op: str) -> Expr:
@@ -35,6 +50,8 @@ def over_axes(x: Tensor, dims: Sequence[int], op: str) -> Expr:
 
 def _reduction(op: str) -> Rule:
     def rule(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
+        if 0 in x.shape:
+            return b.map(eqn.shape, eqn.dtype, neutral(op, x.dtype))
         e = over_axes(b.materialise(x), eqn.params["axes"], _BOOLEAN.get(op, op) if x.dtype == "bool" else op)
         return b.map(eqn.shape, eqn.dtype, rounded(e, eqn.dtype) if op in ("sum", "prod") else e)
 

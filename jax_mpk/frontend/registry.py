@@ -12,14 +12,23 @@ Rule = Callable[..., "Tensor | Sequence[Tensor]"]
 """`rule(b: Builder, eqn: Equation, *operands: Tensor)` gives the equation's results (one tensor, or a list)."""
 
 RULES: dict[str, Rule] = {}
+MOVES: set[str] = set()
+"""Primitives that move or choose whole elements: on PRNG keys, whose elements are two words, they act on each word."""
 
 
-def primitive(*names: str) -> Callable[[Rule], Rule]:
-    """Registers the decorated function as the rule of the primitives `names`."""
+EMPTY = {"concatenate", "pad", "dot_general", "dynamic_update_slice", "scatter", "scatter-add", "scatter_add", "reduce_sum",
+         "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"}  # fmt: skip
+"""Primitives with a result even where an operand has no elements; their rules know what it is."""
+
+
+def primitive(*names: str, moves: bool = False) -> Callable[[Rule], Rule]:
+    """Registers the decorated function as the rule of the primitives `names` (`moves`: see `MOVES`)."""
 
     def register(rule: Rule) -> Rule:
         for name in names:
             RULES[name] = rule
+        if moves:
+            MOVES.update(names)
         return rule
 
     return register

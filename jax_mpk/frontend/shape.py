@@ -37,14 +37,14 @@ def reshaped(b: Builder, x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return b.map(shape, x.dtype, x.at(source), domain=groups, store=store)
 
 
-@primitive("reshape")
+@primitive("reshape", moves=True)
 def _reshape(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
     if eqn.params.get("dimensions") is not None:
         b.unsupported("a reshape that also transposes")
     return reshaped(b, x, eqn.shape)
 
 
-@primitive("squeeze", "expand_dims")
+@primitive("squeeze", "expand_dims", moves=True)
 def _squeeze(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
     return reshaped(b, x, eqn.shape)
 
@@ -55,18 +55,17 @@ def _identity(b: Builder, eqn: Equation, *xs: Tensor) -> Sequence[Tensor]:
     return xs
 
 
-@primitive("broadcast_in_dim")
+@primitive("broadcast_in_dim", moves=True)
 def _broadcast(b: Builder, eqn: Equation, x: Tensor, *dynamic: Tensor) -> Tensor:
     if dynamic:
         b.unsupported("a dynamic shape")
     axes = identity(eqn.shape)
     dims = eqn.params["broadcast_dimensions"]
     coords = [axes[d] if n != 1 else E.coord_const(0) for d, n in zip(dims, x.shape, strict=False)]
-    coords += [axes[-1]] * (len(x.shape) - len(coords))  # the words of a PRNG key
     return b.map(eqn.shape, eqn.dtype, x.at(coords))
 
 
-@primitive("transpose")
+@primitive("transpose", moves=True)
 def _transpose(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
     axes, coords = identity(eqn.shape), list(identity(eqn.shape))
     for new, old in enumerate(eqn.params["permutation"]):
@@ -74,7 +73,7 @@ def _transpose(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
     return b.map(eqn.shape, eqn.dtype, x.at(coords))
 
 
-@primitive("slice")
+@primitive("slice", moves=True)
 def _slice(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
     p = eqn.params
     return sliced(b, x, p["start_indices"], p["limit_indices"], p["strides"])
@@ -85,7 +84,6 @@ def sliced(b: Builder, x: Tensor, start: Sequence[int], limit: Sequence[int],
     """`x[start:limit:step]`, with one entry a dimension."""
     start, limit, step = (tuple(map(int, x)) for x in (start, limit, step or (1,) * len(start)))  # JAX has NumPy's, too
     shape = tuple(-((s - e) // k) for s, e, k in zip(start, limit, step, strict=True))
-    shape += x.shape[len(shape) :]
     if shape == x.shape:
         return x
     coords = list(identity(shape))
@@ -102,7 +100,7 @@ def pick(b: Builder, x: Tensor, axis: int, n: int) -> Tensor:
     return b.map(shape, x.dtype, x.at(coords))
 
 
-@primitive("split")
+@primitive("split", moves=True)
 def _split(b: Builder, eqn: Equation, x: Tensor) -> Sequence[Tensor]:
     out, at, axis = [], 0, eqn.params["axis"]
     for n in eqn.params["sizes"]:
@@ -113,7 +111,7 @@ def _split(b: Builder, eqn: Equation, x: Tensor) -> Sequence[Tensor]:
     return out
 
 
-@primitive("unstack")
+@primitive("unstack", moves=True)
 def _unstack(b: Builder, eqn: Equation, x: Tensor) -> Sequence[Tensor]:
     axis = eqn.params["axis"]
     return [pick(b, x, axis, n) for n in range(x.shape[axis])]
@@ -125,7 +123,7 @@ def joined(b: Builder, parts: Sequence[tuple[Expr, int]], axis: int, shape: tupl
     return b.map(shape, dtype, E.piece(identity(shape)[axis], bounds, tuple(e for e, _ in parts)))
 
 
-@primitive("concatenate")
+@primitive("concatenate", moves=True)
 def _concatenate(b: Builder, eqn: Equation, *xs: Tensor) -> Tensor:
     axis, at, parts = eqn.params["dimension"], 0, []
     for x in xs:
@@ -143,7 +141,7 @@ def _shifted(c: Coord, start: int, extent: int) -> Coord:
     return E.coord_add(c, E.coord_const(-start)) if extent > 1 else E.coord_const(0)
 
 
-@primitive("stack")
+@primitive("stack", moves=True)
 def _stack(b: Builder, eqn: Equation, *xs: Tensor) -> Tensor:
     return stacked(b, xs, eqn.params["axis"])
 
@@ -156,7 +154,7 @@ def stacked(b: Builder, xs: Sequence[Tensor], axis: int) -> Tensor:
     return joined(b, [(x.at(inner), 1) for x in xs], axis, shape, xs[0].dtype)
 
 
-@primitive("tile")
+@primitive("tile", moves=True)
 def _tile(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
     coords = list(identity(eqn.shape))
     for d, (n, r) in enumerate(zip(x.shape, eqn.params["reps"], strict=True)):
@@ -165,7 +163,7 @@ def _tile(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
     return b.map(eqn.shape, eqn.dtype, x.at(coords))
 
 
-@primitive("rev")
+@primitive("rev", moves=True)
 def _rev(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
     coords = list(identity(eqn.shape))
     for d in eqn.params["dimensions"]:

@@ -183,7 +183,8 @@ def _on_axis(x: Piece) -> Expr | None:
 
 
 def clamped(values: Mapping[int, Value], e: Expr, ranges: E.Ranges = ()) -> Expr:
-    """`e` with the loads that may be out of bounds over `ranges` clamped: safe to evaluate where it is not used."""
+    """`e` with the loads that may be out of bounds over `ranges` clamped, and pieces for every index: safe to evaluate
+    where it is not used."""
     memo: dict[tuple[Expr, E.Ranges], Expr] = {}
 
     def go(x: Expr, ranges: E.Ranges) -> Expr:
@@ -197,10 +198,14 @@ def clamped(values: Mapping[int, Value], e: Expr, ranges: E.Ranges = ()) -> Expr
         if isinstance(x, Load):
             coords = tuple(coord(c, ranges, n) for c, n in zip(x.coords, values[x.value].shape, strict=True))
             return E.load(x.value, coords, x.dtype)
-        if isinstance(x, Piece):
-            parts = [go(p, E.restrict(ranges, x.coord, lo, hi))
-                     for p, lo, hi in zip(x.parts, x.bounds, x.bounds[1:], strict=False)]  # fmt: skip
-            return E.piece(x.coord, x.bounds, tuple(parts))
+        if isinstance(x, Piece):  # the first and the last part stand for what lies beyond them
+            low, high = E.coord_range(x.coord, ranges)
+            bounds = (min(x.bounds[0], low), *x.bounds[1:-1], max(x.bounds[-1], high + 1))
+            parts = [
+                go(p, E.restrict(ranges, x.coord, lo, hi))
+                for p, lo, hi in zip(x.parts, bounds, bounds[1:], strict=False)
+            ]
+            return E.piece(x.coord, bounds, tuple(parts))
         return E.rebuild(x, lambda y: go(y, ranges), lambda c: c)
 
     def coord(c: Coord, ranges: E.Ranges, extent: int) -> Coord:

@@ -50,6 +50,13 @@ LOADS = 8
 PROLOGUE_BYTES = 192 << 10
 """A target that streams weights keeps a row that its every task would have to read more bytes than this to compute:
 beyond it, that takes longer than a hop (an SM reads about 40 kB/us from a cache that all others read too)."""
+NODES = 400
+"""Nodes of an expression up to which maps are written into the only one that reads them."""
+REDUCTIONS = 8
+"""The same for its reductions: each walks its row again, through everything below it."""
+SHARED_NODES = 64
+"""Nodes of a map up to which it may be written into several readers: a recurrence that is written out would be computed
+from its start by every reader of every step."""
 BLOWUP = 4
 """How much more often than necessary a row reduction may be evaluated inside a consumer."""
 APPEND_ROWS = 64
@@ -116,7 +123,7 @@ def _absorb_maps(op: Map, ops: dict[int, Op], users: dict[int, set[int]], result
                 table[v] = p.expr
         new = inline(op, table, gone) if table else op
         done = {v for v in table if v not in new.expr.loads}
-        if not done or _blows_up(new.expr, new.domain, ()):
+        if not done or _too_large(new.expr) or _blows_up(new.expr, new.domain, ()):
             return op
         for v in done:
             for u in ops[v].reads():
@@ -124,6 +131,13 @@ def _absorb_maps(op: Map, ops: dict[int, Op], users: dict[int, set[int]], result
                 users[u].add(op.out)
             del ops[v]
         op = new
+
+
+def _too_large(e: Expr) -> bool:
+    """More nodes or reductions than a code should have. The parts of a piece are codes of their own and share nothing."""
+    below = E.walk(e)
+    parts = sum(len(E.walk(p)) for x in below if isinstance(x, E.Piece) for p in x.parts)
+    return len(below) > NODES or parts > 8 * NODES or sum(isinstance(x, E.Reduce) for x in below) > REDUCTIONS
 
 
 def _fuse_epilogue(op: Map, ops: dict[int, Op], users: dict[int, set[int]], results: frozenset[int],
@@ -188,8 +202,8 @@ def _is_identity(coords: tuple[Coord, ...]) -> bool:
 
 
 def _appends(g: Graph) -> Graph:
-    """Moves cache updates into the one attention that reads them."""
-    readers = {v: [op.out for op in c] for v, c in g.consumers().items()}
+    """Moves cache updates into the one attention that reads them; other updates may follow (one array for all layers)."""
+    readers = {v: [op.out for op in c if not _overwrites(op, v)] for v, c in g.consumers().items()}
     updates = {op.out: op for op in g.ops if isinstance(op, Update)}
     maps = {op.out: op for op in g.ops if isinstance(op, Map)}
     taken: set[int] = set()
@@ -207,6 +221,11 @@ def _appends(g: Graph) -> Graph:
                     taken.add(x.value)
         ops.append(op)
     return g.with_ops([op for op in ops if not (isinstance(op, Update) and op.out in taken)])
+
+
+def _overwrites(op: Op, v: int) -> bool:
+    """Whether `op` uses `v` as the target of an update in place and for nothing else."""
+    return isinstance(op, Update) and op.append.target == v and not any(v in e.loads for e in op.exprs().values())
 
 
 def _linked(op: Attention, a: Append, x: Load, number: int) -> Append | None:
@@ -272,7 +291,9 @@ def _inlines(g: Graph, m: Map, user: Op, ready: dict[int, int], users: dict[int,
     e = m.expr
     if algebra.is_view(e):
         return True
-    if len(e.loads) > LOADS or _reduces_badly(e, m, user):
+    if len(e.loads) > LOADS or _too_large(e) or _reduces_badly(e, m, user):
+        return False
+    if users[m.out] > 1 and len(E.walk(e)) > SHARED_NODES:
         return False
     if e.cost <= CHEAP and not e.height:
         return True

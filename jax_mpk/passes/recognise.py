@@ -49,7 +49,8 @@ def _select_update(g: Graph, op: Map, maps: dict[int, Map]) -> Update | None:
     e, v = op.expr, g.values[op.out]
     if not isinstance(e, Select) or op.store is not None:
         return None
-    match = _equal_index(expand(e.cond, maps))
+    head = _ahead(e.cond, maps)  # writing everything out is not cheap
+    match = _equal_index(expand(e.cond, maps)) if isinstance(head, Binary) and head.op == "eq" else None
     if match is None:
         return None
     axis, position = match
@@ -105,17 +106,18 @@ def _attention(g: Graph, op: Contract, maps: dict[int, Map], contracts: dict[int
 
 def _looks_normalised(e: Expr, maps: dict[int, Map]) -> bool:
     """Cheap: does a quotient or product of an exponential come next? (Writing everything out is not cheap.)"""
-
-    def ahead(x: Expr) -> Expr:
-        x = _strip(x)
-        while isinstance(x, Load) and x.value in maps:
-            x = _strip(maps[x.value].expr)
-        return x
-
-    e = ahead(e)
+    e = _ahead(e, maps)
     if not (isinstance(e, Binary) and e.op in ("div", "mul")):
         return False
-    return any(isinstance(x, Unary) and x.op == "exp" for x in (ahead(e.a), ahead(e.b)))
+    return any(isinstance(x, Unary) and x.op == "exp" for x in (_ahead(e.a, maps), _ahead(e.b, maps)))
+
+
+def _ahead(x: Expr, maps: dict[int, Map]) -> Expr:
+    """The first operation behind loads of maps and roundings."""
+    x = _strip(x)
+    while isinstance(x, Load) and x.value in maps:
+        x = _strip(maps[x.value].expr)
+    return x
 
 
 def _softmax(p: Expr, axis: int, extent: int) -> _Softmax | None:

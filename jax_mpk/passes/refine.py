@@ -196,6 +196,8 @@ class _Refiner:
     def ready(self, op: Op) -> bool:
         """Whether nothing but merging of axes is left to do: the common case, decided quickly."""
         values = self.g.values
+        if any(isinstance(x, Piece) for r, e in op.exprs().items() if _places(r) for x in E.walk(e)):
+            return False
         for e in op.exprs().values():
             if e.height > 1 or digits.has_digits(values, e):
                 return False
@@ -262,7 +264,9 @@ class _Refiner:
         op = op.with_exprs({r: _affine(self.g.values, e, cuts, extent) for r, e in exprs.items()})
         op = reindex(self.g, op, cut(identity(op), cuts))
         exprs = {r: e for r, e in op.exprs().items() if r not in cores}
-        return op.with_exprs({r: digits.plain_pieces(self.g.values, e) for r, e in exprs.items()})
+        # All codes of a store have one place: what decides it chooses by selects, not by boxes of its own.
+        select = lambda r: (lambda _: True) if _places(r) else None
+        return op.with_exprs({r: digits.plain_pieces(self.g.values, e, select(r)) for r, e in exprs.items()})
 
     def contiguous(self, op: Op) -> Op:
         """Orders the n and the k axes of a contraction like its operand; copies operands whose strides do not merge."""
@@ -292,6 +296,11 @@ class _Refiner:
             if any(access.stride(a.axis) != access.stride(b.axis) * b.extent for a, b in itertools.pairwise(over)):
                 return False
         return True
+
+
+def _places(role: str) -> bool:
+    """Whether an expression is a coordinate of a store."""
+    return role.rpartition(".")[2].startswith("at")
 
 
 def _unsupported(op: Op, reason: str) -> UnsupportedError:

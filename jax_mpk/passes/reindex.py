@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
+from jax_mpk.abi import MAX_EXTENT
 from jax_mpk.ir import expr as E
 from jax_mpk.ir import loops
 from jax_mpk.ir.expr import Coord, Expr, Term
@@ -206,6 +207,7 @@ def merged(g: Graph, op: Op) -> Arrangement:
         last = groups[-1][-1] if groups else None
         if (last is not None and last.role == x.role and x.role != "append" and x.extent < LONG
                 and x.axis not in alone and last.axis not in alone
+                and math.prod(y.extent for y in groups[-1]) * x.extent <= MAX_EXTENT
                 and all((x.axis in s) == (last.axis in s) for s in sets)
                 and mergeable(coords, last.axis, x.axis, x.extent)):  # fmt: skip
             groups[-1].append(x)
@@ -234,7 +236,8 @@ def merge_bound(g: Graph, r: E.Reduce, name: Callable[[], int]) -> E.Reduce:
         last = groups[-1][-1][0] if groups else None
         if n == 1:
             continue
-        if last is not None and a not in alone and last not in alone and mergeable(coords, last, a, n):
+        fits = last is not None and math.prod(m for _, m in groups[-1]) * n <= MAX_EXTENT
+        if fits and a not in alone and last not in alone and mergeable(coords, last, a, n):
             groups[-1].append((a, n))
         else:
             groups.append([(a, n)])

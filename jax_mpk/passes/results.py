@@ -18,11 +18,18 @@ from jax_mpk.passes.axes import inverse
 def run(g: Graph) -> Graph:
     """The graph with such results renamed into their producers."""
     cores = {op.out: op for op in g.ops if isinstance(op, Contract | Attention)}
+    overwritten = {old for op in g.ops for old, _ in op.inplace()}  # what is updated in place keeps its own buffer
     moved: dict[int, tuple[int, tuple[Coord, ...]]] = {}  # value -> (result, its coordinates over the value's axes)
     for op in g.ops:
         if isinstance(op, Map) and op.out in g.results and op.store is None and isinstance(op.expr, Load):
             v, out = g.values[op.expr.value], g.values[op.out]
-            if v.id not in cores or v.id in moved or v.id in g.results or not _holds(out.dtype, v.dtype):
+            if (
+                v.id not in cores
+                or v.id in moved
+                or v.id in g.results
+                or v.id in overwritten
+                or not _holds(out.dtype, v.dtype)
+            ):
                 continue
             back = inverse(op.expr.coords, op.domain, v.shape)
             if back is not None:

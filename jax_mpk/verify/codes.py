@@ -155,7 +155,9 @@ def _tiled_first(x: Operator, axes: range, whole: bool = False) -> None:
     single = [x.tile[a] == 1 for a in axes]
     first = next((n for n, s in enumerate(single) if not s), len(cut))
     if any(cut[first + 1 :]) or (whole and any(cut)):
-        x.fail(f"axes {axes.start} to {axes.stop - 1} are cut into {x.tile} of {x.extent}, which the core does not follow")
+        x.fail(
+            f"axes {axes.start} to {axes.stop - 1} are cut into {x.tile} of {x.extent}, which the core does not follow"
+        )
 
 
 def _one_stride(x: Operator, a: np.void, axes: range, what: str) -> None:

@@ -91,7 +91,7 @@ def _records(p: abi.Program, tg: TaskGraph) -> TaskGraph:
     threshold = p["Event"]["threshold"].astype(np.int32)
     task, event = rows("n_waits", "wait")
     _, want = rows("n_waits", "want")
-    for e in np.flatnonzero((event >= len(threshold)))[:1]:
+    for e in np.flatnonzero(event >= len(threshold))[:1]:
         raise VerifyError(f"{tg.task_name(int(task[e]))} waits for event {event[e]} of {len(threshold)}")
     for e in np.flatnonzero(want != threshold[event])[:1]:
         raise VerifyError(f"{tg.task_name(int(task[e]))} waits for {want[e]} triggers of event {event[e]}, whose threshold "

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -18,12 +20,18 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from models.common import limits
 from models.common.config import DecoderConfig
+from models.common.errors import CheckpointError, ConfigError
+from models.common.fields import plain, shown
+from models.common.files import FileError, open_regular, parse_object, read_exactly, read_object
 from models.common.initialize import abstract_model
+from models.common.memory import require_memory
 
 SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 FLOAT_TYPES = {"F32", "F16", "BF16"}
 
+Config = TypeVar("Config", bound=DecoderConfig)
 Model = TypeVar("Model", bound=nnx.Module)
 
 
@@ -34,45 +42,25 @@ class Tensor(NamedTuple):
     transpose: bool = False
 
 
+_PLAIN_NAME = re.compile(r"[^/\\:\0]+\.safetensors")
+
 TensorMap = Mapping[tuple, Tensor]
 """Path of a parameter in the ``nnx.State`` to its tensor."""
 
 
-class CheckpointError(ValueError):
-    """A checkpoint does not fit the model.
-
-    Everything found wrong is collected first, so one error lists all of it.
-
-    Attributes:
-      missing: tensors that the model needs and the checkpoint lacks.
-      unexpected: tensors that the checkpoint has and the model does not know.
-      misshapen: tensors of the wrong shape or an unsupported type, each with what was found and expected.
-      corrupt: files that are absent, truncated or not safetensors, each with the reason.
-    """
-
-    def __init__(
-        self,
-        where: Path,
-        *,
-        missing: Iterable[str] = (),
-        unexpected: Iterable[str] = (),
-        misshapen: Iterable[str] = (),
-        corrupt: Iterable[str] = (),
-    ):
-        self.missing, self.unexpected = list(missing), list(unexpected)
-        self.misshapen, self.corrupt = list(misshapen), list(corrupt)
-        lines = [f"cannot load the checkpoint {where}"]
-        for kind in ("corrupt", "missing", "unexpected", "misshapen"):
-            found = getattr(self, kind)
-            if found:
-                more = f", and {len(found) - 8} more" if len(found) > 8 else ""
-                lines.append(f"  {len(found)} {kind}: {', '.join(found[:8])}{more}")
-        super().__init__("\n".join(lines))
-
-
 def read_config(directory: Path | str) -> dict[str, Any]:
-    """The ``config.json`` of a checkpoint directory; raises ``CheckpointError`` if it is absent or not JSON."""
-    return _read_json(Path(directory), CONFIG)
+    """The object in the ``config.json`` of a checkpoint directory; ``CheckpointError`` if it is absent or not JSON."""
+    return _read(Path(directory), CONFIG)
+
+
+def load_config(config_class: type[Config], directory: Path | str) -> Config:
+    """The configuration in a checkpoint directory.
+
+    Raises:
+      CheckpointError: ``config.json`` is absent or not JSON.
+      ConfigError: it describes something that is not supported.
+    """
+    return config_class.from_hf(read_config(directory), where=Path(directory) / CONFIG)
 
 
 def load_model(
@@ -97,14 +85,16 @@ def load_model(
 
     Raises:
       CheckpointError: before any tensor is read, if anything at all does not fit.
+      ConfigError: the parameters do not fit in the device's memory.
     """
     directory = Path(directory)
-    graphdef, state = nnx.split(abstract_model(model_class, config, dtype))
-    leaves = dict(nnx.to_flat_state(state))
     with contextlib.ExitStack() as stack:
         tensors = _open(directory, stack)
-        _check(directory, leaves, tensor_map, tensors, set(ignore))
+        _check(directory, _shapes(model_class, config, dtype, tensor_map), tensor_map, tensors, set(ignore))
+        graphdef, state = nnx.split(abstract_model(model_class, config, dtype))
+        leaves = dict(nnx.to_flat_state(state))
         total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
+        require_memory(total, f"the model in {plain(directory)}, as {jnp.dtype(dtype).name},", ConfigError)
         filled, done = [], 0
         for path, leaf in leaves.items():
             tensor = tensor_map[path]
@@ -128,6 +118,8 @@ def save_model(
 ) -> None:
     """Write ``model`` as a checkpoint, in several files with an index if one would exceed ``max_file_bytes``.
 
+    An earlier ``model.safetensors`` or index in the directory is replaced or removed, so that what is saved is what loads.
+
     Args:
       dtype: to store; that of each parameter unless given.
     """
@@ -148,6 +140,7 @@ def save_model(
     metadata = {"format": "pt"}  # what other readers of Hugging Face checkpoints insist on
     if len(files) == 1:
         save_file(files[0], directory / SINGLE, metadata)
+        (directory / INDEX).unlink(missing_ok=True)
         return
     weight_map = {}
     for number, tensors in enumerate(files, 1):
@@ -157,51 +150,106 @@ def save_model(
     total = sum(value.nbytes for tensors in files for value in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    (directory / SINGLE).unlink(missing_ok=True)
 
 
-def _read_json(directory: Path, name: str) -> Any:
+def _read(directory: Path, name: str) -> dict[str, Any]:
     try:
-        return json.loads((directory / name).read_text())
-    except (OSError, ValueError) as error:
+        return read_object(directory / name)
+    except FileError as error:
         raise CheckpointError(directory, corrupt=[f"{name} ({error})"]) from error
 
 
 def _open(directory: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
     """Each tensor name to the open file that holds it."""
-    if (directory / INDEX).exists():
-        weight_map = _read_json(directory, INDEX).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise CheckpointError(directory, corrupt=[f"{INDEX} (no 'weight_map')"])
-        names = sorted(set(weight_map.values()))
-    else:
-        names = [SINGLE]
-    files, corrupt = [], []
+    weight_map = _weight_map(directory)
+    names = [SINGLE] if weight_map is None else sorted(set(weight_map.values()))
+    tensors: dict[str, Any] = {}
+    holder: dict[str, str] = {}
+    corrupt = []
     for name in names:
+        path = directory / name
         try:
-            files.append(stack.enter_context(safe_open(directory / name, framework="numpy")))
-        except (OSError, SafetensorError) as error:
-            corrupt.append(f"{name} ({error})")
+            _check_header(path)
+            file = stack.enter_context(safe_open(path, framework="numpy"))
+        except (FileError, OSError, SafetensorError) as error:
+            corrupt.append(f"{plain(name)} ({error})")
+            continue
+        for tensor in file.keys():  # noqa: SIM118 (not a dict)
+            if tensor in holder:
+                corrupt.append(f"{plain(name)} ({plain(tensor)} is in {plain(holder[tensor])} too)")
+            tensors[tensor], holder[tensor] = file, name
+    if not corrupt and weight_map is not None and weight_map != holder:
+        for tensor in sorted(weight_map.keys() | holder.keys()):
+            said, found = (plain(where.get(tensor, "no file")) for where in (weight_map, holder))
+            if said != found:
+                corrupt.append(f"{INDEX} ({plain(tensor)} is said to be in {said}, and is in {found})")
     if corrupt:
         raise CheckpointError(directory, corrupt=corrupt)
-    # The files themselves, not the index, say what they hold.
-    return {name: file for file in files for name in file.keys()}  # noqa: SIM118 (not a dict)
+    return tensors
+
+
+def _weight_map(directory: Path) -> dict[str, str] | None:
+    """Each tensor name to the name of its file, as the index says; None if there is no index.
+
+    The files are those of this directory: an index comes with the weights, and must not lead anywhere else.
+    """
+    if not os.path.lexists(directory / INDEX):
+        return None
+    weight_map = _read(directory, INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        found = "missing" if weight_map is None else shown(weight_map)
+        complaint = f"'weight_map' is {found}, expected an object of tensor names and file names"
+        raise CheckpointError(directory, corrupt=[f"{INDEX} ({complaint})"])
+    corrupt = [
+        f"{INDEX} ({plain(tensor)} is in {shown(file)}, expected the plain name of a .safetensors file beside the index)"
+        for tensor, file in weight_map.items()
+        if not (isinstance(file, str) and _PLAIN_NAME.fullmatch(file))
+    ]
+    if not corrupt and SINGLE not in weight_map.values() and os.path.lexists(directory / SINGLE):
+        corrupt.append(f"{SINGLE} (it is not one of the files of {INDEX}, expected one of the two)")
+    if corrupt:
+        raise CheckpointError(directory, corrupt=corrupt)
+    return weight_map
+
+
+def _check_header(path: Path) -> None:
+    """Raise ``FileError`` for what ``safe_open`` would wait for or accept: no regular file, a name twice in the header."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(read_exactly(file, 8), "little")
+        if length > min(size - 8, limits.JSON_BYTES):
+            raise FileError(f"its header would have {length:,} bytes, and the file has {size:,}")
+        parse_object(read_exactly(file, length))
+
+
+def _shapes(
+    model_class: type[Model], config: DecoderConfig, dtype: DTypeLike, tensor_map: TensorMap
+) -> dict[tuple, tuple[int, ...]]:
+    """The shape of each parameter, from a model of one layer: all are alike, and many take seconds to describe."""
+    state = nnx.state(abstract_model(model_class, config.replace(num_layers=1), dtype))
+    first = {path: leaf.shape for path, leaf in nnx.to_flat_state(state)}
+    return {path: first[("layers", 0, *path[2:]) if path[0] == "layers" else path] for path in tensor_map}
 
 
 def _check(
-    directory: Path, leaves: Mapping[tuple, Any], tensor_map: TensorMap, tensors: Mapping[str, Any], ignore: set[str]
+    directory: Path,
+    shapes: Mapping[tuple, tuple[int, ...]],
+    tensor_map: TensorMap,
+    tensors: Mapping[str, Any],
+    ignore: set[str],
 ) -> None:
-    wanted = {tensor_map[path].name for path in leaves}
     misshapen = []
-    for path, leaf in leaves.items():
-        tensor = tensor_map[path]
+    for path, tensor in tensor_map.items():
         if tensor.name not in tensors:
             continue
         found = tensors[tensor.name].get_slice(tensor.name)
-        expected = list(leaf.shape[::-1] if tensor.transpose else leaf.shape)
+        expected = list(shapes[path][::-1] if tensor.transpose else shapes[path])
         if found.get_shape() != expected:
             misshapen.append(f"{tensor.name} (found {found.get_shape()}, expected {expected})")
         elif found.get_dtype() not in FLOAT_TYPES:
             misshapen.append(f"{tensor.name} (stored as {found.get_dtype()}, expected one of {sorted(FLOAT_TYPES)})")
+    wanted = {tensor.name for tensor in tensor_map.values()}
     missing = sorted(wanted - tensors.keys())
     unexpected = sorted(tensors.keys() - wanted - ignore)
     if missing or unexpected or misshapen:

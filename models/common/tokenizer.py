@@ -2,26 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from models.common import limits
+from models.common.errors import TokenizerError
+from models.common.fields import plain
+from models.common.files import FileError, read_bytes
+
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
-class TokenizerError(ValueError):
-    """A ``tokenizer.json`` is absent or unreadable, or does not fit the model."""
-
-
 def load_tokenizer(directory: Path | str) -> Tokenizer:
-    """The tokenizer in ``directory / "tokenizer.json"``; raises ``TokenizerError`` if it is absent or malformed."""
+    """The tokenizer in ``directory / "tokenizer.json"``; raises ``TokenizerError`` if it is absent or malformed.
+
+    Truncation and padding that the file may ask for are switched off: they are for training, and would change a prompt.
+    """
     path = Path(directory) / "tokenizer.json"
-    if not path.is_file():
-        raise TokenizerError(f"there is no {path}")
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception for whatever is wrong with the file
-        raise TokenizerError(f"cannot read {path}: {error}") from error
+        content = read_bytes(path, limits.TOKENIZER_BYTES)
+    except FileError as error:
+        raise TokenizerError(f"cannot read {plain(path)}: {error}") from error
+    with _errors_named(f"cannot read {plain(path)}: not a tokenizer"):
+        tokenizer = Tokenizer.from_buffer(content)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The tokens of ``text``; raises ``TokenizerError`` if the tokenizer has none for a part of it."""
+    with _errors_named("the tokenizer cannot encode the text"):
+        return tokenizer.encode(text).ids
+
+
+@contextlib.contextmanager
+def _errors_named(what: str) -> Iterator[None]:
+    """Turn what the library raises into a ``TokenizerError``: plain Exception, or a BaseException if its Rust panics."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
+            raise
+        raise TokenizerError(f"{what}: {plain(error)}") from error
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
@@ -58,8 +84,9 @@ class StreamDecoder:
         return self._advance(hold_back=False)
 
     def _advance(self, hold_back: bool) -> str:
-        before = self._tokenizer.decode(self._tokens[self._context : self._shown])
-        text = self._tokenizer.decode(self._tokens[self._context :])
+        with _errors_named("the tokenizer cannot decode its tokens"):
+            before = self._tokenizer.decode(self._tokens[self._context : self._shown])
+            text = self._tokenizer.decode(self._tokens[self._context :])
         if hold_back and text.endswith(REPLACEMENT):
             return ""
         self._context, self._shown = self._shown, len(self._tokens)

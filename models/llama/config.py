@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, Self
 
-from models.common.config import DecoderConfig, Llama3RopeScaling, check_supported, fields_from_hf, fields_to_hf
+from models.common.config import DecoderConfig, Llama3RopeScaling
 
 _LLAMA_3_2 = dict(
     vocab_size=128_256,
@@ -24,6 +23,10 @@ _LLAMA_3_2 = dict(
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig(DecoderConfig):
     """A Llama 3 decoder."""
+
+    model_type = "llama"
+    architecture = "LlamaForCausalLM"
+    default_theta = 10_000.0
 
     @classmethod
     def llama_3_2_1b(cls) -> Self:
@@ -51,13 +54,3 @@ class LlamaConfig(DecoderConfig):
             max_len=512,
         )
         return cls(**(fields | changes))
-
-    @classmethod
-    def from_hf(cls, hf: Mapping[str, Any]) -> Self:
-        """From the dictionary in a Hugging Face ``config.json``; raises ``ConfigError`` for what is not supported."""
-        check_supported(hf, "llama")
-        return cls(**fields_from_hf(hf, default_theta=10_000.0, default_tied=False))
-
-    def to_hf(self) -> dict[str, Any]:
-        """The dictionary to write as ``config.json``."""
-        return fields_to_hf(self, model_type="llama", architecture="LlamaForCausalLM")

@@ -33,7 +33,7 @@ def from_pretrained(
       ConfigError: ``config.json`` describes something that is not supported.
     """
     if config is None:
-        config = LlamaConfig.from_hf(checkpoint.read_config(directory))
+        config = checkpoint.load_config(LlamaConfig, directory)
     return checkpoint.load_model(
         Llama,
         config,

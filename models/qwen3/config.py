@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, Self
 
-from models.common.config import DecoderConfig, check_supported, fields_from_hf, fields_to_hf
+from models.common.config import DecoderConfig
 
 _QWEN3 = dict(
     vocab_size=151_936,
@@ -22,6 +21,10 @@ _QWEN3 = dict(
 @dataclasses.dataclass(frozen=True)
 class Qwen3Config(DecoderConfig):
     """A dense Qwen3 decoder."""
+
+    model_type = "qwen3"
+    architecture = "Qwen3ForCausalLM"
+    default_theta = 1_000_000.0
 
     @classmethod
     def qwen3_0_6b(cls) -> Self:
@@ -95,13 +98,3 @@ class Qwen3Config(DecoderConfig):
             max_len=512,
         )
         return cls(**(fields | changes))
-
-    @classmethod
-    def from_hf(cls, hf: Mapping[str, Any]) -> Self:
-        """From the dictionary in a Hugging Face ``config.json``; raises ``ConfigError`` for what is not supported."""
-        check_supported(hf, "qwen3")
-        return cls(**fields_from_hf(hf, default_theta=1_000_000.0, default_tied=False))
-
-    def to_hf(self) -> dict[str, Any]:
-        """The dictionary to write as ``config.json``."""
-        return fields_to_hf(self, model_type="qwen3", architecture="Qwen3ForCausalLM")

@@ -38,7 +38,7 @@ def from_pretrained(
       ConfigError: ``config.json`` describes something that is not supported.
     """
     if config is None:
-        config = Qwen3Config.from_hf(checkpoint.read_config(directory))
+        config = checkpoint.load_config(Qwen3Config, directory)
     return checkpoint.load_model(
         Qwen3,
         config,

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import spellings
 from flax import nnx
 
 import jax_mpk
+from benchmarks import decoders as spellings
 from jax_mpk.backends import cuda
 from models import decode, registry
 

@@ -151,9 +151,7 @@ def move(g: Grower) -> None:
     a, z = sorted((g.up_to(size), g.up_to(size)))
     slices = ", ".join([":"] * d + [f"{a}:{z}:{g.up_to(3, 1)}"])
     back = ", ".join([":"] * d + [f"::-{g.up_to(2, 1)}"])
-    pads = ", ".join(
-        f"({g.up_to(3) - 1}, {g.up_to(3) - 1}, {g.up_to(2) if g.chance(0.4) else 0})" for _ in range(rank)
-    )
+    pads = ", ".join(f"({g.up_to(3) - 1}, {g.up_to(3) - 1}, {g.up_to(2) if g.chance(0.4) else 0})" for _ in range(rank))
     zero = f"jnp.zeros((), {n}.dtype)" if g.chance(0.5) else f"{n}.ravel()[0]"
     repeats = [1] * rank
     repeats[d] = g.up_to(3, 2)
@@ -247,7 +245,9 @@ def integer(g: Grower) -> None:
     form = str(g.one("{} + {}", "{} - {}", "{} * {}", "{} // {}", "{} % {}", "lax.div({}, {})", "lax.rem({}, {})",
                      "{} & {}", "{} | {}", "{} ^ {}", "{} << ({} & 7)", "{} >> ({} & 7)", "jnp.maximum({}, {})",
                      "jnp.minimum({}, {})", "lax.shift_right_logical({}, {})", "lax.shift_left({}, {})"))  # fmt: skip
-    unary = str(g.one("~{}", "-{}", "jnp.abs({})", "jnp.sign({})", "lax.population_count({})", "lax.clz({})", "{} * 3 - 7"))
+    unary = str(
+        g.one("~{}", "-{}", "jnp.abs({})", "jnp.sign({})", "lax.population_count({})", "lax.clz({})", "{} * 3 - 7")
+    )
     text = unary.replace("{}", v.name) if g.chance(0.3) else form.replace("{}", v.name, 1).replace("{}", w)
     g.add(text, v.exact and {x.name: x.exact for x in g.variables()}[w])
 
@@ -286,7 +286,7 @@ def convert(g: Grower) -> None:
     if steps and not v.exact:
         return
     bits = numpy_dtype(v.dtype).itemsize == numpy_dtype(to).itemsize and v.exact and "bool" not in (v.dtype, to)
-    if bits and g.chance(0.3) and not (to in FLOATS):
+    if bits and g.chance(0.3) and to not in FLOATS:
         g.add(f"lax.bitcast_convert_type({v.name}, jnp.{to})", True)
     else:
         g.add(f"{v.name}.astype(jnp.{'bool_' if to == 'bool' else to})", v.exact)
@@ -299,7 +299,13 @@ def reduction(g: Grower) -> None:
     d = g.axis(v)
     axis = str(g.one(str(d), "-1", "None", str(tuple(sorted(set(int(x) for x in g.r.integers(0, len(v.shape), 2)))))))
     real = v.dtype in FLOATS
-    forms = ["jnp.sum({}, {a})", "jnp.max({}, {a})", "jnp.min({}, {a})", "jnp.sum({}, {a}, keepdims=True)", "jnp.prod({}, {d})"]
+    forms = [
+        "jnp.sum({}, {a})",
+        "jnp.max({}, {a})",
+        "jnp.min({}, {a})",
+        "jnp.sum({}, {a}, keepdims=True)",
+        "jnp.prod({}, {d})",
+    ]
     if real:
         forms += ["jnp.mean({}, {a})", "jax.nn.softmax({}, {d})", "jnp.var({}, {a})", "jax.nn.logsumexp({}, {a})",
                   "{} - jnp.max({}, {d}, keepdims=True)", "jax.nn.log_softmax({}, {d})",
@@ -318,7 +324,10 @@ def cumulative(g: Grower) -> None:
     d, back = g.axis(v), g.one("True", "False")
     f = str(g.one("lax.cumsum", "lax.cummax", "lax.cummin", "lax.cumprod"))
     bounded = f"jnp.clip({v.name}, -1, 1)" if f == "lax.cumprod" else v.name
-    g.add(f"{f}({bounded}, {d}, reverse={back})", v.exact and (v.dtype in INTEGERS or "m" in f[-1:] + f[-3:-2] and "sum" not in f and "prod" not in f))
+    g.add(
+        f"{f}({bounded}, {d}, reverse={back})",
+        v.exact and (v.dtype in INTEGERS or "m" in f[-1:] + f[-3:-2] and "sum" not in f and "prod" not in f),
+    )
 
 
 def contraction(g: Grower) -> None:
@@ -342,7 +351,11 @@ def contraction(g: Grower) -> None:
     if math.prod(shape) > 60_000 or math.prod(size.values()) > 4_000_000:
         return
     fits = [w for w in g.variables() if w.shape == shape and w.dtype == v.dtype]
-    w = fits[g.up_to(len(fits) - 1)] if fits and g.chance(0.5) else g.operand(shape, v.dtype, "" if v.dtype in INTEGERS else "normal")
+    w = (
+        fits[g.up_to(len(fits) - 1)]
+        if fits and g.chance(0.5)
+        else g.operand(shape, v.dtype, "" if v.dtype in INTEGERS else "normal")
+    )
     left, other = v.name, w.name
     for _ in range(g.up_to(1)):  # an operand that is repeated, sliced or broadcast on its way in
         d = g.up_to(max(0, len(shape) - 1))
@@ -380,7 +393,9 @@ def attention(g: Grower) -> None:
     b, t, s = g.up_to(2, 1), int(g.one(1, 1, 2, 5)), int(g.r.choice(SIZES))
     heads, group, d = g.up_to(3, 1), g.up_to(3, 1), int(g.one(2, 4, 7, 8, 16))
     dtype = str(g.one("float32", "float32", "bfloat16"))
-    q, k, v = (g.operand(x, dtype, "normal").name for x in ((b, t, heads * group, d), (b, s, heads, d), (b, s, heads, d)))
+    q, k, v = (
+        g.operand(x, dtype, "normal").name for x in ((b, t, heads * group, d), (b, s, heads, d), (b, s, heads, d))
+    )
     pos = g.operand((), "int32", "index", s).name
     if g.chance(0.5) and t <= s:  # a cache that is written first
         kn, vn = (g.operand((b, t, heads, d), dtype, "normal").name for _ in "kv")
@@ -430,7 +445,9 @@ def update(g: Grower) -> None:
     v = g.pick(rank=1)
     if v is None:
         return
-    target = str(g.one(v.name, v.name, f"jnp.zeros_like({v.name})", f"({v.name} * 1)", f"jnp.full({v.shape}, 2, {v.name}.dtype)"))
+    target = str(
+        g.one(v.name, v.name, f"jnp.zeros_like({v.name})", f"({v.name} * 1)", f"jnp.full({v.shape}, 2, {v.name}.dtype)")
+    )
     d = g.axis(v)
     n = v.shape[d]
     lead = ":, " * d
@@ -473,7 +490,9 @@ def control(g: Grower) -> None:
     elif g.chance(0.5):
         g.add(f"lax.cond({p}, lambda x: x * 2, lambda x: -x, {v.name})", v.exact)
     else:
-        g.add(f"lax.fori_loop(0, {g.up_to(4)}, lambda i, x: {body.replace('c', f'{v.name}[i % {n}]')}, {v.name})", exact)
+        g.add(
+            f"lax.fori_loop(0, {g.up_to(4)}, lambda i, x: {body.replace('c', f'{v.name}[i % {n}]')}, {v.name})", exact
+        )
 
 
 def sorting(g: Grower) -> None:
@@ -495,7 +514,13 @@ def chance(g: Grower) -> None:
     """Random bits are exact."""
     s = g.operand((), "uint32", "small").name
     shape = g.shape()
-    key = str(g.one(f"jax.random.key({s})", f"jax.random.fold_in(jax.random.key(3), {s})", f"jax.random.split(jax.random.key({s}), 3)[1]"))
+    key = str(
+        g.one(
+            f"jax.random.key({s})",
+            f"jax.random.fold_in(jax.random.key(3), {s})",
+            f"jax.random.split(jax.random.key({s}), 3)[1]",
+        )
+    )
     g.add(str(g.one(f"jax.random.bits({key}, {shape})", f"jax.random.uniform({key}, {shape})", f"jax.random.bernoulli({key}, 0.4, {shape})",
                     f"jax.random.randint({key}, {shape}, -5, 9)", f"jax.random.permutation({key}, 7)")), True)  # fmt: skip
 
@@ -504,7 +529,7 @@ def index_space(g: Grower) -> None:
     shape = g.shape()
     d = g.up_to(max(0, len(shape) - 1))
     g.add(str(g.one(f"lax.broadcasted_iota(jnp.int32, {shape or (1,)}, {d})", f"jnp.arange({g.up_to(40, 1)})", f"jnp.eye({g.up_to(9, 1)})",
-                    f"jax.nn.one_hot({g.operand((3,), 'int32', 'index', 5).name}, 6)", f"jnp.linspace(0, 1, {g.up_to(9, 2)})")), True)  # fmt: skip
+                    f"jax.nn.one_hot({g.operand((3,), 'int32', 'index', 5).name}, 6)", f"jnp.arange({g.up_to(9, 1)}) * 2")), True)  # fmt: skip
 
 
 FAMILIES: dict[Callable[[Grower], None], float] = {

@@ -97,6 +97,8 @@ def prepare(implementation: str) -> None:
     """The environment of a process that runs cases, before JAX starts."""
     faulthandler.enable()
     os.environ.setdefault("JAX_MPK_CACHE_DIR", "")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # many processes share a GPU
+    os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
     if implementation == "cpu":
         os.environ["JAX_PLATFORMS"] = "cpu"
 

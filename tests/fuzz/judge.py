@@ -15,7 +15,7 @@ Wide = Callable[[], tuple[Sequence[np.ndarray], Sequence[np.ndarray]]]
 
 
 def differs(have: np.ndarray, want: np.ndarray, exact: bool, n: int, wide: Wide) -> str:
-    """"" if result `n` is right, else what is wrong with it; `want` is `jax.jit`'s."""
+    """ "" if result `n` is right, else what is wrong with it; `want` is `jax.jit`'s."""
     if have.shape != want.shape or have.dtype != want.dtype:
         return f"{have.dtype}{list(have.shape)} instead of {want.dtype}{list(want.shape)}"
     if have.dtype.name not in EPS:
@@ -40,7 +40,9 @@ def differs(have: np.ndarray, want: np.ndarray, exact: bool, n: int, wide: Wide)
         size = np.max(np.abs(exactly), initial=0.0, where=np.isfinite(exactly))
         largest = 3.38e38 if have.dtype.name != "float16" else 65504.0
         close = np.abs(a - exactly) <= 6 * noise + 16 * eps * np.abs(exactly) + 4 * 2.0**-23 * size + TINY
-        over = (np.abs(exactly) >= largest * 0.98) & ~np.isnan(exactly) & (np.abs(a) >= largest * 0.98)  # may overflow or not
+        over = (
+            (np.abs(exactly) >= largest * 0.98) & ~np.isnan(exactly) & (np.abs(a) >= largest * 0.98)
+        )  # may overflow or not
         bad &= ~(close | over | (np.isnan(a) & np.isnan(exactly)) | (a == exactly))
     return _where(bad, have, want, exactly) if bad.any() else ""
 

@@ -43,7 +43,9 @@ def _simpler(case: Case) -> Iterator[Case]:
             yield tidy(replace(case, lines=rest, operands=(*case.operands, fresh)))
             for source in names(x.text):  # the line left out
                 if source in {y.name for y in case.lines} | {o.name for o in case.operands}:
-                    text = tuple(replace(y, text=re.sub(rf"\b{x.name}\b", source, y.text)) for y in case.lines if y is not x)
+                    text = tuple(
+                        replace(y, text=re.sub(rf"\b{x.name}\b", source, y.text)) for y in case.lines if y is not x
+                    )
                     yield tidy(replace(case, lines=text))
     for n, o in enumerate(case.operands):
         if o.kind in ("special", "wide"):

@@ -56,7 +56,9 @@ def _jaxpr(closed: Any, args: Sequence[Any], rounds: bool) -> list[Any]:
 
 def _equation(eqn: Any, xs: list[Any], rounds: bool) -> list[Any]:
     name, params = eqn.primitive.name, dict(eqn.params)
-    inner = next((params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in params and hasattr(params[k], "eqns")), None)
+    inner = next(
+        (params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in params and hasattr(params[k], "eqns")), None
+    )
     if name == "scan":
         return _scan(params, xs, rounds)
     if name == "cond":

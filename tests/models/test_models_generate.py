@@ -1,5 +1,6 @@
 """The generate command from end to end, with the trained demo and with random weights."""
 
+import re
 import sys
 import types
 
@@ -10,7 +11,9 @@ from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 
 from models import generate as command
-from models import registry
+from models import generation, registry
+from models.common import limits
+from models.common.errors import UsageError
 from models.common.initialize import random_model
 from models.demo.train import read_text
 from models.qwen3 import Qwen3, Qwen3Config
@@ -73,9 +76,9 @@ def test_random_weights_print_token_ids(capsys):
 
 def test_generation_stops_when_every_sequence_has_ended(capsys, monkeypatch):
     tokens = [np.array(pair) for pair in ([70, 71], [0, 72], [73, 0], [74, 75])]
-    monkeypatch.setattr(command, "generate", lambda *args, **kwargs: iter(tokens))
+    monkeypatch.setattr(generation, "generate", lambda *args, **kwargs: iter(tokens))
     _, text, summary = invoke(capsys, "--prompt", "x", "--batch", 2, "--implementation", "jit")
-    tokenizer = command.load_tokenizer(registry.DEMO)
+    tokenizer = generation.load_tokenizer(registry.DEMO)
     first, second = text.split("\n\n--- sequence 2 of 2\n")
     assert first.strip() == "x" + tokenizer.decode([70]) and second.strip() == "x" + tokenizer.decode([71, 72])
     assert "3 new tokens" in summary
@@ -89,7 +92,7 @@ def test_generated_tokens_do_not_depend_on_how_the_prompt_fills_its_blocks(lengt
     graphdef, state = nnx.split(model)
     forward = jax.jit(lambda state, *args: nnx.merge(graphdef, state)(*args))
     progress = []
-    found = command.generate(model, ids, max_new_tokens=4, on_prefill=progress.append)
+    found = generation.generate(model, ids, max_new_tokens=4, on_prefill=progress.append)
     for token in found:
         padded = np.zeros((1, 80), np.int32)
         padded[0, : len(ids)] = ids
@@ -111,11 +114,11 @@ def test_the_decode_step_is_wrapped_and_its_cache_donated(monkeypatch):
     jit = jax.jit
     monkeypatch.setattr(jax, "jit", lambda *args, **kwargs: (lowered.append(kwargs), jit(*args, **kwargs))[1])
     model = random_model(Qwen3, Qwen3Config.tiny(num_layers=1))
-    wrap, _ = command.choose_implementation("auto")
-    list(command.generate(model, [1], max_new_tokens=2, wrap=wrap))
+    wrap, _ = generation.choose_implementation("auto")
+    list(generation.generate(model, [1], max_new_tokens=2, wrap=wrap))
     assert calls == [None, "traced"]
     for name, expected in (("none", None), ("cpu", "cpu"), ("cuda", "cuda"), ("xla", "xla")):
-        command.choose_implementation(name)[0](lambda: None)
+        generation.choose_implementation(name)[0](lambda: None)
         assert calls[-1] == expected
     # The decode step and the prefill.
     assert sum(kwargs.get("donate_argnums") == 2 for kwargs in lowered) == 2
@@ -130,14 +133,35 @@ def test_without_jax_mpk_auto_says_so_and_names_fail(capsys, monkeypatch):
     assert status == 1 and err.startswith("error: --implementation cuda needs jax_mpk")
 
 
-def test_mistakes_are_one_line(capsys, tmp_path):
-    for args, complaint in [
-        (["--prompt", ""], "the prompt has no tokens"),
-        (["--max-new-tokens", "5000"], "exceed the context of"),
-        (["--model", "gpt-5"], "no model is called 'gpt-5'"),
-        (["--checkpoint", tmp_path], "tokenizer.json"),
-    ]:
-        status, _, err = invoke(capsys, "--implementation", "jit", *args)
-        assert status == 1 and complaint in err and err.count("error: ") == 1 and "Traceback" not in err
-    with pytest.raises(SystemExit):
-        command.main(["--batch", "0"])
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (dict(prompt=[]), "the prompt has no tokens"),
+        (dict(prompt=[1, 256]), "tokens outside of the model's vocabulary of 256"),
+        (dict(prompt=[-1]), "tokens outside of the model's vocabulary of 256"),
+        (dict(max_new_tokens=512), "1 prompt tokens and 512 new ones exceed the context of 512"),
+        (dict(max_new_tokens=-1), "max_new_tokens is -1, expected an integer from 0 to 16777216"),
+        (dict(max_new_tokens=2.0), "max_new_tokens is 2.0, expected an integer"),
+        (dict(batch=0), "batch is 0, expected an integer from 1 to 1024"),
+        (dict(seed=1 << 32), "seed is 4294967296, expected an integer from 0 to 4294967295"),
+        (dict(temperature=float("nan")), "temperature is nan, expected 0, or a number from 0.0001 to 10000"),
+        (dict(temperature=-1.0), "temperature is -1.0, expected 0, or a number"),
+        (dict(temperature=1e-9), "temperature is 1e-09, expected 0, or a number"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused(change, complaint):
+    model = random_model(Qwen3, Qwen3Config.tiny(num_layers=1))
+    arguments = dict(prompt=[1], max_new_tokens=2) | change
+    with pytest.raises(UsageError, match=re.escape(complaint)):
+        next(generation.generate(model, **arguments))
+
+
+def test_the_coldest_and_the_warmest_sampling_and_the_largest_seed_work():
+    model = random_model(Qwen3, Qwen3Config.tiny(num_layers=1), dtype=np.float32)
+    greedy = [int(token[0]) for token in generation.generate(model, [1], max_new_tokens=8)]
+    options = dict(max_new_tokens=8, seed=limits.SEED.high)
+    cold, warm = (
+        [int(token[0]) for token in generation.generate(model, [1], temperature=temperature, **options)]
+        for temperature in (limits.TEMPERATURE.low, limits.TEMPERATURE.high)
+    )
+    assert cold == greedy and len(set(warm)) > 4

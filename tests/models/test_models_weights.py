@@ -287,7 +287,7 @@ def test_registry_refuses_what_makes_no_sense(tmp_path, tensors):
         registry.load(None, seed=0)
     with pytest.raises(ConfigError, match="not qwen3-tiny: its hidden_size is 48, not 64"):
         registry.load("qwen3-tiny", checkpoint=directory)
-    with pytest.raises(ConfigError, match="expected model_type 'llama'"):
+    with pytest.raises(ConfigError, match="'model_type' is 'qwen3', expected 'llama'"):
         registry.load("llama-tiny", checkpoint=directory)
     directory = reference.write_checkpoint(tmp_path, QWEN3 | dict(model_type="mamba"), tensors)
     with pytest.raises(ConfigError, match="mamba"):

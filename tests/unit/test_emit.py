@@ -16,10 +16,10 @@ from jax import lax
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import spellings
 import vm
 from functions import BF16, CASES, data, ints
 
+from benchmarks import decoders as spellings
 from jax_mpk import abi
 from jax_mpk.abi import Program, ProgramError
 from jax_mpk.emit import check, disassemble, emit
@@ -53,8 +53,9 @@ def finish(g: Graph, target: Target = SMALL) -> bytes:
     for p in (dependencies, events, normalise, linearise):
         tg = p.run(tg)
     tg = memory.run(placement.run(tg, g, target))
-    verify(tg, target=target)
-    return emit(g, tg)
+    blob = emit(g, tg)
+    verify(blob, target=target)
+    return blob
 
 
 @pytest.fixture(autouse=True)

@@ -16,10 +16,10 @@ import executor_builder as eb
 import jax
 import numpy as np
 import pytest
-import spellings
 import test_emit
 from executor_builder import Builder, V, elementwise, instr
 
+from benchmarks import decoders as spellings
 from jax_mpk import _ext, abi
 from jax_mpk.ir import interpret
 from jax_mpk.passes import refine

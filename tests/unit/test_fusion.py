@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import spellings as S
 from flax import nnx
 
+from benchmarks import decoders as S
 from jax_mpk import targets
 from jax_mpk.frontend import lower
 from jax_mpk.ir import interpret

@@ -6,6 +6,7 @@ Plain functions over a dictionary of weights, so that a test can combine any spe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -169,60 +170,145 @@ def attend_repeat(q, k, v, pos):
 ATTENTIONS = {"grouped": attend_grouped, "cache_left": attend_cache_left, "repeat": attend_repeat}
 
 
+# ------------------------------------------------------------------------------------------------- weights and caches
+
+
+Draw = Callable[..., jax.Array]
+"""`draw(*dims)`: normal random numbers of standard deviation one, in float32."""
+
+
+def on_host(seed: int) -> Draw:
+    rng = np.random.default_rng(seed)
+    return lambda *dims: jnp.asarray(rng.normal(size=dims), jnp.float32)
+
+
+def on_device(seed: int) -> Draw:
+    """For large models: drawn where they stay."""
+    keys = iter(range(1 << 30))
+    make = jax.jit(lambda key, dims: jax.random.normal(key, dims, jnp.bfloat16), static_argnums=1)
+    return lambda *dims: make(jax.random.fold_in(jax.random.key(seed), next(keys)), dims)
+
+
+def weights(shape: Shape, dtype, draw: Draw | None = None, fused: bool = False, transposed: bool = False,
+            stacked: bool = False):  # fmt: skip
+    """Random weights, scaled so that activations keep their size.
+
+    fused: Q, K, V in one matrix, gate and up in one. transposed: matrices are [N, K]. stacked: one array [L, ...] for all
+    layers. The values do not depend on how they are kept.
+    """
+    s, draw = shape, draw or on_host(0)
+
+    def matrix(*dims):
+        return (draw(*dims) / np.sqrt(dims[-2])).astype(dtype)
+
+    def vector(n):
+        return 1 + 0.1 * draw(n).astype(jnp.float32)
+
+    def kept(*parts):
+        w = jnp.concatenate(parts, 1) if len(parts) > 1 else parts[0]
+        return w.T if transposed else w
+
+    def layer():
+        out = dict(n1=vector(s.width), n2=vector(s.width), nq=vector(s.head), nk=vector(s.head))
+        q = matrix(s.width, s.heads * s.head)
+        k, v = (matrix(s.width, s.kv_heads * s.head) for _ in "kv")
+        o, gate, up = matrix(s.heads * s.head, s.width), matrix(s.width, s.hidden), matrix(s.width, s.hidden)
+        out |= dict(o=kept(o), down=kept(matrix(s.hidden, s.width)))
+        if fused:
+            return out | dict(qkv=kept(q, k, v), gu=kept(gate, up))
+        return out | dict(q=kept(q), k=kept(k), v=kept(v), gate=kept(gate), up=kept(up))
+
+    embed = draw(s.vocab, s.width).astype(dtype)
+    layers = [layer() for _ in range(s.layers)]
+    if stacked:
+        layers = jax.tree.map(lambda *xs: jnp.stack(xs), *layers)
+    return dict(embed=embed, norm=vector(s.width), layers=layers)
+
+
+def cache(shape: Shape, batch: int, dtype, draw: Draw | None = None, stacked: bool = False, heads_first: bool = False):
+    """Caches that already hold something everywhere: [B, S, H, D] or [B, H, S, D], a layer or one array [L, ...]."""
+    draw = draw or on_host(1)
+
+    def made():
+        x = draw(batch, shape.slots, shape.kv_heads, shape.head)
+        return (x.transpose(0, 2, 1, 3) if heads_first else x).astype(dtype)
+
+    layers = [dict(k=made(), v=made()) for _ in range(shape.layers)]
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *layers) if stacked else layers
+
+
 # -------------------------------------------------------------------------------------------------------------- decoder
 
 
-def weights(shape: Shape, dtype, seed: int = 0):
-    """Random weights, scaled so that activations keep their size."""
-    rng = np.random.default_rng(seed)
-
-    def matrix(*dims):
-        return jnp.asarray(rng.normal(size=dims) / np.sqrt(dims[-2]), dtype)
-
-    def vector(n):
-        return jnp.asarray(1 + 0.1 * rng.normal(size=n), jnp.float32)
-
-    s = shape
-
-    def layer():
-        return dict(n1=vector(s.width), n2=vector(s.width), nq=vector(s.head), nk=vector(s.head),
-                    q=matrix(s.width, s.heads * s.head), k=matrix(s.width, s.kv_heads * s.head),
-                    v=matrix(s.width, s.kv_heads * s.head), o=matrix(s.heads * s.head, s.width),
-                    gate=matrix(s.width, s.hidden), up=matrix(s.width, s.hidden), down=matrix(s.hidden, s.width))  # fmt: skip
-
-    return dict(embed=jnp.asarray(rng.normal(size=(s.vocab, s.width)), dtype), norm=vector(s.width),
-                layers=[layer() for _ in range(s.layers)])  # fmt: skip
-
-
-def cache(shape: Shape, batch: int, dtype, seed: int = 1):
-    """Caches that already hold something everywhere."""
-    rng = np.random.default_rng(seed)
-    dims = (batch, shape.slots, shape.kv_heads, shape.head)
-    return [dict(k=jnp.asarray(rng.normal(size=dims), dtype), v=jnp.asarray(rng.normal(size=dims), dtype))
-            for _ in range(shape.layers)]  # fmt: skip
-
-
-def decoder(shape: Shape, norm="rsqrt", rope="split", update="slice", attend="grouped"):
-    """`step(weights, tokens[B], cache, pos) -> (next[B], logits[B, V], cache)` in the chosen spellings."""
+def decoder(shape: Shape, norm="rsqrt", rope="split", update="slice", attend="grouped", fused=False, transposed=False,
+            stacked=False, cache_stacked=False, heads_first=False):  # fmt: skip
+    """`step(weights, tokens[B], cache, pos) -> (next[B], logits[B, V], cache)` in the chosen spellings; the last five are
+    those of `weights` and `cache`."""
     norm, rope, update, attend = NORMS[norm], ROPES[rope], UPDATES[update], ATTENTIONS[attend]
     s = shape
+
+    def times(x, w):
+        return jnp.einsum("...k,nk->...n", x, w) if transposed else x @ w
+
+    def keep(caches, layer, name, new, pos):
+        """The caches with `new` [B, 1, H, D] at `pos` of a layer, and that layer as [B, S, H, D]."""
+        if cache_stacked:
+            whole = caches[name]
+            if heads_first:
+                whole = whole.at[layer, :, :, pos].set(new[:, 0].astype(whole.dtype))
+                return caches | {name: whole}, whole[layer].transpose(0, 2, 1, 3)
+            start = (layer, 0, pos, 0, 0)
+            whole = lax.dynamic_update_slice(whole, new.astype(whole.dtype)[None], start)
+            return caches | {name: whole}, whole[layer]
+        old = caches[layer][name]
+        if heads_first:
+            one = lax.dynamic_update_slice(old, new.transpose(0, 2, 1, 3).astype(old.dtype), (0, 0, pos, 0))
+            seen = one.transpose(0, 2, 1, 3)
+        else:
+            one = seen = update(old, new, pos)
+        return [c | {name: one} if n == layer else c for n, c in enumerate(caches)], seen
 
     def step(w, tokens, caches, pos):
         b = tokens.shape[0]
         x = w["embed"][tokens][:, None, :]
-        new = []
-        for p, c in zip(w["layers"], caches, strict=True):
+        for n in range(s.layers):
+            p = jax.tree.map(lambda a, n=n: a[n], w["layers"]) if stacked else w["layers"][n]
             h = norm(x, p["n1"])
-            q, k, v = ((h @ p[n]).reshape(b, 1, -1, s.head) for n in "qkv")
+            if fused:
+                cuts = [s.heads * s.head, (s.heads + s.kv_heads) * s.head]
+                q, k, v = (y.reshape(b, 1, -1, s.head) for y in jnp.split(times(h, p["qkv"]), cuts, -1))
+            else:
+                q, k, v = (times(h, p[n]).reshape(b, 1, -1, s.head) for n in "qkv")
             if s.qk_norm:
                 q, k = norm(q, p["nq"]), norm(k, p["nk"])
             q, k = rope(q, pos), rope(k, pos)
-            c = dict(k=update(c["k"], k, pos), v=update(c["v"], v, pos))
-            new.append(c)
-            x = x + attend(q, c["k"], c["v"], pos).reshape(b, 1, -1) @ p["o"]
+            caches, keys = keep(caches, n, "k", k, pos)
+            caches, values = keep(caches, n, "v", v, pos)
+            x = x + times(attend(q, keys, values, pos).reshape(b, 1, -1), p["o"])
             h = norm(x, p["n2"])
-            x = x + (jax.nn.silu(h @ p["gate"]) * (h @ p["up"])) @ p["down"]
+            if fused:
+                gate, up = jnp.split(times(h, p["gu"]), 2, -1)
+            else:
+                gate, up = times(h, p["gate"]), times(h, p["up"])
+            x = x + times(jax.nn.silu(gate) * up, p["down"])
         logits = (norm(x, w["norm"]) @ w["embed"].T).astype(jnp.float32)[:, 0]
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32), logits, new
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32), logits, caches
 
     return step
+
+
+LAYOUTS = dict(
+    plain={}, fused=dict(fused=True), transposed=dict(transposed=True), stacked=dict(stacked=True),
+    heads_first=dict(heads_first=True), one_cache=dict(cache_stacked=True),
+    all=dict(fused=True, transposed=True, stacked=True, cache_stacked=True, heads_first=True),
+)  # fmt: skip
+"""How weights and caches may be kept."""
+
+
+def laid_out(shape: Shape, batch: int, dtype, layout: dict, pos: int = 7, draw: Draw | None = None, **spelling):
+    """A step and its operands for a layout."""
+    how = {k: v for k, v in layout.items() if k in ("fused", "transposed", "stacked")}
+    held = dict(stacked=layout.get("cache_stacked", False), heads_first=layout.get("heads_first", False))
+    tokens = jnp.asarray(np.random.default_rng(5).integers(0, shape.vocab, batch), jnp.int32)
+    args = weights(shape, dtype, draw, **how), tokens, cache(shape, batch, dtype, draw, **held), jnp.int32(pos)
+    return decoder(shape, **spelling, **layout), args

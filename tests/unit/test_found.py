@@ -1,0 +1,180 @@
+"""Functions that once gave a wrong result, did not compile or took for ever, where `functions.CASES` is too small for them."""
+
+from __future__ import annotations
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from execute import Runner
+from functions import data, ints
+from jax import lax
+
+import jax_mpk
+from jax_mpk import compiler, targets
+from jax_mpk.options import Options
+
+UNCACHED = Options(cache_entries=0)
+
+
+def same(f, *args, **close) -> Runner:
+    """Two threads, then a random legal order; poisoned memory."""
+    run = Runner(f, *args)
+    want = [np.asarray(x) for x in jax.tree.leaves(jax.jit(f)(*args))]
+    for have in (run(threads=2), run(seed=5)):
+        for x, y in zip(have, want, strict=True):
+            assert x.dtype == y.dtype and x.shape == y.shape
+            np.testing.assert_allclose(x, y, **({"rtol": 2e-5, "atol": 2e-5} | close))
+    return run
+
+
+def test_a_weight_repeated_many_times():
+    """Its copy is as long as the activation: reading on by the stride of the weight left the buffer."""
+    same(lambda x, w: x @ jnp.repeat(w, 256, 0), data(1, 4096), data(16, 8), atol=1e-3)
+
+
+@pytest.mark.parametrize("n", [4097, 20_011])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_long_cumulative_operations(n, reverse):
+    x = data(n)
+    run = same(lambda x: lax.cumsum(x, reverse=reverse), x, atol=2e-3)
+    assert len(run.compiled.stages["memory"].grids) <= 4
+    same(lambda x: lax.cumprod(jnp.clip(x, -1, 1), reverse=reverse), x)
+    same(lambda x: lax.cummax(x.astype(jnp.bfloat16), reverse=reverse).astype(jnp.float32), x)
+
+
+def test_top_p_over_a_vocabulary():
+    def top_p(logits, p):
+        order = jnp.argsort(-logits)
+        mass = jnp.cumsum(jax.nn.softmax(logits[order]))
+        return jnp.where(mass - jax.nn.softmax(logits[order]) < p, logits[order], -jnp.inf)
+
+    same(top_p, data(8192) * 3, np.float32(0.9), atol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------ long expressions
+
+
+def chain(f, times):
+    def g(x):
+        for _ in range(times):
+            x = f(x)
+        return x
+
+    return g
+
+
+CHAINS = {
+    "sin": (jnp.sin, 300), "softmax": (jax.nn.softmax, 50), "select": (lambda x: jnp.where(x > 0, x - 0.5, x + 1.5), 150),
+    "move": (lambda x: jnp.concatenate([x[:, 1:], x[:, :1]], 1), 100), "update": (lambda x: x.at[0].set(1.0) * 2, 40),
+    "matrix": (lambda x: x @ jnp.eye(7) * 0.9, 40),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("target", [targets.CPU, targets.SM90], ids=["cpu", "cuda"])
+@pytest.mark.parametrize("name", CHAINS)
+def test_long_chains_compile_from_a_deep_stack(name, target):
+    closed = jax.make_jaxpr(chain(*CHAINS[name]))(data(3, 7))
+    limit, depth, frame = sys.getrecursionlimit(), 0, sys._getframe()
+    while frame is not None:
+        depth, frame = depth + 1, frame.f_back
+
+    def down(n):
+        return compiler.compile(closed, target, UNCACHED) if n == 0 else down(n - 1)
+
+    assert down(limit - depth - 60).program
+    assert sys.getrecursionlimit() == limit
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_long_chains(name):
+    same(chain(*CHAINS[name]), data(3, 7))
+
+
+def test_a_recurrence_that_is_written_out():
+    """No step is computed from the start by every later one."""
+
+    def recurrence(a, x):
+        return lax.scan(lambda h, z: ((z[0] * h + z[1]),) * 2, jnp.zeros(x.shape[1:]), (a, x))[1]
+
+    run = same(recurrence, data(100, 3) * 0.5, data(100, 3))
+    assert len(jax_mpk.abi.decode(run.blob)["Instr"]) < 20_000
+
+
+def test_dropout_before_a_contraction_as_cuda_source():
+    """Equal terms were found by comparing them as trees: exponential in the rounds of the generator."""
+    from jax_mpk import abi
+    from jax_mpk.backends import cuda_source
+
+    def f(x, w, seed):
+        x = jax.nn.softmax(x)
+        keep = jax.random.bernoulli(jax.random.key(seed), 0.9, x.shape)
+        return jnp.where(keep, x / 0.9, 0) @ w
+
+    closed = jax.make_jaxpr(f)(data(3, 700), data(700, 64), np.uint32(1))
+    program = compiler.compile(closed, targets.SM90, UNCACHED).program
+    assert cuda_source.generate(abi.decode(program), "sm_90a").text
+
+
+def test_dimensions_that_do_not_fit_32_bits():
+    def f(x):
+        return jnp.broadcast_to(x[:, None], (2, 2**30 + 1))[1, 5]
+
+    with pytest.raises(jax_mpk.UnsupportedError, match="a dimension of more than 1073741824"):
+        compiler.compile(jax.make_jaxpr(f)(data(2)), targets.CPU, UNCACHED)
+    same(lambda x: jnp.broadcast_to(x[:, None, None], (2, 70_000, 40_000))[1, 5, 7], data(2))
+
+
+# ------------------------------------------------------------------------------------------------------ causal limits
+
+LAST = 2**31 - 1
+POSITIONS = [5, 0, -1, -2, 1, 10, 11, 12, 100, LAST, LAST - 1, LAST - 2, -LAST - 1]
+
+
+@pytest.mark.parametrize("inclusive", [True, False])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_causal_limits(rows, inclusive):
+    """No key at all, more keys than there are, and positions that wrap around: what the mask says, as it is written."""
+
+    def f(q, k, v, pos):
+        key, end = jnp.arange(k.shape[1]), pos + jnp.arange(rows)[:, None]
+        s = jnp.where(key <= end if inclusive else key < end, jnp.einsum("btd,bsd->bts", q, k), -1e30)
+        return jnp.einsum("bts,bsd->btd", jax.nn.softmax(s, -1), v)
+
+    args = data(2, rows, 4), data(2, 12, 4), data(2, 12, 4, seed=1)
+    run = Runner(f, *args, np.int32(0))
+    assert "limit:" in run.compiled.text("refine")
+    for pos in POSITIONS:
+        run.args[3] = np.int32(pos)
+        np.testing.assert_allclose(run()[0], jax.jit(f)(*args, np.int32(pos)), rtol=1e-5, atol=1e-5, err_msg=str(pos))
+
+
+def test_a_mask_that_real_scores_may_reach_is_no_limit():
+    def f(q, k, v, pos):
+        s = jnp.where(jnp.arange(k.shape[0]) <= pos, q @ k.T, -1e9)
+        return jax.nn.softmax(s, -1) @ v
+
+    run = same(f, data(2, 4) - 3e9, np.abs(data(9, 4)) + 1, data(9, 4, seed=1), np.int32(3))
+    assert "limit:" not in run.compiled.text("refine")
+
+
+def test_masked_keys_are_not_read():
+    """A documented difference (docs/decisions.md, 46): what a causal mask excludes has weight zero, NaN or not."""
+
+    def f(q, k, v, pos):
+        s = jnp.where(jnp.arange(k.shape[0]) <= pos, q @ k.T, -1e30)
+        return jax.nn.softmax(s, -1) @ v
+
+    q, k, v = data(2, 4), data(9, 4), data(9, 4, seed=1)
+    clean = Runner(f, q, k, v, np.int32(3))()[0]
+    k[4:], v[4:] = np.nan, np.inf
+    np.testing.assert_array_equal(Runner(f, q, k, v, np.int32(3))()[0], clean)
+
+
+def test_operands_without_elements():
+    x = data(3, 5)
+    same(lambda x: (lax.pad(x[:, :0], np.float32(2), ((0, 0, 0), (1, 2, 0))), x[:, :0].sum(1), x[:0].max(0, initial=-9), x[:, :0] @ x[:0],
+                    jnp.concatenate([x[:0], x]), x.at[2:2].set(7.0), jnp.prod(x[:, :0]), jnp.all(x[:0] > 0)), x)  # fmt: skip
+    same(lambda i: (i[:0].max(initial=-3), i[:0].sum(), i[:0].astype(jnp.int8).sum()), ints(9, 4))
