@@ -164,7 +164,10 @@ struct OpChecker : OpScope {
       if (floating != (type == abi::Dtype::F32)) program_error("operator %zu: right side %d has element type %u", n, j, x.dtype);
       info.stride_n[j] = flat(x, n0, k0), info.stride_k[j] = flat(x, k0, end);
     }
-    panel(product(tile, m0, n0));
+    const int64_t rows = product(tile, m0, n0);
+    panel(rows);
+    if (type == abi::Dtype::I32)  // halves of ACT, and a panel
+      p.scratch.panel = std::max(p.scratch.panel, 4 * (PANEL_K * PANEL_N + rows * ((info.act_row + 1) / 2)));
     shared_prologue();
     roles({abi::Role::LHS, abi::Role::EPILOGUE});
     grow();
@@ -215,7 +218,7 @@ struct OpChecker : OpScope {
     grow();
   }
 
-  // Rows of ACT that are prepared for dot products, or one column of integers.
+  // Rows of ACT that are prepared for dot products.
   void panel(int64_t rows) {
     p.scratch.panel = std::max(p.scratch.panel, 4 * std::min<int64_t>(rows, PANEL_ROWS) * (info.act_row + abi::LANES));
   }

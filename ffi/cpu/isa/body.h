@@ -1,6 +1,10 @@
 // Everything that is compiled once per instruction set. A unit in this directory defines MPK_ISA (a namespace) and
 // MPK_W (floats a vector), is compiled with that instruction set's flags, and includes this. Nothing here may use an
 // inline function of another header (see view.h).
+#if defined(__SSE2__)
+#include <immintrin.h>  // intrinsics are always inlined: no copy of them is left for the linker
+#endif
+
 #include "../view.h"
 
 namespace mpk {
@@ -25,6 +29,7 @@ static inline void spend(Pulse& p, i64 work) {
 #include "reduce.h"
 #include "code.h"
 #include "gemm.h"
+#include "gemm_int.h"
 #include "tasks.h"
 
 }  // namespace
