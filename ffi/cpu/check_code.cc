@@ -2,6 +2,7 @@
 // are known, plus clamped dynamic coordinates, so its extremes are known before anything runs.
 #include <algorithm>
 #include <cstdio>
+#include <set>
 
 #include "check.h"
 
@@ -42,7 +43,8 @@ class CodeChecker {
     }
     if (!runs) return;
     for (uint32_t j = 0; j < c_.accesses; ++j) check_terms(s_, p_.accesses[c_.access + j], memory_, what("code", number_));
-    for (uint32_t i = c_.stage; i < c_.stage + c_.stages; ++i) stage(i);
+    for (uint32_t i = c_.stage; i < c_.stage + c_.stages; ++i) first_ = i == c_.stage, stage(i);
+    p_.code_info[number_].ahead &= ahead();
   }
 
  private:
@@ -53,6 +55,10 @@ class CodeChecker {
   CheckBudget& budget_;
   Ranges memory_, scratch_;             // absolute, and relative to the start of a task's range
   uint64_t scalars_ = 0, vectors_ = 0;  // registers that have a value, by bit
+  // For CodeInfo: what the first stage writes and loads, what the others use and store.
+  bool first_ = true, may_ = false;
+  uint64_t written_ = 0, used_ = 0;
+  std::set<uint64_t> loaded_, stored_;
   char text_[48];
 
   const char* what(const char* kind, uint32_t number) {
@@ -65,6 +71,16 @@ class CodeChecker {
     if (budget_ < 0) program_error("operator %zu: its codes are too long together", s_.n);
   }
 
+  static bool stores(abi::Opcode o) { return o == abi::Opcode::STORE || o == abi::Opcode::STORE_IF || o == abi::Opcode::STORE_ADD; }
+
+  // See CodeInfo.
+  uint64_t ahead() const {
+    if (!may_) return 0;
+    for (uint64_t m : loaded_)
+      if (stored_.count(m)) return 0;
+    return written_ & used_;
+  }
+
   void stage(uint32_t number) {
     const abi::Stage& s = p_.stages[number];
     if (uint64_t{s.first} + s.count > p_.instrs.size) program_error("stage %u has instructions beyond the end", number);
@@ -72,6 +88,7 @@ class CodeChecker {
     const auto kind = static_cast<abi::StageKind>(s.kind);
     if (kind == abi::StageKind::VECTOR && c_.vector < 0) program_error("stage %u: the code has no vector axis", number);
     vectors_ = 0;
+    if (first_) may_ = kind == abi::StageKind::SCALAR;
     const bool runs = kind != abi::StageKind::REDUCE || reduction(number, s);
     spend(uint64_t{1} + s.count);
     if (runs)
@@ -109,6 +126,7 @@ class CodeChecker {
     const uint32_t i = r & ~abi::VECTOR_REG;
     if (i >= (vector ? c_.vector_regs : c_.scalar_regs)) program_error("%s %u names register %#x", kind, number, r);
     if (!((vector ? vectors_ : scalars_) >> i & 1)) program_error("%s %u reads register %#x, which has no value", kind, number, r);
+    if (!vector && !first_) used_ |= uint64_t{1} << i;
   }
 
   void write(uint16_t r, const char* kind, uint32_t number) {
@@ -116,6 +134,7 @@ class CodeChecker {
     const uint32_t i = r & ~abi::VECTOR_REG;
     if (i >= (vector ? c_.vector_regs : c_.scalar_regs)) program_error("%s %u names register %#x", kind, number, r);
     (vector ? vectors_ : scalars_) |= uint64_t{1} << i;
+    if (!vector && first_) written_ |= uint64_t{1} << i;
   }
 
   void instr(uint32_t number, bool scalar) {
@@ -123,14 +142,13 @@ class CodeChecker {
     const abi::Instr& i = p_.instrs[number];
     if (i.op >= sizeof abi::ARITY) program_error("instruction %u has opcode %u", number, i.op);
     const auto o = static_cast<Opcode>(i.op);
-    const bool stores = o == Opcode::STORE || o == Opcode::STORE_IF || o == Opcode::STORE_ADD;
     const auto operand = [&](uint16_t r) {
       if (scalar && r & abi::VECTOR_REG) program_error("instruction %u names register %#x in a scalar stage", number, r);
       read(r, "instruction", number);
     };
     const uint16_t operands[] = {i.a, i.b, i.c};
     for (int j = 0; j < abi::ARITY[i.op]; ++j) operand(operands[j]);
-    if (o == Opcode::LOAD || o == Opcode::INDEX || stores) {
+    if (o == Opcode::LOAD || o == Opcode::INDEX || stores(o)) {
       if (i.aux >= c_.accesses) program_error("instruction %u names access %u of %u", number, i.aux, c_.accesses);
       const abi::Access& x = p_.accesses[c_.access + i.aux];
       const Ranges& r = x.slot >= abi::SLOT_ACT ? scratch_ : memory_;
@@ -139,10 +157,13 @@ class CodeChecker {
       } else {
         if (x.n_dyn > abi::MAX_DYN) program_error("instruction %u: %u dynamic coordinates", number, x.n_dyn);
         for (int d = 0; d < x.n_dyn; ++d) operand(x.dyn_reg[d]);
-        check_access(s_, x, r, stores, what("instruction", number));
+        check_access(s_, x, r, stores(o), what("instruction", number));
+        const uint64_t memory = x.slot >= abi::SLOT_ACT ? uint64_t{x.slot} << 32 : p_.slots[s_.op.slot + x.slot].buffer;
+        if (first_ && stores(o)) may_ = false;
+        if (first_ || stores(o)) (stores(o) ? stored_ : loaded_).insert(memory);
       }
     }
-    if (stores) return;
+    if (stores(o)) return;
     if (scalar == bool(i.dst & abi::VECTOR_REG)) program_error("instruction %u writes register %#x in a %s stage", number, i.dst, scalar ? "scalar" : "vector");
     write(i.dst, "instruction", number);
   }

@@ -238,6 +238,7 @@ struct OpChecker : OpScope {
 
 void check_ops(Program& p) {
   p.info.assign(p.ops.size, OpInfo{});
+  p.code_info.assign(p.codes.size, CodeInfo{~uint64_t{0}});
   CheckBudget budget = kMaxRecords;
   std::unordered_map<uint32_t, size_t> prologues;
   for (size_t n = 0; n < p.ops.size; ++n) OpChecker(p, n, budget, prologues).run();

@@ -92,7 +92,7 @@ Program::Program(const void* blob, size_t bytes) {
   check_buffers();
   check_ops(*this);
   check_tasks();
-  view = View{ops.data, info.data(), codes.data, stages.data, instrs.data, accesses.data};
+  view = View{ops.data, info.data(), codes.data, code_info.data(), stages.data, instrs.data, accesses.data};
 }
 
 Program::~Program() = default;

@@ -97,6 +97,7 @@ class Program {
   Span<abi::Const> consts;
   Span<abi::Name> names;
   std::vector<OpInfo> info;
+  std::vector<CodeInfo> code_info;
   ScratchSize scratch;
   View view{};
 
@@ -114,7 +115,7 @@ class Program {
 // The hash that a blob of at least a header's size must carry.
 uint64_t content_hash(const char* blob, size_t bytes);
 
-// check_ops.cc: fills in `info` and `scratch`, throws ProgramError.
+// check_ops.cc: fills in `info`, `code_info` and `scratch`, throws ProgramError.
 void check_ops(Program& p);
 
 [[noreturn]] void program_error(const char* format, ...) __attribute__((format(printf, 1, 2)));

@@ -35,7 +35,7 @@ class ThreadScratch {
     constexpr size_t scalars = abi::MAX_REGS * abi::LANES * 4, vectors = abi::MAX_REGS * STRIP * 4;
     const size_t panel = std::max<size_t>(4 * PANEL_K * PANEL_N, static_cast<size_t>(size.panel));
     const size_t accesses = 8 * static_cast<size_t>(size.accesses), keys = 8 * static_cast<size_t>(size.keys);
-    size_t total = 64 + round(scalars) + 2 * round(vectors) + round(panel) + 2 * round(accesses) + round(keys) + round(size.act);
+    size_t total = 64 + round(scalars) + 3 * round(vectors) + round(panel) + 2 * round(accesses) + round(keys) + round(size.act);
     for (int64_t n : size.acc) total += round(n);
     if (total > capacity_) {
       Memory memory(static_cast<char*>(std::calloc(total, 1)));
@@ -52,6 +52,7 @@ class ThreadScratch {
     s_.scalars = reinterpret_cast<uint32_t*>(take(scalars));
     s_.vectors = reinterpret_cast<uint32_t*>(take(vectors));
     s_.spread = reinterpret_cast<uint32_t*>(take(vectors));
+    s_.ahead = reinterpret_cast<uint32_t*>(take(vectors));
     s_.panel = reinterpret_cast<float*>(take(panel));
     s_.base = reinterpret_cast<int64_t*>(take(accesses));
     s_.origin = reinterpret_cast<char**>(take(accesses));

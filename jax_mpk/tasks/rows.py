@@ -20,13 +20,17 @@ if TYPE_CHECKING:
 
 MIN_COST = 4096
 """Scalar work of the smallest task worth its synchronisation."""
+CPU_COLUMNS = 128
+"""Columns of the smallest task of an update, unless it is for a GPU, whose threads go through indices side by side."""
 
 
 def tile(graph: Graph, op: Map | Update, target: Target) -> dict[int, int]:
     """Outer axes first, never along a row that is reduced, nor where stores of an update might collide."""
     cost = max(1.0, sum(e.cost for e in op.exprs().values()))
     wanted = min(target.tasks, int(cost * math.prod(op.domain)) // MIN_COST)
-    return cut(loop_axes(op), wanted, _fixed(graph, op))
+    # Every task of an update goes through all the indices. One that has few columns of a row does little else, on a CPU.
+    inner = CPU_COLUMNS if isinstance(op, Update) and target.name == "cpu" else 1
+    return cut(loop_axes(op), wanted, _fixed(graph, op), inner)
 
 
 def _fixed(graph: Graph, op: Map | Update) -> frozenset[int]:

@@ -281,10 +281,17 @@ def large(rows: int, k: int) -> Builder:
     return b
 
 
-def two_workers(b: Builder) -> bytes:
-    """Adds an operator with a task for either worker: the result is 2."""
-    ops = [instr("F_ADD", V + 1, V, V)]
-    op = elementwise(b, "twice", 0, 1, 1, 1, ops, V + 1)
+def two_workers(b: Builder, n: int = 1) -> bytes:
+    """Adds an operator with a task for either worker, which takes a nanosecond or so n times: the result is 2."""
+    body = [instr("LOAD", V), instr("F_ADD", V + 1, V, V), instr("STORE", a=V + 1, aux=1)]
+    op = b.op(
+        "ROWS",
+        "twice",
+        (n,),
+        (n,),
+        [0, 1],
+        {"MAIN": [Code([Stage("VECTOR", body)], [Access(0), Access(1)], {0: (0, n)}, 0)]},
+    )
     for worker in range(2):
         b.task(op, 0, worker)
     return b.blob()
@@ -316,7 +323,7 @@ for more in (1400 << 20, 100 << 20):
 out.append(run(blobs[1], threads=2))
 print(json.dumps(out))
 """
-    big = two_workers(large(16, 1 << 24))
+    big = two_workers(large(16, 1 << 24), 1 << 26)
     out = json.loads(script(tmp_path, body, [small(), big], [4], [4]))
     assert out[0] == [2.0] and out[-1] == [2.0] and out[2:-1:2] == [[2.0]] * 6
     assert all("out of memory: worker" in text and " bytes of scratch" in text for text in out[1:4:2]), out
@@ -324,7 +331,7 @@ print(json.dumps(out))
 
 
 def test_xla_hears_of_want_of_memory(tmp_path: Path) -> None:
-    (tmp_path / "big.mpk").write_bytes(two_workers(large(16, 1 << 24)))
+    (tmp_path / "big.mpk").write_bytes(two_workers(large(16, 1 << 24), 1 << 26))
     body = """
 import resource, sys
 import jax, numpy as np

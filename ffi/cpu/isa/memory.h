@@ -40,7 +40,11 @@ template <class T>
 FN void store_strip(const u32* v, const u32* where, bool add, char* at, const Lanes& l, int n) {
   auto* p = reinterpret_cast<typename T::mem*>(at);
   if (!where && !l.offset && l.stride == 1) {
-    LOOP (int i = 0; i < n; ++i) p[i] = T::put(v[i]);
+    if (add) {
+      LOOP (int i = 0; i < n; ++i) p[i] = T::put(T::add(T::get(p[i]), v[i]));
+    } else {
+      LOOP (int i = 0; i < n; ++i) p[i] = T::put(v[i]);
+    }
     return;
   }
   for (int i = 0; i < n; ++i) {
