@@ -49,6 +49,7 @@ CASES: dict[str, tuple[Callable[..., Any], tuple]] = {
     "concatenate, sum": (lambda x, y: jnp.concatenate([x, y * 2], 1).sum(1), (data(4, 50), data(4, 3))),
     "concatenate, max": (lambda x, y: jnp.concatenate([x, y * 2], 1).max(1), (data(4, 50), data(4, 3))),
     "concatenate, argmax": (lambda x, y: jnp.argmax(jnp.concatenate([x, y * 2], 1), 1), (data(4, 50), data(4, 9))),
+    "concatenate, two axes": (lambda x, y, w: _joined(x, y, w), (data(2, 2, 400), data(3, 2, 400), data(2))),
     "pad": (lambda x: jnp.pad(x, ((1, 2), (3, 0)), constant_values=5.0), (data(4, 5),)),
     "rotate half": (lambda x, c: x * c + jnp.concatenate([-x[..., 4:], x[..., :4]], -1), (data(3, 2, 8), data(8))),
     "interleave": (lambda x: jnp.stack([x[:, 0::2], -x[:, 1::2]], -1).reshape(x.shape), (data(3, 8),)),
@@ -76,6 +77,8 @@ CASES: dict[str, tuple[Callable[..., Any], tuple]] = {
     "update": (lambda x, y, i: lax.dynamic_update_slice(x * 1, y, (i, jnp.int32(1))),
                (data(9, 7), data(2, 3), np.int32(8))),
     "scatter": (lambda x, i, y: x.at[i].set(y, mode="drop"), (data(9, 5), np.array([3, 12, 0], np.int32), data(3, 5))),
+    "scatter, twice to one place": (lambda x, i, y: x.at[i].set(y, mode="drop"),
+                                    (data(9, 5), ints(5, 40), data(40, 5))),
     "scatter add": (lambda x, i, y: x.at[i].add(y), (data(9, 5), np.array([3, 0, 3, 8], np.int32), data(4, 5))),
     "scatter add, drop": (lambda x, i, y: x.at[i].add(y, mode="drop"),
                           (ints(9, 9), np.array([3, 9, 3], np.int32), ints(9, 3))),
@@ -166,6 +169,12 @@ def _layernorm(x: jax.Array, scale: jax.Array) -> jax.Array:
     x = x.astype(F32)
     mean = x.mean(-1, keepdims=True)
     return (x - mean) * lax.rsqrt(((x - mean) ** 2).mean(-1, keepdims=True) + 1e-5) * scale
+
+
+def _joined(x: jax.Array, y: jax.Array, w: jax.Array) -> jax.Array:
+    """An operator in pieces along two axes, and cut so that some tiles miss some pieces in both."""
+    z = jnp.concatenate([x, y])
+    return jnp.concatenate([jnp.tanh(z) * w[:, None], jnp.sin(z)[:, :, ::-1]], 2)
 
 
 def mlp(x: jax.Array, w1: jax.Array, w2: jax.Array, scale: jax.Array) -> jax.Array:

@@ -119,7 +119,7 @@ class Emitter(Reuse):
                 a = span.axes[0]
                 lo, hi = self._clip(a, f"({s.lo(a)} + ({span.lo}))", f"({s.lo(a)} + ({span.hi}))")
                 known = span.size if full else 0
-                loops.append(Loop((a,), lo, str(known) if known else f"({hi} - {lo})", known or s.most(a)))
+                loops.append(Loop((a,), lo, str(known) if known else _count(lo, hi), known or s.most(a)))
                 taken.add(a)
             elif full and len(inside) == len(span.axes) and self._whole(span):
                 sizes = tuple(s.most(a) for a in span.axes)
@@ -130,9 +130,7 @@ class Emitter(Reuse):
         for a in axes:
             if a not in taken:
                 lo, hi = self._clip(a, s.lo(a), s.hi(a))
-                count = s.count(a) if (lo, hi) == (s.lo(a), s.hi(a)) else f"({hi} - {lo})"
-                if lo.isdigit() and hi.isdigit():
-                    count = str(max(0, int(hi) - int(lo)))
+                count = s.count(a) if (lo, hi) == (s.lo(a), s.hi(a)) else _count(lo, hi)
                 loops.append(Loop((a,), lo, count, s.most(a)))
         loops.sort(key=lambda x: (self.vector in x.axes, x.axes))
         return loops
@@ -151,7 +149,7 @@ class Emitter(Reuse):
             hi = str(min(int(hi), box_hi)) if hi.isdigit() else f"min({hi}, {box_hi})"
         return lo, hi
 
-    def _declare(self, loops: Sequence[Loop], flat: str) -> None:
+    def _declare(self, loops: Sequence[Loop], flat: str, tag: str = "") -> None:
         """`flat` taken apart into axis values, the last loop fastest."""
         rest = flat
         for n, x in reversed(list(enumerate(loops))):
@@ -161,9 +159,9 @@ class Emitter(Reuse):
                 digit = "0"
             else:
                 digit = f"(int)((u32)({rest}) % (u32){x.count})"
-                self.out(f"const int d{n} = {digit};")
-                self.out(f"const int q{n} = (int)((u32)({rest}) / (u32){x.count});")
-                digit, rest = f"d{n}", f"q{n}"
+                self.out(f"const int d{tag}{n} = {digit};")
+                self.out(f"const int q{tag}{n} = (int)((u32)({rest}) / (u32){x.count});")
+                digit, rest = f"d{tag}{n}", f"q{tag}{n}"
             if len(x.axes) == 1:
                 self.out(f"const int i{x.axes[0]} = {x.base} + {digit};")
             else:
@@ -288,18 +286,28 @@ class Emitter(Reuse):
             instrs, carried = [instrs[n] for n in keep], {at: carried[n] for at, n in enumerate(keep) if n in carried}
         first = next((n for n, i in enumerate(instrs) if OPCODES[int(i["op"])] in STORES), len(instrs))
         head, tail = instrs[:first], instrs[first:]
-        serial = any(OPCODES[int(i["op"])] == "STORE_ADD" for i in tail)
+        serial = [x for x in loops if self._collides(tail, x)]
         only_stores = all(OPCODES[int(i["op"])] in STORES for i in tail)
         deep = DEEP if len(instrs) <= LIGHT else BATCH
         batch = 1 if serial or not only_stores else max(1, min(deep, -(-most // size)))
         if carried:
             batch = -(-most // size)  # one turn: point u of a thread is what it carries in place u
         out = self.out
+        if serial:  # what may meet in one place does so in index order, in one thread
+            free = [x for x in loops if x not in serial]
+            out(f"const int total = {' * '.join(x.count for x in free) or '1'};")
+            out(f"const int times = {' * '.join(x.count for x in serial)};")
+            out(f"for (int p = {rank}; p < total; p += {size})")
+            out("for (int n = 0; n < times; ++n) {")
+            self._declare(free, "p")
+            self._declare(serial, "n", "s")
+            self._registers(instrs)
+            for i in instrs:
+                out(self._store(i) if OPCODES[int(i["op"])] in STORES else self._pure(i))
+            out("}")
+            return
         out(f"const int total = {total};")
-        if serial:  # colliding additions happen in index order
-            out(f"if ({rank} == 0)")
-            out("for (int p = 0; p < total; ++p) {")
-        elif batch == 1:
+        if batch == 1:
             out(f"for (int p = {rank}; p < total; p += {size}) {{")
         else:
             out(f"for (int p0 = {rank}; p0 < total; p0 += {batch * size}) {{")
@@ -343,6 +351,15 @@ class Emitter(Reuse):
             out(self._store(i))
         out("}")
         out("}")
+
+    def _collides(self, stores: Sequence[np.void], x: Loop) -> bool:
+        """Whether two indices of a loop may store to one element: a place known at run time, and not apart by the loop."""
+        for i in stores:
+            if OPCODES[int(i["op"])] in STORES:
+                a = self._access(int(i["aux"]))
+                if int(a["n_dyn"]) and not all(self._strides(a).get(axis) for axis in x.axes):
+                    return True
+        return False
 
     def _flat(self, loops: list[Loop]) -> None:
         instrs = self._instrs_of_all()
@@ -422,6 +439,8 @@ class Emitter(Reuse):
         work = max(self._reduction(s)[0] for s in self.stages if int(s["kind"]) == REDUCE_STAGE)
         work = max(work, math.prod(x.most for x in inner))
         warp = -(-points // 16) * (work / 32 + 8) < points * (work / THREADS + 32)
+        if any(self._collides(self._instrs_of_all(), x) for x in outer):
+            warp = False  # the points one after the other: each has a reduction, and with it barriers
         group, size = ("WarpGroup", 32) if warp else ("BlockGroup", THREADS)
         out(f"const int points = {' * '.join(x.count for x in outer) or '1'};")
         index = self._warp(points) if warp else "BlockGroup::index()"
@@ -532,6 +551,11 @@ class Emitter(Reuse):
             out(f"x = reduce<{group}, {op}>(x, w.sh->scratch);")
             out(f"{dst} = {op}::op({dst}, x);" if int(s["flags"]) & abi.ACCUMULATE else f"{dst} = x;")
         out("}")
+
+
+def _count(lo: str, hi: str) -> str:
+    """The indices of a box that a task cuts: none where they do not meet (two such loops must not make a product)."""
+    return str(max(0, int(hi) - int(lo))) if lo.isdigit() and hi.isdigit() else f"max(0, {hi} - {lo})"
 
 
 def rounds_only(program: abi.Program, codes: range, matters: Callable[[str], bool]) -> bool:

@@ -55,7 +55,9 @@ class Binder:
         slot = self.slots.get(value)
         if slot is None:
             slot = self.slots[value] = len(self.slots)
-            self.base.append(a.offset if a.offset > 0 and a.offset * itemsize(v.dtype) % ALIGN == 0 else 0)
+            # Where a piece begins late, the address of index 0 may lie outside of the buffer; a slot may not.
+            shared = 0 < a.offset < v.size and a.offset * itemsize(v.dtype) % ALIGN == 0
+            self.base.append(a.offset if shared else 0)
         strides = {axis: stride for axis, stride, _ in a.strides}
         return Place(slot, v.dtype, a.offset - self.base[slot], strides, _dynamic(a))
 

@@ -138,7 +138,8 @@ def _scatter(b: Builder, eqn: Equation, x: Tensor, indices: Tensor, updates: Ten
     at = _Indexing(x.shape, updates.shape, indices, d.update_window_dims, d.inserted_window_dims,
                    d.scatter_dims_to_operand_dims, d.operand_batching_dims,
                    d.scatter_indices_batching_dims)  # fmt: skip
-    drop = _compat.gather_mode(p["mode"]) == "fill" and any(s is not None for s in at.start)
+    # With a promise that all are in bounds (the default of `x[i]` and its gradient since 0.11), XLA drops the others, too.
+    drop = _compat.gather_mode(p["mode"]) != "clip" and any(s is not None for s in at.start)
     coords = at.dropped() if drop else at.clamped()
     mode = "set" if eqn.primitive == "scatter" else "add"
     if mode == "add" and x.dtype == "bool":

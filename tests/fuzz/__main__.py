@@ -16,7 +16,7 @@ def main() -> int:
     p = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     p.add_argument("seed", type=int)
     p.add_argument("count", type=int, nargs="?", default=1)
-    p.add_argument("--implementation", choices=("cpu", "cuda"), default="cpu")
+    p.add_argument("--implementation", choices=("cpu", "emulator", "cuda"), default="cpu")
     p.add_argument("--arch", default="", help="CUDA: an older architecture, as sm_80")
     p.add_argument("--jobs", type=int, default=max(1, len(os.sched_getaffinity(0))))
     p.add_argument("--no-shrink", action="store_true")

@@ -99,7 +99,7 @@ def prepare(implementation: str) -> None:
     os.environ.setdefault("JAX_MPK_CACHE_DIR", "")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # many processes share a GPU
     os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
-    if implementation == "cpu":
+    if implementation != "cuda":
         os.environ["JAX_PLATFORMS"] = "cpu"
 
 

@@ -50,11 +50,12 @@ def verdict(case: Case, implementation: str = "cpu", arch: str = "") -> Verdict:
         return Verdict("refused", f"{type(e).__name__}: {e}")
     start = time.process_time()
     try:
-        have = (
-            _direct(f, case, data)
-            if implementation == "cpu" and case.transform != "donate"
-            else _jitted(f, case, data, implementation, arch)
-        )
+        if implementation == "emulator":
+            have = _emulated(f, case, data, arch)
+        elif implementation == "cpu" and case.transform != "donate":
+            have = _direct(f, case, data)
+        else:
+            have = _jitted(f, case, data, implementation, arch)
     except UnsupportedError as e:
         return Verdict("unsupported", str(e))
     except Exception as e:
@@ -85,6 +86,17 @@ def _direct(f: Any, case: Case, data: list[np.ndarray]) -> list[np.ndarray]:
     if r.random() < 0.5:
         return run(threads=int(r.integers(1, 5)))
     return run(seed=int(r.integers(1 << 30)))
+
+
+def _emulated(f: Any, case: Case, data: list[np.ndarray], arch: str) -> list[np.ndarray]:
+    """The CUDA program on the host: threads in an order of this case, accesses without an order are errors."""
+    from jax_mpk import targets
+    from jax_mpk.backends.cuda_build import Device
+    from tests.emulator import Site
+
+    run = Runner(f, *data, target=targets.SM90)
+    site = Site(run.blob, Device(arch=arch or ("sm_90a", "sm_80")[case.seed % 2], workers=4))
+    return site.run(run, seed=case.seed)
 
 
 def _jitted(f: Any, case: Case, data: list[np.ndarray], implementation: str, arch: str) -> list[np.ndarray]:

@@ -10,7 +10,7 @@ import emulator
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_cuda_emulated import BF16, model, programs, results_of
+from test_cuda_emulated import BF16, model, programs
 
 from jax_mpk.backends.cuda_build import Device
 
@@ -46,10 +46,10 @@ def test_a_damaged_kernel_is_reported(damage, monkeypatch):
         return host(out)
 
     monkeypatch.setattr(emulator, "_host", damaged)
+    runner = None
     if damage in MODELS:
         runner, _ = model(*MODELS[damage], jnp.bfloat16, 72)
-        blob, args = runner.blob, [x.copy() for x in runner.args]
-        results = results_of(runner, args)
+        blob = runner.blob
     else:
         blob = programs.decoder_step(3, 256, 384, 2)
         rng = np.random.default_rng(0)
@@ -58,4 +58,4 @@ def test_a_damaged_kernel_is_reported(damage, monkeypatch):
     site = emulator.Site(blob, Device(workers=4, ring=3, window=2))
     assert site.source.ring and tried[0]
     with pytest.raises(emulator.Race, match=f"(?s){report}"):
-        site(args, results)
+        site.run(runner) if runner else site(args, results)
