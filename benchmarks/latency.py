@@ -33,7 +33,9 @@ def _normal(*shape: int, dtype: Any = jnp.float32) -> jax.Array:
 
 
 def _ints(high: int, *shape: int, dtype: Any = np.int32) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(sum(shape)).integers(-high if dtype != np.uint8 else 0, high, shape).astype(dtype))
+    return jnp.asarray(
+        np.random.default_rng(sum(shape)).integers(-high if dtype != np.uint8 else 0, high, shape).astype(dtype)
+    )
 
 
 def _dot(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -115,7 +117,13 @@ def measure(runs: dict[str, Callable[[], Any]], turn: float, turns: int) -> dict
 def percentiles(samples: Sequence[float]) -> dict[str, float]:
     ordered = sorted(samples)
     at = lambda q: 1e6 * ordered[min(len(ordered) - 1, int(q * len(ordered)))]  # noqa: E731
-    return {"n": len(ordered), "median": 1e6 * statistics.median(ordered), "p90": at(0.9), "p99": at(0.99), "max": at(1)}
+    return {
+        "n": len(ordered),
+        "median": 1e6 * statistics.median(ordered),
+        "p90": at(0.9),
+        "p99": at(0.99),
+        "max": at(1),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,11 +133,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--turn", type=float, default=0.5)
     parser.add_argument("--turns", type=int, default=6)
     parser.add_argument("--threads", type=int, default=0, help="of ours; 0 = one per core")
-    parser.add_argument("--wide-first", type=int, default=0, help="one launch with that many threads before anything is timed")
+    parser.add_argument(
+        "--wide-first", type=int, default=0, help="one launch with that many threads before anything is timed"
+    )
     parser.add_argument("--json", help="a file for the figures")
     args = parser.parse_args(arguments)
     print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}, {args.busy} busy processes")
-    print(f"{'microseconds':26}{'jit median':>12}{'p99':>10}{'ours median':>14}{'p99':>10}{'median':>9}{'p99':>7}  (ratios)")
+    print(
+        f"{'microseconds':26}{'jit median':>12}{'p99':>10}{'ours median':>14}{'p99':>10}{'median':>9}{'p99':>7}  (ratios)"
+    )
     document: dict[str, Any] = {"machine": machine.describe(), "arguments": vars(args), "cases": {}}
     for name in args.case or CASES:
         fn, operands = CASES[name]()

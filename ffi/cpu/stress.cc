@@ -1,6 +1,6 @@
 // mpk_stress PROGRAM...: launches saved programs from many threads at once and compares every result, bit for bit, with
 // a launch on one thread. Built with -fsanitize=thread or address it checks the event protocol, the pool and the
-// loader (see CMakeLists.txt, tests/unit/test_executor_threads.py). Prints one line a program.
+// loader (see CMakeLists.txt, tests/unit/test_executor_launch.py). Prints one line a program.
 #include <algorithm>
 #include <atomic>
 #include <cstdio>

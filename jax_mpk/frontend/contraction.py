@@ -10,7 +10,7 @@ from jax_mpk.frontend.convert import converted
 from jax_mpk.frontend.registry import primitive
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Coord, Expr
-from jax_mpk.ir.graph import Contract, Map, Update, compute_dtype, compute_dtype
+from jax_mpk.ir.graph import Contract, Map, Update, compute_dtype
 
 
 @primitive("dot_general")
