@@ -40,7 +40,11 @@ template <class T>
 FN void store_strip(const u32* v, const u32* where, bool add, char* at, const Lanes& l, int n) {
   auto* p = reinterpret_cast<typename T::mem*>(at);
   if (!where && !l.offset && l.stride == 1) {
-    LOOP (int i = 0; i < n; ++i) p[i] = T::put(v[i]);
+    if (add) {
+      LOOP (int i = 0; i < n; ++i) p[i] = T::put(T::add(T::get(p[i]), v[i]));
+    } else {
+      LOOP (int i = 0; i < n; ++i) p[i] = T::put(v[i]);
+    }
     return;
   }
   for (int i = 0; i < n; ++i) {
@@ -76,14 +80,4 @@ static void store_any(uint8_t dtype, const u32* v, const u32* where, bool add, c
 #undef CALL
 }
 
-FN int size_of(uint8_t dtype) {
-  switch (static_cast<abi::Dtype>(dtype)) {
-    case abi::Dtype::F32:
-    case abi::Dtype::I32:
-    case abi::Dtype::U32: return 4;
-    case abi::Dtype::I8:
-    case abi::Dtype::U8:
-    case abi::Dtype::BOOL: return 1;
-    default: return 2;
-  }
-}
+FN int size_of(uint8_t dtype) { return abi::DTYPE_BYTES[dtype]; }
