@@ -117,6 +117,19 @@ CASES: dict[str, tuple[Callable[..., Any], tuple]] = {
     "gathered weight": (lambda x, w, e: x @ w[e], (data(3, 6), data(5, 6, 20), np.int32(3))),
     "grouped": (lambda q, k: jnp.einsum("hgd,shd->hgs", q.reshape(2, 3, 8), k), (data(6, 8), data(10, 2, 8))),
     "integer matmul": (lambda x, w: x @ w, (ints(9, 4, 7), ints(9, 7, 5))),
+    "integer matmul, wrapping": (lambda x, w: (x @ w, (x @ w) * 3 + 1), (ints(1 << 31, 4, 37), ints(1 << 31, 37, 21))),
+    "integer matmul, 8 bits": (lambda x, w, v: (lax.dot(x, w, preferred_element_type=jnp.int32), lax.dot(x, v.T)),
+                               (ints(128, 7, 75, low=-128, dtype=np.int8), ints(128, 75, 40, low=-128, dtype=np.int8),
+                                ints(128, 33, 75, low=-128, dtype=np.int8))),
+    "integer matmul, unsigned": (lambda x, w: lax.dot(x, w, preferred_element_type=jnp.uint32),
+                                 (ints(1 << 16, 3, 70, dtype=np.uint16), ints(1 << 16, 70, 20, dtype=np.uint16))),
+    "integers, float sum": (lambda x, w: lax.dot(x, w, preferred_element_type=F32),
+                            (ints(1 << 31, 3, 40, low=-(1 << 31)), ints(1 << 31, 40, 20, low=-(1 << 31)))),
+    "dequantised": (lambda x, w, s: lax.dot(x, w, preferred_element_type=jnp.int32).astype(F32) * s + 1,
+                    (ints(128, 2, 64, low=-128, dtype=np.int8), ints(128, 64, 48, low=-128, dtype=np.int8), data(48))),
+    "right sides of two types": (
+        lambda x, a, b: jax.nn.silu(jnp.tanh(x) @ jnp.sin(a)) * lax.dot(jnp.tanh(x), jnp.sin(b), preferred_element_type=F32),
+        (data(3, 24), data(24, 40), data(24, 40, dtype=BF16))),
     "sort": (lambda x: (jnp.sort(x, 1), jnp.argsort(x, 1)), (data(4, 13),)),
     "sort, integers": (lambda x: jnp.sort(x), (ints(5, 30),)),
     "top k": (lambda x: lax.top_k(x, 3), (data(4, 13),)),
@@ -218,7 +231,7 @@ CASES: dict[str, tuple[Callable[..., Any], tuple]] = {
                              (data(9), np.array([3, 1, 3], np.int32))),
     "platform": (lambda x: lax.platform_dependent(x, cpu=jnp.sin, cuda=jnp.sin, default=lambda x: jnp.linalg.inv(x)), (data(3, 3),)),
     "sums of a recurrence": (lambda a, x: (lax.scan(lambda h, t: (h * jnp.exp(t[0][:, None] * a) + (t[0] * t[1])[:, None], None),
-                                                    a, (x, x + 1))[0] ** 2).sum(1), (data(3, 4), data(70, 3) / 8)),
+                                                    a, (x, x + 1))[0] ** 2).sum(1), (data(3, 4), data(70, 3) / 16)),
     "constants": (lambda x: x + np.arange(12, dtype=np.float32).reshape(3, 4) * np.float32(1.5), (data(3, 4),)),
 }  # fmt: skip
 """One function for everything that the compiler lowers: name -> function, operands."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jax_mpk import abi
-from jax_mpk.emit.check import arity, check
+from jax_mpk.emit.check import check
 from jax_mpk.ir import scalar
 from jax_mpk.ir.interpret import NUMPY_DTYPES
 
@@ -315,7 +315,7 @@ class _Code:
 
         for i in self.m.p["Instr"][s["first"] : s["first"] + s["count"]]:
             name = _OPS[i["op"]]
-            srcs = [read(int(i[f])) for f in "abc"[: arity(int(i["op"]))]]
+            srcs = [read(int(i[f])) for f in "abc"[: abi.ARITY[i["op"]]]]
             if name == "CONST":
                 out = np.full(lanes, i["imm"], np.uint32)
             elif name == "INDEX":

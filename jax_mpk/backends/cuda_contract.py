@@ -45,7 +45,7 @@ def contract(b: Builder, op: np.void, streamed: bool) -> tuple[str, Unit]:
         acc_at = -1
     b.need.acc = max(b.need.acc, red + (acc if acc_at < 0 else 0))
     b.need.spill = max(b.need.spill, spill)
-    type_ = "int" if integer else "float"
+    type_ = "u32" if integer else "float"  # sums of integers wrap around
     kind = "BF16" if streamed else ""
     chunks = (Span((k[-1],), "k0", f"k0 + {KC}", KC),) if KC < K else ()
     act_scratch = Scratch("act_", kind, K, (*batch, *m), lda, col0="k0" if chunks else "0", shared=act_at < 0)
@@ -58,18 +58,17 @@ def contract(b: Builder, op: np.void, streamed: bool) -> tuple[str, Unit]:
         flat = f"({flat}) * {o.extent[a]} + {space.lo(a)}" if flat != "0" else space.lo(a)
     pick = lambda f, what: f"static __device__ __forceinline__ {f} {{ return {what}; }}"  # noqa: E731
     choose = lambda values: " : ".join([*(f"j == {j} ? {v}" for j, v in enumerate(values[:-1])), str(values[-1])])  # noqa: E731
-    dtype = DTYPES[int(rhs[0]["dtype"])]
     parts = [f"using Sum = {type_};", o.range(), points,
              pick("int tile(const Range& r)", flat),
              pick("int rows(const Range& r)", o.product(m)), pick("int columns(const Range& r)", o.product(n)),
              o.place("act", "act", act, 0, act_at), o.place("red", "acc", red, 0, -1),
              o.place("acc", "acc", acc, red, acc_at)]  # fmt: skip
     if not streamed:
-        number = "(int)x" if integer else "f(x)" if dtype in ("F32", "BF16", "F16") else "(float)(int)x"
+        number = "x" if integer else "f(x)"
         parts += [pick("const void* rhs(const Desc& d, int j)", choose([f"d.ptr[{int(x['slot'])}]" for x in rhs])),
                   pick("i64 rhs_offset(const Range& r, int j)", choose([f"({o.offset(x, range(0, k.start), space)})" for x in rhs])),
                   pick("i64 rhs_n(int j)", choose([s[0] for s in steps])), pick("i64 rhs_k(int j)", choose([s[1] for s in steps])),
-                  pick("u32 load_rhs(const void* p, i64 i)", f"load<{dtype}>(p, i)"), pick("Sum number(u32 x)", number)]  # fmt: skip
+                  pick("u32 load_rhs(const void* p, i64 i, int j)", choose([f"load<{DTYPES[int(x['dtype'])]}>(p, i)" for x in rhs])), pick("Sum number(u32 x)", number)]  # fmt: skip
     parts += [lhs, epilogue]
     call = "contract_stream<@>(w, d)" if streamed else "contract_direct<@>(w, d)"
     body = o.body(call, *parts, N_RHS=len(rhs), M=M, N=N, K=K, KC=KC, LDA=lda, LAYOUT=int(streamed), TOGETHER=together,

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from jax_mpk.frontend.builder import Builder, Equation, Tensor, identity
-from jax_mpk.frontend.contraction import contracted, plain, result
+from jax_mpk.frontend.contraction import accumulator, contracted, plain, result
 from jax_mpk.frontend.convert import converted
 from jax_mpk.frontend.registry import primitive
 from jax_mpk.frontend.shape import joined, sliced
@@ -98,7 +98,7 @@ class _Convolution:
         return self.whole(b, eqn, x, w)
 
     def whole(self, b: Builder, eqn: Equation, x: Tensor, w: Tensor) -> Tensor:
-        compute = "f32" if "f32" in (x.compute, w.compute) else "u32" if eqn.dtype[0] == "u" else "i32"
+        compute = accumulator(eqn, x, w)
         config = [(0, 0, 0)] * len(x.shape)
         for a in self.axes:
             config[a.x] = (a.low, a.high, a.spread - 1)
@@ -135,8 +135,7 @@ class _Convolution:
                 out = e if out is None else E.binary("add", out, e)
             assert out is not None
             return b.map(eqn.shape, eqn.dtype, result(out, compute, eqn.dtype))
-        if compute == "f32":
-            w = plain(b, w)
+        w = plain(b, w, compute)
         k = tuple((E.CORE_AXIS + j, n) for j, n in enumerate(sizes))
         lhs, rhs = product([E.coord_axis(a, n) for a, n in k])
         return contracted(b, eqn, lhs, rhs, k, compute)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 from jax_mpk.frontend.builder import Builder, Equation, Tensor, as_i32, identity
-from jax_mpk.frontend.contraction import contracted, plain
+from jax_mpk.frontend.contraction import accumulator, contracted, plain
 from jax_mpk.frontend.convert import converted
 from jax_mpk.frontend.cumulative import scanned
 from jax_mpk.frontend.registry import primitive
@@ -35,9 +35,9 @@ def _ragged_dot(b: Builder, eqn: Equation, x: Tensor, y: Tensor, sizes: Tensor, 
     rows = math.prod(n for a, n in enumerate(x.shape) if a not in (*cx, *bx))
     if ragged not in cx and rows > ROWS:
         b.unsupported(f"{rows} rows: the weights of every group would be read for each block of {ROWS} of them")
-    compute = "f32" if "f32" in (x.compute, y.compute) else "u32" if eqn.dtype[0] == "u" else "i32"
+    compute = accumulator(eqn, x, y)
     ends = scanned(b, b.materialise(b.map(sizes.shape, "i32", as_i32(sizes.over(sizes.shape)))), 0, False, "sum")
-    y = plain(b, y) if compute == "f32" else y
+    y = plain(b, y, compute)
 
     axes = list(identity(eqn.shape))
     k = [(E.CORE_AXIS + j, x.shape[a]) for j, a in enumerate(cx)]

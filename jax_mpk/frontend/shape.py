@@ -10,6 +10,7 @@ from jax_mpk.frontend.convert import converted
 from jax_mpk.frontend.registry import primitive
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Coord, Expr, Term
+from jax_mpk.ir.graph import compute_dtype
 
 
 def common_groups(old: tuple[int, ...], new: tuple[int, ...]) -> tuple[int, ...]:
@@ -48,7 +49,9 @@ def _squeeze(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
     return reshaped(b, x, eqn.shape)
 
 
-@primitive("copy", "copy_p", "stop_gradient", "name", "mesh_cast", "pvary", "optimization_barrier", "pbroadcast", empty=True)
+@primitive(
+    "copy", "copy_p", "stop_gradient", "name", "mesh_cast", "pvary", "optimization_barrier", "pbroadcast", empty=True
+)
 def _identity(b: Builder, eqn: Equation, *xs: Tensor) -> Sequence[Tensor]:
     return xs
 
@@ -185,6 +188,12 @@ def _rev(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
 def _iota(b: Builder, eqn: Equation) -> Tensor:
     e = E.index(identity(eqn.shape)[eqn.params["dimension"]])
     return b.map(eqn.shape, eqn.dtype, converted(e, "i32", eqn.dtype))
+
+
+@primitive("empty", "empty2")
+def _empty(b: Builder, eqn: Equation) -> Tensor:
+    """Any values will do; zeros are the same ones each time."""
+    return b.map(eqn.shape, eqn.dtype, E.const(0, compute_dtype(eqn.dtype)))
 
 
 @primitive("pad", empty=True)

@@ -179,7 +179,7 @@ def _fuse_epilogue(op: Map, ops: dict[int, Op], users: dict[int, set[int]], resu
     point = dict(enumerate(back))
     try:
         for c, y in group:
-            accs = [E.acc(len(rhs) + j, range(len(first.domain))) for j in range(len(c.rhs))]
+            accs = [E.acc(len(rhs) + j, range(len(first.domain)), c.lhs.dtype) for j in range(len(c.rhs))]
             aligned[E.substitute_axes(y, point)] = replace_acc(c.epilogue, accs)
             rhs += c.rhs
         body = E.substitute_axes(op.expr, point)

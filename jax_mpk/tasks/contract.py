@@ -104,6 +104,11 @@ CASES = (
     Case("residual", lambda x, w: x + x @ w, lambda r: (normal(r, 5, 48), normal(r, 48, 48))),
     Case("batched", lambda x, y: jnp.einsum("bij,bkj->kbi", x, y),
          lambda r: (normal(r, 3, 5, 17), normal(r, 3, 9, 17))),
+    Case("integers", lambda x, w: x @ w,
+         lambda r: (r.integers(-(1 << 31), 1 << 31, (3, 40)).astype("int32"),
+                    r.integers(-(1 << 31), 1 << 31, (40, 30)).astype("int32"))),
+    Case("small integers", lambda x, w: jax.lax.dot(x, w.T, preferred_element_type=jnp.int32),
+         lambda r: (r.integers(-128, 128, (7, 75)).astype("int8"), r.integers(-128, 128, (90, 75)).astype("int8"))),
     Case("many rows", lambda x, w: x @ w, lambda r: (normal(r, 150, 64), normal(r, 64, 100))),
 )  # fmt: skip
 

@@ -57,11 +57,15 @@ FN void load_strip(u32* __restrict d, const char* at, const Lanes& l, int n) {
 template <class T>
 FN void store_strip(const u32* v, const u32* where, abi::Opcode op, char* at, const Lanes& l, int n) {
   auto* p = reinterpret_cast<typename T::mem*>(at);
+  const bool combines = op != abi::Opcode::STORE && op != abi::Opcode::STORE_IF;
   if (!where && !l.offset && l.stride == 1) {
-    LOOP (int i = 0; i < n; ++i) p[i] = T::put(v[i]);
+    if (combines) {
+      LOOP (int i = 0; i < n; ++i) p[i] = T::put(T::combine(op, T::get(p[i]), v[i]));
+    } else {
+      LOOP (int i = 0; i < n; ++i) p[i] = T::put(v[i]);
+    }
     return;
   }
-  const bool combines = op != abi::Opcode::STORE && op != abi::Opcode::STORE_IF;
   for (int i = 0; i < n; ++i) {
     if (where && !where[i]) continue;
     auto* q = p + (l.offset ? l.offset[i] : i * l.stride);
@@ -95,14 +99,4 @@ static void store_any(uint8_t dtype, const u32* v, const u32* where, abi::Opcode
 #undef CALL
 }
 
-FN int size_of(uint8_t dtype) {
-  switch (static_cast<abi::Dtype>(dtype)) {
-    case abi::Dtype::F32:
-    case abi::Dtype::I32:
-    case abi::Dtype::U32: return 4;
-    case abi::Dtype::I8:
-    case abi::Dtype::U8:
-    case abi::Dtype::BOOL: return 1;
-    default: return 2;
-  }
-}
+FN int size_of(uint8_t dtype) { return abi::DTYPE_BYTES[dtype]; }
