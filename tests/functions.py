@@ -93,6 +93,11 @@ CASES: dict[str, tuple[Callable[..., Any], tuple]] = {
     "scatter": (lambda x, i, y: x.at[i].set(y, mode="drop"), (data(9, 5), np.array([3, 12, 0], np.int32), data(3, 5))),
     "scatter, twice to one place": (lambda x, i, y: x.at[i].set(y, mode="drop"),
                                     (data(9, 5), ints(5, 40), data(40, 5))),
+    "scatter, windows that overlap": (lambda x, i, y: (
+        lax.scatter(x, i[:, None], y, lax.ScatterDimensionNumbers((1,), (), (0,))),
+        lax.scatter(x, i[:, None], y.T, lax.ScatterDimensionNumbers((0,), (), (0,))),
+        lax.scatter_add(x, i[:, None], y.T, lax.ScatterDimensionNumbers((0,), (), (0,)))),
+        (data(40), ints(30, 50), data(50, 7))),
     "scatter add": (lambda x, i, y: x.at[i].add(y), (data(9, 5), np.array([3, 0, 3, 8], np.int32), data(4, 5))),
     "scatter add, drop": (lambda x, i, y: x.at[i].add(y, mode="drop"),
                           (ints(9, 9), np.array([3, 9, 3], np.int32), ints(9, 3))),

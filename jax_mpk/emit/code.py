@@ -163,10 +163,13 @@ class _Coder:
     # ------------------------------------------------------------------------------------------------------ vector axis
 
     def vector(self, roots: list[Expr], reduces: list[Reduce]) -> int | None:
-        """The axis whose strips cost least; no reduction may depend on it."""
+        """The axis whose strips cost least; no reduction may depend on it, and points that may store to one element stay in
+        their order."""
         fixed = frozenset().union(*(self.deps(r) for r in reduces))
         size = {a: hi - lo for a, (lo, hi) in self.box.items()}
-        fits = [a for a in self.box if size[a] > 1 and a not in fixed]
+        place = self.store.place
+        meet = [a for a in self.box if size[a] > 1 and a not in place.strides] if place.dyn else []
+        fits = [a for a in self.box if size[a] > 1 and a not in fixed and a not in meet[:-1]]
         if not fits:
             return None
         nodes = self.walk_outside(roots)

@@ -12,6 +12,7 @@ from jax_mpk.frontend.builder import Builder, Equation, Tensor, as_i32, clamp, i
 from jax_mpk.frontend.fold import elementwise_calls
 from jax_mpk.frontend.reduction import MONOIDS
 from jax_mpk.frontend.registry import primitive
+from jax_mpk.frontend.shape import transposed
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Coord, Expr
 from jax_mpk.ir.graph import Append, Update
@@ -145,7 +146,12 @@ def _scatter(b: Builder, eqn: Equation, x: Tensor, indices: Tensor, updates: Ten
         return x
     p = eqn.params
     d = p["dimension_numbers"]
-    at = _Indexing(x.shape, updates.shape, indices, d.update_window_dims, d.inserted_window_dims,
+    windows = [int(a) for a in d.update_window_dims]
+    order = [a for a in range(len(updates.shape)) if a not in windows] + windows
+    if order != sorted(order):  # XLA goes through the indices, and at each of them through its window
+        updates = transposed(b, updates, order)
+        windows = list(range(len(order) - len(windows), len(order)))
+    at = _Indexing(x.shape, updates.shape, indices, windows, d.inserted_window_dims,
                    d.scatter_dims_to_operand_dims, d.operand_batching_dims,
                    d.scatter_indices_batching_dims)  # fmt: skip
     # With a promise that all are in bounds (the default of `x[i]` and its gradient since 0.11), XLA drops the others, too.
