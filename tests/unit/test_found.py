@@ -161,7 +161,7 @@ def test_a_mask_that_real_scores_may_reach_is_no_limit():
 
 
 def test_masked_keys_are_not_read():
-    """A documented difference (docs/decisions.md, 46): what a causal mask excludes has weight zero, NaN or not."""
+    """A documented difference (docs/decisions.md, 56): what a causal mask excludes has weight zero, NaN or not."""
 
     def f(q, k, v, pos):
         s = jnp.where(jnp.arange(k.shape[0]) <= pos, q @ k.T, -1e30)
