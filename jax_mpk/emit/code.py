@@ -1,6 +1,6 @@
-"""Code generation for one expression: hoisting, common subexpressions, reductions, registers (see `jax_mpk.abi`).
+"""Code generation for one nest: hoisting, common subexpressions, reductions, registers (see `jax_mpk.abi`).
 
-An expression without pieces over its loop axes becomes one code. Work that does not depend on the vector axis is
+A nest becomes one code. Work that does not depend on the vector axis is
 hoisted to scalar stages; every reduction is a stage of its own, operands first; the vector stage comes last and stores.
 Equal subexpressions are one node, so each is computed once per stage.
 """
@@ -12,55 +12,34 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from jax_mpk.emit.opcodes import alias, opcode
-from jax_mpk.emit.pieces import Box, NotRefined, boxes
-from jax_mpk.emit.place import Place
 from jax_mpk.emit.registers import Code, Instr, Stage, encode
 from jax_mpk.ir import expr as E
+from jax_mpk.ir.body import Nest
 from jax_mpk.ir.expr import Acc, Const, Expr, Index, Load, Reduce
+from jax_mpk.ir.pieces import NotRefined, boxes
+from jax_mpk.ir.place import Place
 
 STRIP = 128
 """Elements that an instruction is assumed to process at once, in the cost model that chooses the vector axis."""
 
 
-@dataclass(frozen=True)
-class Store:
-    """What becomes of the value: `mode` "set" or "add", only where `where` holds (None: everywhere)."""
-
-    place: Place
-    where: Expr | None = None
-    mode: str = "set"
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What the expressions of an operator have in common: loop axes by id, places of loads and of accumulators."""
-
-    number: Mapping[int, int]
-    load: Callable[[Load], Place]
-    acc: Callable[[Acc], Place]
-
-
-def compile(frame: Frame, e: Expr, store: Store, extents: Box) -> list[Code]:
-    """The codes of `e` over the loop axes of `extents` (axis id to range): one for each box."""
-    if store.mode == "add" and store.where is None:
-        store = Store(store.place, E.const(True, "bool"), "add")
-    roots = [e, *(() if store.where is None else (store.where,)), *(d for d, _, _ in store.place.dyn)]
-    if any(isinstance(x, E.Piece) for r in roots[1:] for x in E.walk(r)):
-        raise NotRefined("a store coordinate has pieces")
-    return [_Coder(frame, value, store, box).code() for box, value in boxes(e, extents)]
+def compile(nest: Nest, number: Mapping[int, int]) -> Code:
+    """The code of a nest; `number`: the loop axes of the operator by id."""
+    return _Coder(nest, number).code()
 
 
 @dataclass
 class _Coder:
-    frame: Frame
-    value: Expr
-    store: Store
-    box: Box
+    nest: Nest
+    number: Mapping[int, int]
     stages: list[Stage] = field(default_factory=list)
     scalars: dict[Expr, int] = field(default_factory=dict)  # node -> virtual register
     count: int = 0
     _deps: dict[Expr, frozenset[int]] = field(default_factory=dict)
     _need: dict[Expr, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.value, self.store, self.box = self.nest.value, self.nest.store, self.nest.box
 
     def code(self) -> Code:
         rounds = f"round_{self.store.place.dtype}" if self.store.mode == "set" else ""
@@ -81,7 +60,7 @@ class _Coder:
             regs = self.body(stage, roots, local)
             self.put(stage, regs)
             self.stages.append(stage)
-        number = self.frame.number
+        number = self.number
         mask = sum(1 << number[a] for a in self.box)
         ranges = {number[a]: r for a, r in self.box.items()}
         return encode(self.stages, number, mask, ranges, -1 if vector is None else number[vector])
@@ -106,7 +85,7 @@ class _Coder:
     def args(self, x: Expr) -> tuple[Expr, ...]:
         """Operands as instructions see them: a load depends on its dynamic coordinates, complete with offsets."""
         if isinstance(x, Load):
-            return tuple(alias(e) for e, _, _ in self.frame.load(x).dyn)
+            return tuple(alias(e) for e, _, _ in self.nest.place(x).dyn)
         return tuple(alias(a) for a in x.args())
 
     def walk(self, roots: Iterable[Expr]) -> list[Expr]:
@@ -150,9 +129,9 @@ class _Coder:
             if isinstance(y, Index):
                 out = y.coord.axes()
             elif isinstance(y, Load):
-                out |= frozenset(self.frame.load(y).strides)
+                out |= frozenset(self.nest.place(y).strides)
             elif isinstance(y, Acc):
-                out = self.frame.acc(y).axes
+                out = self.nest.place(y).axes
             elif isinstance(y, Reduce):
                 out -= frozenset(y.bound)
             elif isinstance(y, E.Piece):
@@ -180,7 +159,7 @@ class _Coder:
                 if a not in self.deps(x):
                     outer += 5
                 elif isinstance(x, Load | Acc):
-                    inner += self.weight(self.frame.load(x) if isinstance(x, Load) else self.frame.acc(x), a, n)
+                    inner += self.weight(self.nest.place(x), a, n)
                 else:
                     inner += 5 * math.ceil(n / STRIP) + n * (1.6 if getattr(x, "op", "") in E.EXPENSIVE else 0.2)
             return points / n * (outer + inner)
@@ -269,10 +248,8 @@ class _Coder:
         elif isinstance(x, Index):
             place = Place(0, "i32", 0, {t.axis: t.coef for t in x.coord.terms})
             ins = Instr("INDEX", dst, (), place, imm=x.coord.const)
-        elif isinstance(x, Load):
-            ins = Instr("LOAD", dst, (), self.frame.load(x), srcs)
-        elif isinstance(x, Acc):
-            ins = Instr("LOAD", dst, (), self.frame.acc(x))
+        elif isinstance(x, Load | Acc):
+            ins = Instr("LOAD", dst, (), self.nest.place(x), srcs)
         elif isinstance(x, E.Select):
             ins = Instr("SELECT", dst, srcs)
         elif isinstance(x, E.Unary | E.Binary):

@@ -8,11 +8,12 @@ import numpy as np
 
 from jax_mpk import abi
 from jax_mpk.emit import operators
-from jax_mpk.emit.operators import Bound, Compiled
+from jax_mpk.emit.operators import Compiled
 from jax_mpk.emit.registers import Code
 from jax_mpk.errors import MpkError
 from jax_mpk.ir.graph import Graph, itemsize
 from jax_mpk.ir.tasks import Csr, TaskGraph
+from jax_mpk.kinds.bound import Bound, bind
 from jax_mpk.passes.decompose import buffer_of
 
 ALIGN = 64
@@ -93,7 +94,7 @@ class _Assembler:
             row["n_axes"] = len(grid.extent)
             row["extent"][: len(grid.extent)], row["tile"][: len(grid.tile)] = grid.extent, grid.tile
             return row[()]
-        bound = operators.bind(self.graph, self.graph.ops[grid.op], grid.tile)
+        bound = bind(self.graph, self.graph.ops[grid.op], grid.tile)
         if tuple(x.extent for x in bound.axes) != grid.extent:
             raise MpkError(f"grid {grid.name} does not have the axes of its operator")
         if bound.key not in self.compiled:

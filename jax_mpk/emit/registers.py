@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from jax_mpk import abi
-from jax_mpk.emit.pieces import Box
-from jax_mpk.emit.place import Place
 from jax_mpk.errors import MpkError
+from jax_mpk.ir.pieces import Box
+from jax_mpk.ir.place import Place
 
 
 class RegisterPressure(MpkError):

@@ -27,7 +27,7 @@ from jax_mpk.targets import Target
 
 SLICE = 2048
 """Elements of a slice, at least: a task of its own, whose threads read all they need at once. Shorter slices share tasks
-(`MIN_COST` of `jax_mpk.tasks.rows`) and make the second step longer."""
+(`MIN_COST` of `jax_mpk.kinds.rows`) and make the second step longer."""
 SLICES = 8
 """Slices of a row, at least: with fewer the second step costs more than it saves."""
 

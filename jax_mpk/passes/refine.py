@@ -20,6 +20,7 @@ from jax_mpk.ir import expr as E
 from jax_mpk.ir import loops
 from jax_mpk.ir.expr import Coord, Expr, Load, Piece, Reduce, Term
 from jax_mpk.ir.graph import Attention, Contract, Graph, Map, Op, Source, Update, Value
+from jax_mpk.kinds.bound import bind
 from jax_mpk.passes import axes, digits
 from jax_mpk.passes.reindex import cut, fixed, identity, merge_bound, merged, reindex, replace_nodes
 
@@ -110,7 +111,7 @@ class _Refiner:
         self.check_axes(op)
         while sum(1 for e in op.exprs().values() for _ in E.walk(e)) > SMALL:
             extent = {x.axis: x.extent for x in loops.loop_axes(op)}
-            bound = operators.bind(self.g, op, tuple(extent.values()))
+            bound = bind(self.g, op, tuple(extent.values()))
             if bound.key in self.fits:
                 break
             try:

@@ -26,9 +26,9 @@ from jax_mpk.ir.graph import (
     compute_dtype,
 )
 from jax_mpk.ir.tasks import READ, Boxes, Csr, TaskGraph
+from jax_mpk.kinds import contract, rows, sort
 from jax_mpk.passes import decompose, dependencies, events, linearise, memory, normalise, placement
 from jax_mpk.targets import CPU, Target
-from jax_mpk.tasks import contract, rows, sort
 
 
 def cut_small(monkeypatch: Any, cost: int = 1, macs: int = 1) -> None:

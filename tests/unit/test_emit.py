@@ -26,6 +26,7 @@ from jax_mpk.emit import check, disassemble, emit
 from jax_mpk.frontend import lower
 from jax_mpk.ir import interpret
 from jax_mpk.ir.graph import Attention, Contract, Graph
+from jax_mpk.kinds import contract, rows, sort
 from jax_mpk.passes import (
     decompose,
     dependencies,
@@ -40,7 +41,6 @@ from jax_mpk.passes import (
     simplify,
 )  # fmt: skip
 from jax_mpk.targets import Target
-from jax_mpk.tasks import contract, rows, sort
 from jax_mpk.verify import verify
 
 SMALL = Target("cpu", workers=2, columns=16, tasks=5)

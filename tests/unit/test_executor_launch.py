@@ -22,8 +22,8 @@ from executor_builder import Builder, V, elementwise, instr
 from benchmarks import decoders as spellings
 from jax_mpk import _ext, abi
 from jax_mpk.ir import interpret
+from jax_mpk.kinds import contract, rows, sort
 from jax_mpk.passes import refine
-from jax_mpk.tasks import contract, rows, sort
 
 ROOT = Path(__file__).parents[2]
 THREADS = (1, 2, 3, 8)

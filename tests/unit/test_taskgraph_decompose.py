@@ -15,11 +15,11 @@ from jax_mpk.ir import loops
 from jax_mpk.ir.expr import Coord, coord_add, coord_axis, coord_const, coord_scale
 from jax_mpk.ir.graph import Graph, GraphError, Sort, itemsize
 from jax_mpk.ir.tasks import READ, UPDATE, WRITE, TaskGraph
+from jax_mpk.kinds.contract import ACCUMULATORS, SHARED_ACCUMULATORS
 from jax_mpk.passes import decompose
 from jax_mpk.passes.boxes import take
 from jax_mpk.passes.decompose import buffer_of, tiles
 from jax_mpk.targets import CPU, SM90, Target, cpu
-from jax_mpk.tasks.contract import ACCUMULATORS, SHARED_ACCUMULATORS
 
 
 def points(op, tg: TaskGraph, t: int, skip: frozenset = frozenset()):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from execute import Runner
 
-from jax_mpk.tasks import KINDS, kind_of
+from jax_mpk.kinds import KINDS, kind_of
 
 CASES = [(kind, case) for kind in KINDS for case in kind.cases]
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from jax_mpk.ir.graph import Op
-from jax_mpk.tasks.attention import ATTENTION
-from jax_mpk.tasks.contract import CONTRACT
-from jax_mpk.tasks.kind import Case, TaskKind
-from jax_mpk.tasks.rows import ROWS
-from jax_mpk.tasks.sort import SORT
+from jax_mpk.kinds.attention import ATTENTION
+from jax_mpk.kinds.contract import CONTRACT
+from jax_mpk.kinds.kind import Case, TaskKind
+from jax_mpk.kinds.rows import ROWS
+from jax_mpk.kinds.sort import SORT
 
 KINDS: tuple[TaskKind, ...] = (ROWS, CONTRACT, ATTENTION, SORT)
 _OF = {cls: kind for kind in KINDS for cls in kind.ops}

@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from jax_mpk import abi
+from jax_mpk.ir.body import Body
 from jax_mpk.ir.graph import Graph, Sort
 from jax_mpk.ir.loops import loop_axes
+from jax_mpk.kinds.kind import Case, TaskKind, cut, normal
+from jax_mpk.kinds.rows import MIN_COST
 from jax_mpk.targets import Target
-from jax_mpk.tasks.kind import Case, TaskKind, cut, normal
-from jax_mpk.tasks.rows import MIN_COST
 
 if TYPE_CHECKING:
-    from jax_mpk.emit.operators import Compiled, Compiler
+    from jax_mpk.kinds.bound import Bound
 
 
 def tile(graph: Graph, op: Sort, target: Target) -> dict[int, int]:
@@ -25,10 +26,10 @@ def tile(graph: Graph, op: Sort, target: Target) -> dict[int, int]:
     return cut(loop_axes(op), min(target.tasks, work(op)[1] // MIN_COST), frozenset((row,)))
 
 
-def emit(c: Compiler, op: Sort) -> Compiled:
-    out = c.new("SORT")
+def body(c: Bound, op: Sort) -> Body:
+    out = Body("SORT")
     dtype = "i32" if op.key.dtype == "bool" else op.key.dtype
-    out.codes["MAIN"] = c.code(op.key, range(len(op.domain)), c.row_scratch(abi.SLOT_ACC, dtype, len(op.domain) - 1))
+    out.nests["MAIN"] = c.nests(op.key, range(len(op.domain)), c.row_scratch(abi.SLOT_ACC, dtype, len(op.domain) - 1))
     c.core_place(out, "OUT", c.result())
     out.params |= {"KEY_DTYPE": abi.enum("Dtype", dtype.upper()), "COUNT": op.count,
                    "DESCENDING": int(op.descending), "PAYLOAD": int(op.payload == "indices")}  # fmt: skip
@@ -45,4 +46,4 @@ CASES = (
     Case("top k", lambda x: jax.lax.top_k(x, 6), lambda r: (normal(r, 3, 100),)),
 )
 
-SORT = TaskKind("sort", (Sort,), tile, emit, work, CASES)
+SORT = TaskKind("sort", (Sort,), tile, body, work, CASES)

@@ -11,13 +11,14 @@ import numpy as np
 
 from jax_mpk import abi
 from jax_mpk.ir import expr as E
+from jax_mpk.ir.body import Body
 from jax_mpk.ir.graph import HEAD_AXIS, Attention, Graph
 from jax_mpk.ir.loops import loop_axes
+from jax_mpk.kinds.kind import Case, TaskKind, normal
 from jax_mpk.targets import Target
-from jax_mpk.tasks.kind import Case, TaskKind, normal
 
 if TYPE_CHECKING:
-    from jax_mpk.emit.operators import Compiled, Compiler
+    from jax_mpk.kinds.bound import Bound
 
 ROWS = 64
 """Rows of a task when the rows are cut."""
@@ -39,23 +40,23 @@ def tile(graph: Graph, op: Attention, target: Target) -> dict[int, int]:
     return tile
 
 
-def emit(c: Compiler, op: Attention) -> Compiled:
-    out = c.new("ATTENTION")
+def body(c: Bound, op: Attention) -> Body:
+    out = Body("ATTENTION")
     c.core(out, "KEY", op.k)
     c.core(out, "VALUE", op.v)
     c.counts(out, N_BATCH="batch", N_ROWS="rows")
     for j, a in enumerate(op.appends):
-        out.codes[f"APPEND{j}"] = c.append(a)
+        out.nests[f"APPEND{j}"] = c.append(a)
     points, rows = c.roles("batch"), c.roles("rows")
-    out.codes["Q"] = c.code(op.q, [*points, *rows, HEAD_AXIS], c.scratch(abi.SLOT_ACT, "f32", "rows", "head"))
+    out.nests["Q"] = c.nests(op.q, [*points, *rows, HEAD_AXIS], c.scratch(abi.SLOT_ACT, "f32", "rows", "head"))
     if op.limit is not None:
-        out.codes["LIMIT"] = c.code(op.limit, points, c.scratch(abi.SLOT_LIMIT, "i32"))
+        out.nests["LIMIT"] = c.nests(op.limit, points, c.scratch(abi.SLOT_LIMIT, "i32"))
     acc = c.scratch(abi.SLOT_ACC, "f32", "rows", "key")
     for role, e in (("SCORE", op.score), ("PROB", op.prob)):
         if not isinstance(e, E.Acc):
-            out.codes[role] = c.code(e, [*points, *rows, *c.roles("key")], acc, {0: acc})
+            out.nests[role] = c.nests(e, [*points, *rows, *c.roles("key")], acc, {0: acc})
     acc = c.scratch(abi.SLOT_ACC + 1, "f32", "rows", "column")
-    out.codes["EPILOGUE"] = c.code(op.epilogue, [*points, *rows, op.column], c.result(), {0: acc})
+    out.nests["EPILOGUE"] = c.nests(op.epilogue, [*points, *rows, op.column], c.result(), {0: acc})
     return out
 
 
@@ -94,4 +95,4 @@ CASES = (
                                           np.tri(80, 33, dtype=bool)[None])),
 )  # fmt: skip
 
-ATTENTION = TaskKind("attention", (Attention,), tile, emit, work, CASES)
+ATTENTION = TaskKind("attention", (Attention,), tile, body, work, CASES)

@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from jax_mpk import abi
+from jax_mpk.ir.body import Body
 from jax_mpk.ir.graph import Contract, Graph
 from jax_mpk.ir.loops import loop_axes
+from jax_mpk.kinds.kind import Case, TaskKind, cut, normal
 from jax_mpk.targets import Target
-from jax_mpk.tasks.kind import Case, TaskKind, cut, normal
 
 if TYPE_CHECKING:
-    from jax_mpk.emit.operators import Compiled, Compiler
+    from jax_mpk.kinds.bound import Bound
 
 MIN_MACS = 1 << 14
 """Multiply-adds of the smallest task worth its synchronisation."""
@@ -65,17 +66,17 @@ def _columns(n: int, wanted: int, unit: int, most: int) -> int:
     return min(widths, key=lambda c: (math.ceil(math.ceil(n / c) / wanted) * c, -c))
 
 
-def emit(c: Compiler, op: Contract) -> Compiled:
-    out = c.new("CONTRACT")
+def body(c: Bound, op: Contract) -> Body:
+    out = Body("CONTRACT")
     dtype = "f32" if op.lhs.dtype == "f32" else "i32"
     for j, rhs in enumerate(op.rhs):
         c.core(out, f"RHS{j}", rhs)
     out.params |= {"N_RHS": len(op.rhs), "REDUCE_DTYPE": abi.enum("Dtype", dtype.upper())}
     c.counts(out, N_BATCH="batch", N_M="m", N_N="n", N_K="k")
     act = c.scratch(abi.SLOT_ACT, dtype, "m", "k")
-    out.codes["LHS"] = c.code(op.lhs, c.roles("batch", "m", "k"), act)
+    out.nests["LHS"] = c.nests(op.lhs, c.roles("batch", "m", "k"), act)
     acc = {j: c.scratch(abi.SLOT_ACC + j, dtype, "m", "n") for j in range(len(op.rhs))}
-    out.codes["EPILOGUE"] = c.code(op.epilogue, range(len(op.domain)), c.result(), acc)
+    out.nests["EPILOGUE"] = c.nests(op.epilogue, range(len(op.domain)), c.result(), acc)
     return out
 
 
@@ -103,4 +104,4 @@ CASES = (
     Case("many rows", lambda x, w: x @ w, lambda r: (normal(r, 150, 64), normal(r, 64, 100))),
 )  # fmt: skip
 
-CONTRACT = TaskKind("contract", (Contract,), tile, emit, work, CASES)
+CONTRACT = TaskKind("contract", (Contract,), tile, body, work, CASES)

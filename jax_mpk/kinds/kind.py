@@ -1,6 +1,6 @@
 """What a task kind is to the compiler: one object per kind, one file per object.
 
-A kind says how its operators are cut into tasks, how they become codes and parameters, what they cost, and on what
+A kind says how its operators are cut into tasks, what their bodies are, what they cost, and on what
 functions it is tested and timed. Boxes are derived from the accesses (`jax_mpk.ir.loops`), dependencies from boxes; the
 reference is `jax_mpk.ir.interpret`. The bodies are `ffi/cpu/isa/` and `cuda/tasks/`.
 """
@@ -19,7 +19,8 @@ from jax_mpk.ir.loops import LoopAxis
 from jax_mpk.targets import Target
 
 if TYPE_CHECKING:
-    from jax_mpk.emit.operators import Compiled, Compiler
+    from jax_mpk.ir.body import Body
+    from jax_mpk.kinds.bound import Bound
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,14 @@ class TaskKind:
     """name: as in `Op.kind` and in messages. ops: the operator classes that it runs.
 
     tile(graph, op, target): axis id -> tile, for the axes that are cut (it may depend on the target, never on the
-    number of workers of a run). emit(compiler, op): codes and parameters, as `jax_mpk.abi` lays them down.
+    number of workers of a run). body(bound, op): what a task does.
     work(op): (flops of the core, scalar work of the fused expressions).
     """
 
     name: str
     ops: tuple[type[Op], ...]
     tile: Callable[[Graph, Any, Target], dict[int, int]]
-    emit: Callable[[Compiler, Any], Compiled]
+    body: Callable[[Bound, Any], Body]
     work: Callable[[Any], tuple[int, int]]
     cases: tuple[Case, ...] = field(default=())
 

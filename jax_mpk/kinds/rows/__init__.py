@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from jax_mpk import abi
 from jax_mpk.ir import expr as E
+from jax_mpk.ir.body import Body
 from jax_mpk.ir.graph import Graph, Map, Update
 from jax_mpk.ir.loops import flatten, loop_axes
+from jax_mpk.kinds.kind import Case, TaskKind, cut, normal
 from jax_mpk.targets import Target
-from jax_mpk.tasks.kind import Case, TaskKind, cut, normal
 
 if TYPE_CHECKING:
-    from jax_mpk.emit.operators import Compiled, Compiler
+    from jax_mpk.kinds.bound import Bound
 
 MIN_COST = 4096
 """Scalar work of the smallest task worth its synchronisation."""
@@ -55,12 +55,12 @@ def _separate(graph: Graph, op: Update) -> frozenset[int]:
     return frozenset(axis for axis, _, _ in access.strides)
 
 
-def emit(c: Compiler, op: Map | Update) -> Compiled:
-    out = c.new("ROWS")
+def body(c: Bound, op: Map | Update) -> Body:
+    out = Body("ROWS")
     if isinstance(op, Update):
-        out.codes["MAIN"], out.flags = c.append(op.append), abi.IN_PLACE
+        out.nests["MAIN"], out.in_place = c.append(op.append), True
     else:
-        out.codes["MAIN"] = c.code(op.expr, range(len(op.domain)), c.result())
+        out.nests["MAIN"] = c.nests(op.expr, range(len(op.domain)), c.result())
     return out
 
 
@@ -83,4 +83,4 @@ CASES = (
          lambda r: (normal(r, 6, 4), r.integers(0, 6, 30).astype("int32"), normal(r, 30, 4))),
 )  # fmt: skip
 
-ROWS = TaskKind("rows", (Map, Update), tile, emit, work, CASES)
+ROWS = TaskKind("rows", (Map, Update), tile, body, work, CASES)
