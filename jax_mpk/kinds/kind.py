@@ -8,17 +8,18 @@ reference is `jax_mpk.ir.interpret`. The bodies are `ffi/cpu/isa/` and `cuda/tas
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jax_mpk.device import Device
 from jax_mpk.ir.graph import Graph, Op
 from jax_mpk.ir.loops import LoopAxis
-from jax_mpk.targets import Target
 
 if TYPE_CHECKING:
+    from jax_mpk.backends.cuda.struct import Struct
     from jax_mpk.ir.body import Body
     from jax_mpk.kinds.bound import Bound
 
@@ -38,14 +39,17 @@ class TaskKind:
 
     tile(graph, op, target): axis id -> tile, for the axes that are cut (it may depend on the target, never on the
     number of workers of a run). body(bound, op): what a task does.
-    work(op): (flops of the core, scalar work of the fused expressions).
+    work(op): (flops of the core, scalar work of the fused expressions). variant(bound, body, device, fixed): how a GPU
+    runs it (a `Variant`), given the values that are only read. source(struct, variant): the call of a task, and the struct that it is instantiated with.
     """
 
     name: str
     ops: tuple[type[Op], ...]
-    tile: Callable[[Graph, Any, Target], dict[int, int]]
+    tile: Callable[[Graph, Any, Device], dict[int, int]]
     body: Callable[[Bound, Any], Body]
     work: Callable[[Any], tuple[int, int]]
+    variant: Callable[[Bound, Body, Device, Collection[int]], Any]
+    source: Callable[[Struct, Any], tuple[str, str]]
     cases: tuple[Case, ...] = field(default=())
 
 

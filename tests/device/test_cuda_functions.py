@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import jax_mpk
-from jax_mpk.backends import cuda
+from jax_mpk.backends.cuda import backend as cuda
 
 pytestmark = pytest.mark.device
 ARCHS = pytest.mark.parametrize("arch", ["", "sm_80"], ids=["own", "sm_80"])

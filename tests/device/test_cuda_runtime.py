@@ -12,7 +12,7 @@ import programs
 import pytest
 
 from jax_mpk import abi
-from jax_mpk.backends import cuda
+from jax_mpk.backends.cuda import backend as cuda
 
 pytestmark = pytest.mark.device
 

@@ -34,8 +34,13 @@ unsigned long long emulated_clock();
 void emulated_copy(void* to, const void* map, int x, int y, int z, int u, unsigned long long* barrier);
 float expf(float), exp2f(float), expm1f(float), logf(float), log1pf(float), sqrtf(float), cbrtf(float), tanhf(float), sinf(float),
     cosf(float), erff(float), floorf(float), ceilf(float), rintf(float), roundf(float), fmodf(float, float), powf(float, float),
-    atan2f(float, float), fabsf(float), fmaxf(float, float), fminf(float, float), fmaf(float, float, float);
+    atan2f(float, float), fabsf(float), fmaf(float, float, float);
 }
+
+// As max.f32 and min.f32 of PTX: the other operand of a NaN, and -0 below +0, which libm leaves open.
+inline float fmaxf(float x, float y) { return x != x ? y : y != y ? x : x == y ? (__builtin_signbit(x) ? y : x) : x > y ? x : y; }
+inline float fminf(float x, float y) { return x != x ? y : y != y ? x : x == y ? (__builtin_signbit(x) ? x : y) : x < y ? x : y; }
+
 #define threadIdx (emulated_thread->thread)
 #define blockIdx (emulated_thread->block)
 #define gridDim (emulated_thread->grid)

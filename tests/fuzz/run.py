@@ -94,7 +94,7 @@ def _emulated(f: Any, case: Case, data: list[np.ndarray], arch: str) -> list[np.
     from jax_mpk.backends.cuda_build import Device
     from tests.emulator import Site
 
-    run = Runner(f, *data, target=targets.SM90)
+    run = Runner(f, *data, target=device.H100)
     site = Site(run.blob, Device(arch=arch or ("sm_90a", "sm_80")[case.seed % 2], workers=4))
     return site.run(run, seed=case.seed)
 
@@ -109,7 +109,7 @@ def _jitted(f: Any, case: Case, data: list[np.ndarray], implementation: str, arc
         out = jax.jit(wrapped, donate_argnums=donate)(*(jnp.array(x) for x in data))
     out = [np.asarray(x) for x in jax.tree.leaves(jax.block_until_ready(out))]
     if implementation == "cuda":
-        from jax_mpk.backends import cuda
+        from jax_mpk.backends.cuda import backend as cuda
 
         cuda.check()
     return out

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import jax_mpk
-from jax_mpk import Options, abi, backends, compiler, megakernelize, targets
+from jax_mpk import Options, abi, backends, compiler, megakernelize, device
 from jax_mpk.cache import Disk, Memory
 from jax_mpk.fingerprint import Unhashable, fingerprint
 from jax_mpk.ir.graph import Graph
 from jax_mpk.ir.tasks import TaskGraph
-from jax_mpk.targets import CPU
+from jax_mpk.device import CPU
 
 X = jnp.arange(32.0).reshape(4, 8)
 W = jnp.ones((8, 64))
@@ -235,7 +235,7 @@ def test_two_processes_compile_the_same_program(tmp_path):
     code = """
         import jax, jax.numpy as jnp
         from jax_mpk import compiler, Options
-        from jax_mpk.targets import CPU
+        from jax_mpk.device import CPU
         def f(x, i):
             y = jax.nn.softmax(jnp.take(x, i, axis=0)) + jax.nn.relu(x).sum()
             return jax.lax.fori_loop(0, 2, lambda _, c: jnp.sin(c), y)
@@ -315,5 +315,5 @@ def test_what_has_no_stable_text_is_not_cached():
 
 def test_the_cpu_target_is_this_machine():
     backend = backends.get("cpu")
-    assert backend.target(Options()) == targets.cpu(os.cpu_count() or 2)
-    assert backend.target(Options(workers=24)) == targets.cpu(24)
+    assert backend.target(Options()) == device.cpu(os.cpu_count() or 2)
+    assert backend.target(Options(workers=24)) == device.cpu(24)

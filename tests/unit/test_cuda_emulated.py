@@ -7,7 +7,9 @@ import importlib.util
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import emulator
 import functions
@@ -19,9 +21,7 @@ import pytest
 from execute import Runner
 from flax import nnx
 
-from jax_mpk import abi, targets
-from jax_mpk.backends import cuda_variant
-from jax_mpk.backends.cuda_build import Device
+from jax_mpk import abi, device
 from models import decode, registry
 
 spec = importlib.util.spec_from_file_location("programs", Path(__file__).parents[1] / "device" / "programs.py")
@@ -33,6 +33,11 @@ if shutil.which("g++") is None:
     pytest.skip("the emulator needs g++", allow_module_level=True)
 
 BF16 = ml_dtypes.bfloat16
+
+
+def gpu(arch: str, workers: int = 4, **knobs: Any) -> device.Device:
+    """A GPU that cuts operators as an H100 does, with so many multiprocessors."""
+    return replace(device.cuda(arch, **knobs), workers=workers)
 
 
 def error(got: np.ndarray, want: np.ndarray) -> float:
@@ -160,15 +165,15 @@ def test_a_stuck_launch_ends_says_why_and_the_next_one_starts_clean():
 
 
 @functools.cache
-def model(name: str, batch: int, dtype: type, slots: int):
+def model(name: str, batch: int, dtype: type, slots: int, arch: str = "sm_90a"):
     """A step of a zoo model as the program for a GPU, its operands, and what the CPU executor gives."""
     made, _ = registry.load(name, dtype=dtype, seed=3)
     graphdef, state = nnx.split(made)
     rng = np.random.default_rng(0)
     cache = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.5, dtype), made.init_cache(batch, slots))
     args = state, jnp.arange(batch, dtype=jnp.int32) + 5, cache, jnp.int32(slots // 2)
-    runner = Runner(functools.partial(decode.greedy_step, graphdef), *args, target=targets.SM90)
-    return runner, runner(threads=2)
+    step = functools.partial(decode.greedy_step, graphdef)
+    return Runner(step, *args, target=gpu(arch)), Runner(step, *args)(threads=2)
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
@@ -176,8 +181,8 @@ def model(name: str, batch: int, dtype: type, slots: int):
 @pytest.mark.parametrize("name,batch", [("qwen3-tiny", 1), ("llama-tiny", 3)])
 def test_models(name, batch, dtype, arch):
     """A whole decode step: every result close to the CPU executor's, and the same bits whatever the threads do."""
-    site = same_as_the_executor(*model(name, batch, dtype, 72), arch, 2e-2 if dtype == jnp.bfloat16 else 2e-5)
-    assert bool(site.source.ring) == (arch == "sm_90a" and dtype == jnp.bfloat16)
+    site = same_as_the_executor(*model(name, batch, dtype, 72, arch), 2e-2 if dtype == jnp.bfloat16 else 2e-5)
+    assert bool(site.kernel["ring"]) == (arch == "sm_90a" and dtype == jnp.bfloat16)
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
@@ -186,7 +191,7 @@ def test_models(name, batch, dtype, arch):
 def test_functions_that_are_no_decoder(name, dtype, arch):
     f, args = functions.no_decoder(name, 3, dtype)
     want = Runner(f, *args)(threads=2)
-    same_as_the_executor(Runner(f, *args, target=targets.SM90), want, arch, 1e-2 if dtype == jnp.bfloat16 else 1e-5)
+    same_as_the_executor(Runner(f, *args, target=gpu(arch)), want, 1e-2 if dtype == jnp.bfloat16 else 1e-5)
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
@@ -195,12 +200,12 @@ def test_everything_that_is_lowered(name, arch):
     f, args = (functions.CASES | functions.TASKS)[name]
     want = Runner(f, *args)(threads=2)
     narrow = any(x.dtype.itemsize == 2 for x in want)
-    same_as_the_executor(Runner(f, *args, target=targets.SM90), want, arch, 1e-2 if narrow else 1e-5)
+    same_as_the_executor(Runner(f, *args, target=gpu(arch)), want, 1e-2 if narrow else 1e-5)
 
 
-def same_as_the_executor(runner: Runner, want: list[np.ndarray], arch: str, tolerance: float) -> emulator.Site:
+def same_as_the_executor(runner: Runner, want: list[np.ndarray], tolerance: float) -> emulator.Site:
     """Two orders of threads give the same bits, close to `want`."""
-    site = emulator.Site(runner.blob, Device(arch=arch, workers=4))
+    site = emulator.Site(runner.blob)
     runs = site.run(runner, seed=0), site.run(runner, seed=1)
     for got, again, x in zip(*runs, want, strict=True):
         np.testing.assert_array_equal(got.reshape(-1).view(np.uint8), again.reshape(-1).view(np.uint8))
@@ -208,5 +213,4 @@ def same_as_the_executor(runner: Runner, want: list[np.ndarray], arch: str, tole
             np.testing.assert_array_equal(got, x)
         else:
             assert error(got.astype(np.float32), x.astype(np.float32)) < tolerance
-    assert abi.decode(site.plan.blob).header["workers"] == 4
     return site

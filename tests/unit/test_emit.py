@@ -40,14 +40,14 @@ from jax_mpk.passes import (
     refine,
     simplify,
 )  # fmt: skip
-from jax_mpk.targets import Target
+from jax_mpk.device import Device
 from jax_mpk.verify import verify
 
-SMALL = Target("cpu", workers=2, columns=16, tasks=5)
+SMALL = Device("cpu", workers=2, columns=16, tasks=5)
 """Cuts even small operators, at places that do not divide them."""
 
 
-def finish(g: Graph, target: Target = SMALL) -> bytes:
+def finish(g: Graph, target: Device = SMALL) -> bytes:
     """The program of a refined graph."""
     tg = decompose.run(g, target)
     for p in (dependencies, events, normalise, linearise):

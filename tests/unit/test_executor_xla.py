@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jax_mpk import abi
-from jax_mpk.backends import cpu
+from jax_mpk.backends.cpu import backend as cpu
 
 N = 1000
 

@@ -51,9 +51,9 @@ from jax_mpk.passes import (
     refine,
     simplify,
 )  # fmt: skip
-from jax_mpk.targets import Target
+from jax_mpk.device import Device
 
-TARGET = Target("cpu", workers=2, columns=16, tasks=5)
+TARGET = Device("cpu", workers=2, columns=16, tasks=5)
 
 
 def program(g: Graph) -> bytes:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from functions import CASES, TASKS, data
 
-from jax_mpk import abi, compiler, targets
+from jax_mpk import abi, compiler, device
 from jax_mpk.errors import VerifyError
 from jax_mpk.options import Options
 from jax_mpk.verify import verify
@@ -21,7 +21,7 @@ LOAD = abi.enum("Opcode", "LOAD")
 Sections = dict[str, np.ndarray]
 
 
-def program(f: Callable, *args: object, target: targets.Target = targets.CPU) -> bytes:
+def program(f: Callable, *args: object, target: device.Device = device.CPU) -> bytes:
     blob = compiler.compile(jax.make_jaxpr(f)(*args), target, Options(cache_entries=0)).program
     assert blob is not None
     return blob
@@ -181,7 +181,7 @@ def test_damaged_codes_are_rejected(damage):
             continue
         applied += 1
         try:
-            verify(damaged, target=targets.CPU)
+            verify(damaged, target=device.CPU)
             accepted.append(name)
         except VerifyError:
             pass
@@ -198,8 +198,8 @@ def test_an_update_of_what_was_written_must_say_so():
 
 def test_every_program_is_accepted():
     for f, args in FUNCTIONS.values():
-        assert verify(program(f, *args), target=targets.CPU).tasks
-    assert verify(program(*CASES["norm, two matmuls"][:1], *CASES["norm, two matmuls"][1], target=targets.SM90)).tasks
+        assert verify(program(f, *args), target=device.CPU).tasks
+    assert verify(program(*CASES["norm, two matmuls"][:1], *CASES["norm, two matmuls"][1], target=device.H100)).tasks
 
 
 def test_a_blob_that_is_no_program():

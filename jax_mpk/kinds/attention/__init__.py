@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_mpk import abi
+from jax_mpk.device import Device
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.body import Body
 from jax_mpk.ir.graph import HEAD_AXIS, Attention, Graph
 from jax_mpk.ir.loops import loop_axes
+from jax_mpk.kinds.attention import cuda
 from jax_mpk.kinds.kind import Case, TaskKind, normal
-from jax_mpk.targets import Target
 
 if TYPE_CHECKING:
     from jax_mpk.kinds.bound import Bound
@@ -26,7 +27,7 @@ SOFTMAX = 8
 """Scalar work of the softmax per score."""
 
 
-def tile(graph: Graph, op: Attention, target: Target) -> dict[int, int]:
+def tile(graph: Graph, op: Attention, target: Device) -> dict[int, int]:
     """One task a batch point; its rows are cut into ranges of the flattened row index when nothing is appended."""
     axes = loop_axes(op)
     tile = {x.axis: 1 for x in axes if x.role == "batch"}
@@ -95,4 +96,4 @@ CASES = (
                                           np.tri(80, 33, dtype=bool)[None])),
 )  # fmt: skip
 
-ATTENTION = TaskKind("attention", (Attention,), tile, body, work, CASES)
+ATTENTION = TaskKind("attention", (Attention,), tile, body, work, cuda.variant, cuda.source, CASES)

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from jax_mpk import abi
+from jax_mpk.device import Device
 from jax_mpk.ir.body import Body
 from jax_mpk.ir.graph import Contract, Graph
 from jax_mpk.ir.loops import loop_axes
+from jax_mpk.kinds.contract import cuda
 from jax_mpk.kinds.kind import Case, TaskKind, cut, normal
-from jax_mpk.targets import Target
 
 if TYPE_CHECKING:
     from jax_mpk.kinds.bound import Bound
@@ -28,7 +29,7 @@ SHARED_ACCUMULATORS = 1 << 11
 """The same where they take shared memory from the ring of the weight stream."""
 
 
-def tile(graph: Graph, op: Contract, target: Target) -> dict[int, int]:
+def tile(graph: Graph, op: Contract, target: Device) -> dict[int, int]:
     """Columns in multiples of `target.columns`; rows only when there are many; whole matrices of a batch."""
     axes = loop_axes(op)
     role = {r: [x for x in axes if x.role == r] for r in ("batch", "m", "n", "k")}
@@ -50,7 +51,7 @@ def tile(graph: Graph, op: Contract, target: Target) -> dict[int, int]:
     if role["n"]:
         x = role["n"][0]
         inner = max(1, n // max(1, x.extent))
-        limit = SHARED_ACCUMULATORS if target.ring else ACCUMULATORS
+        limit = SHARED_ACCUMULATORS if target.gpu else ACCUMULATORS
         most = max(target.columns, limit // max(1, m * len(op.rhs)) // target.columns * target.columns)
         columns = _columns(n, wanted, target.columns, most)
         step = target.columns // math.gcd(inner, target.columns)
@@ -104,4 +105,4 @@ CASES = (
     Case("many rows", lambda x, w: x @ w, lambda r: (normal(r, 150, 64), normal(r, 64, 100))),
 )  # fmt: skip
 
-CONTRACT = TaskKind("contract", (Contract,), tile, body, work, CASES)
+CONTRACT = TaskKind("contract", (Contract,), tile, body, work, cuda.variant, cuda.source, CASES)

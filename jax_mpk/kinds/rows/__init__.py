@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
+from jax_mpk.device import Device
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.body import Body
 from jax_mpk.ir.graph import Graph, Map, Update
 from jax_mpk.ir.loops import flatten, loop_axes
 from jax_mpk.kinds.kind import Case, TaskKind, cut, normal
-from jax_mpk.targets import Target
+from jax_mpk.kinds.rows import cuda
 
 if TYPE_CHECKING:
     from jax_mpk.kinds.bound import Bound
@@ -22,7 +23,7 @@ MIN_COST = 4096
 """Scalar work of the smallest task worth its synchronisation."""
 
 
-def tile(graph: Graph, op: Map | Update, target: Target) -> dict[int, int]:
+def tile(graph: Graph, op: Map | Update, target: Device) -> dict[int, int]:
     """Outer axes first, never along a row that is reduced, nor where stores of an update might collide."""
     cost = max(1.0, sum(e.cost for e in op.exprs().values()))
     wanted = min(target.tasks, int(cost * math.prod(op.domain)) // MIN_COST)
@@ -83,4 +84,4 @@ CASES = (
          lambda r: (normal(r, 6, 4), r.integers(0, 6, 30).astype("int32"), normal(r, 30, 4))),
 )  # fmt: skip
 
-ROWS = TaskKind("rows", (Map, Update), tile, body, work, CASES)
+ROWS = TaskKind("rows", (Map, Update), tile, body, work, cuda.variant, cuda.source, CASES)

@@ -9,18 +9,19 @@ import jax
 import jax.numpy as jnp
 
 from jax_mpk import abi
+from jax_mpk.device import Device
 from jax_mpk.ir.body import Body
 from jax_mpk.ir.graph import Graph, Sort
 from jax_mpk.ir.loops import loop_axes
 from jax_mpk.kinds.kind import Case, TaskKind, cut, normal
 from jax_mpk.kinds.rows import MIN_COST
-from jax_mpk.targets import Target
+from jax_mpk.kinds.sort import cuda
 
 if TYPE_CHECKING:
     from jax_mpk.kinds.bound import Bound
 
 
-def tile(graph: Graph, op: Sort, target: Target) -> dict[int, int]:
+def tile(graph: Graph, op: Sort, target: Device) -> dict[int, int]:
     """Whole rows."""
     row = len(op.domain) - 1
     return cut(loop_axes(op), min(target.tasks, work(op)[1] // MIN_COST), frozenset((row,)))
@@ -46,4 +47,4 @@ CASES = (
     Case("top k", lambda x: jax.lax.top_k(x, 6), lambda r: (normal(r, 3, 100),)),
 )
 
-SORT = TaskKind("sort", (Sort,), tile, body, work, CASES)
+SORT = TaskKind("sort", (Sort,), tile, body, work, cuda.variant, cuda.source, CASES)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from jax_mpk import abi
-
 
 @dataclass(frozen=True)
 class Scratch:
@@ -70,10 +68,6 @@ class Lines:
         self.text.append("  " * self.depth + line)
         if line.endswith("{"):
             self.depth += 1
-
-
-def reg(r: int) -> str:
-    return f"v{r & ~abi.VECTOR_REG}" if r & abi.VECTOR_REG else f"s{r}"
 
 
 @dataclass

@@ -11,11 +11,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from jax_mpk.emit.opcodes import alias, opcode
-from jax_mpk.emit.registers import Code, Instr, Stage, encode
+from jax_mpk.backends.cpu.registers import Code, Instr, Stage, encode
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.body import Nest
 from jax_mpk.ir.expr import Acc, Const, Expr, Index, Load, Reduce
+from jax_mpk.ir.opcodes import alias, opcode
 from jax_mpk.ir.pieces import NotRefined, boxes
 from jax_mpk.ir.place import Place
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from jax_mpk import abi
+from jax_mpk.backends.tables import access
 from jax_mpk.errors import MpkError
 from jax_mpk.ir.pieces import Box
 from jax_mpk.ir.place import Place
@@ -95,10 +96,8 @@ def _stage(s: Stage, physical: Mapping[int, int], n_axes: int) -> np.ndarray:
 
 
 _INSTR = struct.Struct("<BxHHHHHI")
-_ACCESS = struct.Struct(f"<HBB{abi.MAX_DYN}HI{abi.MAX_DYN}iq{abi.MAX_AXES}q{abi.MAX_DYN}q")
-assert _INSTR.size == abi.RECORDS["Instr"].itemsize and _ACCESS.size == abi.RECORDS["Access"].itemsize
+assert _INSTR.size == abi.RECORDS["Instr"].itemsize
 _OPCODE = {name: n for n, name in enumerate(abi.ENUMS["Opcode"])}
-_DTYPE = {name.lower(): n for n, name in enumerate(abi.ENUMS["Dtype"])}
 
 
 def _instr(i: Instr, physical: Mapping[int, int], axes: Mapping[int, int], accesses: dict[bytes, int]) -> bytes:
@@ -116,17 +115,6 @@ def _bits(value: float | bool, dtype: str) -> int:
         with np.errstate(over="ignore"):
             return int(np.float32(value).view(np.uint32))
     return int(value) & 0xFFFFFFFF
-
-
-def access(p: Place, axes: Mapping[int, int], dyn: tuple[int, ...] = ()) -> bytes:
-    """The record of an access: `axes` numbers the axis ids, `dyn` are the registers of its dynamic coordinates."""
-    strides = [0] * abi.MAX_AXES
-    for axis, stride in p.strides.items():
-        strides[axes[axis]] = stride
-    pad = [0] * (abi.MAX_DYN - len(dyn))
-    limits = [limit for _, limit, _ in p.dyn] + pad
-    steps = [stride for _, _, stride in p.dyn] + pad
-    return _ACCESS.pack(p.slot, _DTYPE[p.dtype], len(dyn), *dyn, *pad, 0, *limits, p.offset, *strides, *steps)
 
 
 def _allocate(stages: list[Stage]) -> tuple[dict[int, int], int, int]:

@@ -10,17 +10,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from jax_mpk import backends, compiler, targets
+from jax_mpk import backends, compiler
+from jax_mpk.device import Device, cpu
 from jax_mpk.errors import UnsupportedError
 from jax_mpk.options import Options
-from jax_mpk.targets import Target
 
 TARGET_NAME = "jax_mpk_cpu"
 
 
-def target(options: Options) -> Target:
+def device(options: Options) -> Device:
     """This machine as the compiler sees it, or one with `options.workers` processors."""
-    return backends.adjusted(targets.cpu(options.workers or os.cpu_count() or 2), options)
+    return backends.adjusted(cpu(options.workers or os.cpu_count() or 2), options)
 
 
 @functools.cache
@@ -38,7 +38,7 @@ def ready() -> None:
 def lower(ctx: Any, operands: Sequence[Any], jaxpr: Any, options: Options, name: str) -> list[Any]:
     """The lowering rule of the primitive on CPUs: one custom call."""
     ready()
-    blob = compiler.program(jaxpr, target(options), options, name=name)
+    blob = compiler.program(jaxpr, device(options), options, name=name)
     attributes = {"deadline_ms": np.int64(options.deadline_ms)}
     attributes |= {k: np.int64(v) for k, v in (("threads", options.threads), ("seed", options.seed)) if v}
     return backends.ffi_call(ctx, operands, TARGET_NAME, blob, attributes)

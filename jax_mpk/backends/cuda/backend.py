@@ -13,12 +13,12 @@ from typing import Any
 
 import jax
 
-from jax_mpk import backends, compiler, targets
-from jax_mpk.backends import cuda_source, nvrtc
-from jax_mpk.backends.cuda_build import OLDEST, Device, Executable, build, generation
+from jax_mpk import backends, compiler
+from jax_mpk.backends.cuda import nvrtc, source
+from jax_mpk.backends.cuda.build import Executable, build
+from jax_mpk.device import OLDEST, Device, cuda, generation
 from jax_mpk.errors import ExecutionError, UnsupportedError
 from jax_mpk.options import Options, current
-from jax_mpk.targets import Target
 
 TARGET_NAME = "jax_mpk_cuda"
 STATE_NAME = "jax_mpk_cuda_state"
@@ -41,16 +41,8 @@ def device(options: Options | None = None) -> Device:
             raise UnsupportedError("megakernel", f"the CUDA backend needs compute capability 8.0 or later, not {name}")
     if generation(arch) > generation(machine):
         raise UnsupportedError("megakernel", f"the option arch={arch} is newer than this device, {machine}")
-    return Device(arch, workers, o.stream, o.window, o.ring, machine=machine)
-
-
-def target(options: Options) -> Target:
-    """The device as the compiler sees it, with the overrides of `options`."""
-    d = device(options)
-    base = targets.SM90
-    ring = d.ring or base.ring
-    return backends.adjusted(Target("cuda", workers=d.workers, columns=base.columns, tasks=d.workers, frame=base.frame,
-                                    inner=base.inner, ring=ring if d.stream else 0), options)  # fmt: skip
+    found = cuda(arch, workers, machine=machine, stream=o.stream, window=o.window, ring=o.ring)
+    return backends.adjusted(found, o)
 
 
 @functools.cache
@@ -75,9 +67,9 @@ def _build(blob: bytes, on: Device, options: Options) -> Executable:
 def lower(ctx: Any, operands: Sequence[Any], jaxpr: Any, options: Options, name: str) -> list[Any]:
     """The lowering rule of the primitive on CUDA devices: one custom call."""
     ready()
-    blob = compiler.program(jaxpr, target(options), options, name=name)
-    e = _build(blob, device(options), options)
-    return backends.ffi_call(ctx, operands, TARGET_NAME, e.plan.blob, e.attributes(options.deadline_ms))
+    on = device(options)
+    e = _build(compiler.program(jaxpr, on, options, name=name), on, options)
+    return backends.ffi_call(ctx, operands, TARGET_NAME, e.blob, e.attributes(options.deadline_ms))
 
 
 def read_bandwidth(nbytes: int = 1 << 30) -> float:
@@ -86,7 +78,7 @@ def read_bandwidth(nbytes: int = 1 << 30) -> float:
     from jax_mpk import _ext  # type: ignore[attr-defined]
 
     on = device(Options())
-    code = nvrtc.compile((cuda_source.root() / "read.cu").read_text(), on.machine).code
+    code = nvrtc.compile((source.root() / "read.cu").read_text(), on.machine).code
     return float(_ext.cuda_read_bandwidth(code, nbytes))
 
 
