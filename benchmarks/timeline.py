@@ -42,8 +42,7 @@ def call(lowered: Any, device: cuda_build.Device) -> tuple[Any, abi.Program]:
     f = jax.ffi.ffi_call(
         cuda.TARGET_NAME, shapes, input_output_aliases={int(x["alias"]): int(x["index"]) for x in kept}
     )
-    blob = np.frombuffer(e.plan.blob, np.uint8)
-    attributes = {"program": blob, "hash": np.uint64(p.header["hash"]).astype(np.int64), **e.attributes()}
+    attributes = {"program": np.frombuffer(e.plan.blob, np.uint8), **e.attributes()}
     return jax.jit(lambda *args: f(*args, **attributes)), p
 
 

@@ -8,7 +8,7 @@
 namespace mpk::abi {
 
 constexpr uint32_t MAGIC = 0x314b504d;
-constexpr uint32_t VERSION = 0x1;
+constexpr uint32_t VERSION = 0x2;
 constexpr uint32_t MAX_AXES = 0xc;
 constexpr uint32_t MAX_DYN = 0x4;
 constexpr uint32_t MAX_WAITS = 0x4;
@@ -217,7 +217,8 @@ struct Header {
   uint32_t magic;
   uint32_t version;
   uint64_t bytes;
-  uint64_t hash;
+  uint8_t hash[32];
+  uint8_t key[32];
   uint64_t workspace;
   uint32_t workers;
   uint32_t args;
@@ -228,20 +229,21 @@ struct Header {
   uint64_t section_offset[16];
   uint64_t section_count[16];
 };
-static_assert(sizeof(Header) == 312);
+static_assert(sizeof(Header) == 368);
 static_assert(offsetof(Header, magic) == 0);
 static_assert(offsetof(Header, version) == 4);
 static_assert(offsetof(Header, bytes) == 8);
 static_assert(offsetof(Header, hash) == 16);
-static_assert(offsetof(Header, workspace) == 24);
-static_assert(offsetof(Header, workers) == 32);
-static_assert(offsetof(Header, args) == 36);
-static_assert(offsetof(Header, results) == 40);
-static_assert(offsetof(Header, ranks) == 44);
-static_assert(offsetof(Header, rank) == 48);
-static_assert(offsetof(Header, iterations) == 52);
-static_assert(offsetof(Header, section_offset) == 56);
-static_assert(offsetof(Header, section_count) == 184);
+static_assert(offsetof(Header, key) == 48);
+static_assert(offsetof(Header, workspace) == 80);
+static_assert(offsetof(Header, workers) == 88);
+static_assert(offsetof(Header, args) == 92);
+static_assert(offsetof(Header, results) == 96);
+static_assert(offsetof(Header, ranks) == 100);
+static_assert(offsetof(Header, rank) == 104);
+static_assert(offsetof(Header, iterations) == 108);
+static_assert(offsetof(Header, section_offset) == 112);
+static_assert(offsetof(Header, section_count) == 240);
 
 struct Buffer {
   uint8_t space;

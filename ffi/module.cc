@@ -48,10 +48,8 @@ void run(nb::bytes blob, nb::sequence args, nb::sequence results, uint32_t threa
   LaunchError e;
   {
     std::shared_ptr<Program> program;
-    abi::Header head{};
-    if (blob.size() >= sizeof head) std::memcpy(&head, blob.c_str(), sizeof head);
     nb::gil_scoped_release release;
-    program = Program::get(head.hash, blob.c_str(), blob.size());
+    program = Program::get(blob.c_str(), blob.size());
     const size_t bytes = program->header->workspace;
     AlignedBytes workspace = aligned_bytes(bytes);
     o.workspace = workspace.get(), o.workspace_bytes = bytes;
@@ -104,9 +102,13 @@ NB_MODULE(_ext, m) {
   }, nb::arg("bytes"), nb::arg("threads") = 0, nb::arg("rounds") = 5);
   m.def("registrations", [] {
     nb::dict out;
-    out[kCpuTarget] = nb::capsule(cpu_handler());
+    nb::dict stages;
+    stages["instantiate"] = nb::capsule(cpu_handlers().instantiate);
+    stages["execute"] = nb::capsule(cpu_handlers().execute);
+    out[kCpuTarget] = stages;
     return out;
   });
+  m.def("programs_kept", &Program::kept);
 #ifdef MPK_CUDA
   mpk::cuda::bind(m);
 #endif

@@ -8,7 +8,15 @@ import jax.export as _export
 
 from jax_mpk import backends as _backends
 from jax_mpk.api import Megakernelized, megakernelize
-from jax_mpk.errors import ExecutionError, MegakernelWarning, MpkError, UnsupportedError, VerifyError
+from jax_mpk.errors import (
+    ExecutionError,
+    MegakernelWarning,
+    MpkError,
+    OptionError,
+    StateError,
+    UnsupportedError,
+    VerifyError,
+)
 from jax_mpk.options import Options, override
 
 __version__ = "0.1.0"
@@ -19,8 +27,8 @@ DISABLE_EXPORT_CHECKS = tuple(
 """For `jax.export.export(..., disabled_checks=DISABLE_EXPORT_CHECKS)`: megakernels are custom calls."""
 
 __all__ = [
-    "DISABLE_EXPORT_CHECKS", "ExecutionError", "MegakernelWarning", "Megakernelized", "MpkError", "Options",
-    "UnsupportedError", "VerifyError", "megakernelize", "override",
+    "DISABLE_EXPORT_CHECKS", "ExecutionError", "MegakernelWarning", "Megakernelized", "MpkError", "OptionError", "Options",
+    "StateError", "UnsupportedError", "VerifyError", "megakernelize", "override",
 ]  # fmt: skip
 
 for _name in _backends.NAMES:  # now, because exported functions run without any of our lowering rules

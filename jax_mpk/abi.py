@@ -4,6 +4,11 @@ A program is a flat, position-independent blob: a `Header`, then sections of fix
 everything that an executor needs: no pointers, no strings to parse, no Python. The blob travels as an attribute of
 the XLA custom call and is the unit of caching.
 
+Identity. `hash` is the SHA-256 of everything else in the blob: two programs are the same if their hashes are, once
+somebody has compared a hash with its content. `key` says what the program was made from, and whoever finds a program
+under a name compares it: a program of the compiler carries its fingerprint (`jax_mpk.fingerprint`; zero if it has none,
+and then nothing keeps it), one planned for a CUDA device the SHA-256 of the machine code that belongs to it.
+
 Loop axes. Every operator has at most MAX_AXES loop axes in an order fixed per kind; all its codes and accesses use
 that numbering:
 
@@ -91,13 +96,14 @@ have the loads and stores of the same bodies, in stages without registers, for t
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from dataclasses import dataclass
 
 import numpy as np
 
 MAGIC = 0x314B504D  # "MPK1"
-VERSION = 1
+VERSION = 2
 MAX_AXES = 12
 MAX_DYN = 4
 MAX_WAITS = 4
@@ -152,9 +158,10 @@ _u8, _u16, _u32, _i32, _u64, _i64 = "<u1", "<u2", "<u4", "<i4", "<u8", "<i8"
 
 RECORDS: dict[str, np.dtype] = {
     # offset and count (records) of each section follow the fixed part, in the order of SECTIONS.
-    "Header": np.dtype([("magic", _u32), ("version", _u32), ("bytes", _u64), ("hash", _u64), ("workspace", _u64),
-                        ("workers", _u32), ("args", _u32), ("results", _u32), ("ranks", _u32), ("rank", _u32),
-                        ("iterations", _u32), ("section_offset", _u64, (16,)), ("section_count", _u64, (16,))]),
+    "Header": np.dtype([("magic", _u32), ("version", _u32), ("bytes", _u64), ("hash", _u8, (32,)),
+                        ("key", _u8, (32,)), ("workspace", _u64), ("workers", _u32), ("args", _u32), ("results", _u32),
+                        ("ranks", _u32), ("rank", _u32), ("iterations", _u32), ("section_offset", _u64, (16,)),
+                        ("section_count", _u64, (16,))]),
     # index: operand/result number. offset: in the workspace or constant section. alias: operand number or -1.
     "Buffer": np.dtype([("space", _u8), ("dtype", _u8), ("peer", _u16), ("index", _u32), ("offset", _u64),
                         ("bytes", _u64), ("alias", _i32), ("name", _u32)]),
@@ -218,6 +225,11 @@ class Program:
     header: np.void
     sections: dict[str, np.ndarray]
 
+    @property
+    def key(self) -> bytes:
+        """What the program was made from: 32 bytes, all zero for none."""
+        return self.header["key"].tobytes()
+
     def __getitem__(self, section: str) -> np.ndarray:
         return self.sections[section]
 
@@ -226,14 +238,22 @@ class Program:
         return names[offset : names.index(b"\0", offset)].decode()
 
 
-def encode(sections: dict[str, np.ndarray], **header: int) -> bytes:
-    """The blob of these sections; `hash` and `bytes` of the header are filled in."""
-    import hashlib
+def content_hash(blob: bytes) -> bytes:
+    """The hash of a blob of at least a header: of everything but the hash in it."""
+    size, at = RECORDS["Header"].itemsize, RECORDS["Header"].fields["hash"][1]
+    digest = hashlib.sha256(blob[:at] + bytes(32) + blob[at + 32 : size])
+    digest.update(memoryview(blob)[size:])
+    return digest.digest()
 
+
+def encode(sections: dict[str, np.ndarray], *, key: bytes = b"", **header: int) -> bytes:
+    """The blob of these sections; `hash` and `bytes` of the header are filled in. `key`: 32 bytes, or none."""
     head = np.zeros((), RECORDS["Header"])
     head["magic"], head["version"] = MAGIC, VERSION
-    for key, value in header.items():
-        head[key] = value
+    if key:
+        head["key"] = np.frombuffer(key, np.uint8)
+    for name, value in header.items():
+        head[name] = value
     at, chunks = head.nbytes, []
     for n, name in enumerate(SECTIONS):
         rows = np.ascontiguousarray(sections.get(name, np.zeros(0, RECORDS[name])), RECORDS[name])
@@ -243,8 +263,17 @@ def encode(sections: dict[str, np.ndarray], **header: int) -> bytes:
         at += pad + rows.nbytes
     head["bytes"] = at
     body = b"".join(chunks)
-    head["hash"] = np.frombuffer(hashlib.sha256(head.tobytes() + body).digest()[:8], "<u8")[0]
+    head["hash"] = np.frombuffer(content_hash(head.tobytes() + body), np.uint8)
     return head.tobytes() + body
+
+
+def with_key(blob: bytes, key: bytes) -> bytes:
+    """The program with another key, and a hash that fits."""
+    size = RECORDS["Header"].itemsize
+    head = np.frombuffer(blob, RECORDS["Header"], 1).copy()
+    head["key"], head["hash"] = np.frombuffer(key, np.uint8), 0
+    head["hash"] = np.frombuffer(content_hash(head.tobytes() + blob[size:]), np.uint8)
+    return head.tobytes() + blob[size:]
 
 
 class ProgramError(Exception):
@@ -253,8 +282,6 @@ class ProgramError(Exception):
 
 def decode(blob: bytes) -> Program:
     """The inverse of `encode`; raises `ProgramError` for anything else, a wrong hash included."""
-    import hashlib
-
     size = RECORDS["Header"].itemsize
     if len(blob) < size:
         raise ProgramError(f"a program has at least {size} bytes, this has {len(blob)}")
@@ -263,10 +290,7 @@ def decode(blob: bytes) -> Program:
         raise ProgramError(f"not a program of version {VERSION}")
     if head["bytes"] != len(blob):
         raise ProgramError(f"the header says {head['bytes']} bytes, there are {len(blob)}")
-    clean = head.copy()
-    clean["hash"] = 0
-    digest = hashlib.sha256(clean.tobytes() + blob[size:]).digest()[:8]
-    if np.frombuffer(digest, "<u8")[0] != head["hash"]:
+    if content_hash(blob) != head["hash"].tobytes():
         raise ProgramError("the content does not match its hash")
     out = {}
     for n, name in enumerate(SECTIONS):

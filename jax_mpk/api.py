@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 
+from jax_mpk import modules, primitive
 from jax_mpk import options as opts
-from jax_mpk import primitive
 from jax_mpk.options import Options
+from jax_mpk.trace import forwarded
+
+_SHARDED = "updates inside of a function with a mesh do not come out of it: return what changed"
 
 
 def megakernelize(
@@ -32,7 +36,8 @@ def megakernelize(
     Also a decorator, with or without arguments.
 
     Args:
-      fn: a pure JAX function of arrays (any shapes; types as the chosen implementation supports them).
+      fn: a pure JAX function of arrays (any shapes; types as the chosen implementation supports them), also a method of a
+        `flax.nnx` module, or one that is called. What it does to modules among its arguments arrives at the caller.
       implementation: "cuda", "cpu" (the megakernel of that platform), "xla" (plain XLA), or None: the platform's
         megakernel where it can be made, else XLA with a `MegakernelWarning` that names the reason and source line.
       options: an `Options`, or a mapping of knobs to change; read when `fn` is traced.
@@ -43,7 +48,8 @@ def megakernelize(
       A callable with `lower`, `explain`, `draw` and `cost_analysis`, which take the same arguments as `fn`.
 
     Raises:
-      TypeError, ValueError: wrong arguments of this function. When the result is lowered with a named implementation:
+      TypeError, ValueError: wrong arguments of this function (`OptionError`: a wrong knob). When the result is traced:
+      `StateError` for an update of a module that would be lost. When it is lowered with a named implementation:
       `UnsupportedError` for what it cannot do, `VerifyError` if the compiler made a mistake.
     """
     if fn is None:
@@ -61,20 +67,21 @@ def megakernelize(
     if mesh is not None and (in_specs is None or out_specs is None):
         raise ValueError("a mesh needs in_specs and out_specs")
     opts.current(options)  # wrong options fail here, not at the first trace
-    statics = _Statics(fn, static_argnums, static_argnames)
+    body, bound = modules.unbound(fn) if mesh is None else (fn, ())
+    statics = _Statics(body, static_argnums, static_argnames, len(bound))
     shard = (
         None if mesh is None else functools.partial(jax.shard_map, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
     )
-    return Megakernelized(fn, implementation, options, statics, shard)
+    return Megakernelized(fn, implementation, options, statics, shard, bound)
 
 
 class _Statics:
     """Which arguments are static, and per set of their values the function of the others (one object, so that JAX
-    recognises it and traces it once)."""
+    recognises it and traces it once). `bound`: how many arguments come before those that the numbers count."""
 
-    def __init__(self, fn: Callable[..., Any], nums: int | Iterable[int], names: str | Iterable[str]):
-        self.fn = fn
-        given = {nums} if isinstance(nums, int) else set(nums)
+    def __init__(self, fn: Callable[..., Any], nums: int | Iterable[int], names: str | Iterable[str], bound: int):
+        self.fn, self.bound = fn, bound
+        given = {n if n < 0 else n + bound for n in ({nums} if isinstance(nums, int) else set(nums))}
         self.names = {names} if isinstance(names, str) else set(names)
         try:
             parameters = list(inspect.signature(fn).parameters.values())
@@ -112,6 +119,11 @@ class _Statics:
         rest = {k: v for k, v in kwargs.items() if k not in self.names}
         return self._variant(fixed, named), dynamic, rest
 
+    def heads(self, n: int) -> list[str]:
+        """What the first `n` dynamic positional arguments are called."""
+        places = itertools.islice((i for i in itertools.count() if i not in self.nums), n)
+        return [f"args[{i - self.bound}]" if i >= self.bound else "self" for i in places]
+
     def _make(self, fixed: tuple[Any, ...], named: tuple[Any, ...]) -> Callable[..., Any]:
         positions = {n: value for n, _, value in fixed}
         keywords = {k: value for k, _, value in named}
@@ -128,15 +140,16 @@ class _Statics:
 class Megakernelized:
     """What `megakernelize` returns. A call traces `fn` (once per types and static values) and binds one primitive."""
 
-    def __init__(self, fn: Callable[..., Any], implementation: str | None, options: Any, statics: _Statics, shard: Any):
+    def __init__(self, fn: Callable[..., Any], implementation: str | None, options: Any, statics: _Statics, shard: Any,
+                 bound: tuple[Any, ...]):  # fmt: skip
         self.implementation = implementation
-        self._options, self._statics, self._shard = options, statics, shard
+        self._options, self._statics, self._shard, self._bound = options, statics, shard, bound
         self._sharded = functools.lru_cache(maxsize=256)(self._make_sharded)
         self.__wrapped__ = fn
         functools.update_wrapper(self, fn, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        fn, args, kwargs = self._statics.split(args, kwargs)
+        fn, args, kwargs = self._statics.split((*self._bound, *args), kwargs)
         if self._shard is None:
             return self._call(fn, *args, **kwargs)
         return self._sharded(fn)(*args, **kwargs)
@@ -148,10 +161,21 @@ class Megakernelized:
         return f"megakernelize({getattr(self.__wrapped__, '__qualname__', self.__wrapped__)})"
 
     def _call(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        heads = self._statics.heads(len(args))
+        if modules.among((args, kwargs)):
+            return modules.call(fn, args, kwargs, self._run, heads, lost=_SHARDED if self._shard else "")
+        return self._run(fn, args, kwargs, functools.partial(modules.argument_names, heads, (args, kwargs)))[0]
+
+    def _run(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], names: Callable[[], Any]
+    ) -> Any:
+        """The result of a function of pytrees, and a function that gives, in its place, for each leaf the number of the flat
+        argument that it is, or -1."""
         closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args, **kwargs)
         out = primitive.call(closed, jax.tree.leaves((args, kwargs)), implementation=self.implementation,
-                             options=opts.current(self._options), name=self._name())  # fmt: skip
-        return jax.tree.unflatten(jax.tree.structure(shapes), out)
+                             options=opts.current(self._options), name=self._name(), arguments=names)  # fmt: skip
+        unflatten = functools.partial(jax.tree.unflatten, jax.tree.structure(shapes))
+        return unflatten(out), lambda: unflatten(forwarded(closed))
 
     def _make_sharded(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         return self._shard(functools.partial(self._call, fn))

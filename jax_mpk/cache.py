@@ -1,28 +1,30 @@
 """Where compiled programs are kept: a small LRU in memory, and files on disk that any number of processes may share.
 
-A file holds one program and is named by its key. It is written beside its place and renamed, so a reader sees all of
-it or nothing; what is damaged all the same (the blob carries a hash) is removed and built again.
+A file holds one entry and is named by its key. It is written beside its place and renamed, so a reader sees all of it or
+nothing. Whoever reads it decides whether it is what its name says (programs and machine code carry their key and a hash);
+what is not is removed and built again. Only regular files are opened, and never more is read than the cache may hold.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tempfile
 import threading
 import time
-import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from jax_mpk import abi
-from jax_mpk.errors import MegakernelWarning
+from jax_mpk import _compat, abi
 
 T = TypeVar("T")
 SUFFIX, NEW = ".mpk", ".new-"
 STALE = 3600
 """Seconds after which a file that is still being written was left behind by a killed process."""
+_OPEN = os.O_RDONLY | sum(getattr(os, f, 0) for f in ("O_CLOEXEC", "O_NOCTTY", "O_NOFOLLOW", "O_NONBLOCK"))
 
 
 class Memory(Generic[T]):
@@ -54,40 +56,47 @@ class Memory(Generic[T]):
         return len(self._entries)
 
 
+def is_program(key: bytes, data: bytes) -> bool:
+    """Whether `data` is an undamaged program of this version that was made from what `key` says."""
+    try:
+        return abi.decode(data).key == key
+    except (abi.ProgramError, ValueError):
+        return False
+
+
 _complained: set[Path] = set()
 
 
 class Disk:
-    """Program blobs in a directory, bounded in bytes. A directory that cannot be used warns once and keeps nothing."""
+    """Entries in a directory, bounded in bytes: programs, or what `suffix` and `accept(key, data)` say. A directory that
+    cannot be used warns once and keeps nothing."""
 
-    def __init__(self, path: Path, limit: int) -> None:
-        self.path, self.limit = path, limit
+    def __init__(
+        self, path: Path, limit: int, suffix: str = SUFFIX, accept: Callable[[bytes, bytes], bool] = is_program
+    ):
+        self.path, self.limit, self.suffix, self.accept = path, limit, suffix, accept
 
     def get(self, key: bytes) -> bytes | None:
-        """The program, or None: absent, unreadable, of another version, or damaged (then it is removed)."""
+        """The entry, or None: absent, unreadable, no file, or not acceptable under this key (the last two are removed)."""
         file = self._file(key)
         try:
-            blob = file.read_bytes()
+            data = self._read(file)
         except OSError:
             return None
-        try:
-            abi.decode(blob)
-        except (abi.ProgramError, ValueError):
-            with contextlib.suppress(OSError):
-                file.unlink()
-            return None
+        if data is not None and self.accept(key, data):
+            return data
         with contextlib.suppress(OSError):
-            os.utime(file)  # the time of last use, for `_trim`
-        return blob
+            file.unlink()
+        return None
 
-    def put(self, key: bytes, blob: bytes) -> None:
-        """Keeps `blob` and removes the least recently used programs beyond the bound."""
+    def put(self, key: bytes, data: bytes) -> None:
+        """Keeps `data` and removes the least recently used entries beyond the bound."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self.path, prefix=NEW)
             try:
                 with os.fdopen(handle, "wb") as f:
-                    f.write(blob)
+                    f.write(data)
                 os.replace(name, self._file(key))
             except BaseException:
                 with contextlib.suppress(OSError):
@@ -97,17 +106,32 @@ class Disk:
         except OSError as e:
             if self.path not in _complained:
                 _complained.add(self.path)
-                warnings.warn(f"compiled programs are not kept on disk: {e}", MegakernelWarning, stacklevel=2)
+                _compat.warn(f"compiled programs are not kept on disk: {e}")
 
     def _file(self, key: bytes) -> Path:
-        return self.path / (key.hex() + SUFFIX)
+        return self.path / (key.hex() + self.suffix)
+
+    def _read(self, file: Path) -> bytes | None:
+        """The bytes of a regular file within the bound, marked as used now; None for anything else. Never waits: what
+        is a pipe, a device or a link is not opened, and would not be followed or waited for if it became one just now."""
+        if not stat.S_ISREG(os.lstat(file).st_mode):
+            return None
+        with os.fdopen(os.open(file, _OPEN), "rb") as f:
+            s = os.fstat(f.fileno())
+            if not stat.S_ISREG(s.st_mode) or s.st_size > self.limit:
+                return None
+            with contextlib.suppress(OSError):
+                os.utime(f.fileno())  # the time of last use, for `_trim`
+            return f.read(s.st_size)
 
     def _trim(self) -> None:
         entries = []
         for entry in os.scandir(self.path):
             with contextlib.suppress(FileNotFoundError):  # another process may trim too
-                s = entry.stat()
-                if entry.name.endswith(SUFFIX):
+                s = entry.stat(follow_symlinks=False)
+                if not stat.S_ISREG(s.st_mode):
+                    continue
+                if entry.name.endswith(self.suffix):
                     entries.append((s.st_mtime_ns, s.st_size, entry.path))
                 elif entry.name.startswith(NEW) and s.st_mtime < time.time() - STALE:
                     os.unlink(entry.path)

@@ -25,7 +25,7 @@ from jax_mpk.backends.cpu.operators import pressure
 from jax_mpk.backends.cuda import pack as cuda
 from jax_mpk.cache import Disk, Memory
 from jax_mpk.device import Device
-from jax_mpk.errors import UnsupportedError
+from jax_mpk.errors import OptionError, UnsupportedError
 from jax_mpk.fingerprint import Unhashable, fingerprint, package_digest
 from jax_mpk.frontend import lower
 from jax_mpk.inspect.dump import listing
@@ -54,11 +54,13 @@ from jax_mpk.verify import Certificate, verify
 
 @dataclass(frozen=True)
 class Unit:
-    """One function on its way through the passes; `graph`, `tasks`, `certificate`, `program`: the newest of each."""
+    """One function on its way through the passes; `graph`, `tasks`, `certificate`, `program`: the newest of each.
+    `key`: everything that the program depends on, as 32 bytes; empty if it cannot be written down."""
 
     name: str
     jaxpr: jc.ClosedJaxpr
     target: Device
+    key: bytes = b""
     graph: Graph | None = None
     tasks: TaskGraph | None = None
     certificate: Certificate | None = None
@@ -74,8 +76,10 @@ class Pass:
     run: Callable[[Any], Any]
 
 
-def _emit(graph: Graph, tasks: TaskGraph, target: Device, name: str) -> bytes:
-    return cuda.pack(graph, tasks, target, name=name) if target.gpu else cpu.pack(graph, tasks, name=name)
+def _emit(u: Unit) -> bytes:
+    if u.target.gpu:
+        return cuda.pack(u.graph, u.tasks, u.target, name=u.name, key=u.key)
+    return cpu.pack(u.graph, u.tasks, name=u.name, key=u.key)
 
 
 PASSES: tuple[Pass, ...] = (
@@ -95,7 +99,7 @@ PASSES: tuple[Pass, ...] = (
     Pass("linearise", "tasks", lambda u: linearise.run(u.tasks)),
     Pass("placement", "tasks", lambda u: placement.run(u.tasks, u.graph, u.target)),
     Pass("memory", "tasks", lambda u: memory.run(u.tasks)),
-    Pass("emit", "program", lambda u: _emit(u.graph, u.tasks, u.target, u.name)),
+    Pass("emit", "program", _emit),
     Pass("verify", "certificate", lambda u: verify(u.program, target=u.target)),
 )
 
@@ -172,16 +176,13 @@ def _recursive() -> Iterator[None]:
 def compile(closed: jc.ClosedJaxpr, target: Device, options: Options, *, name: str = "fn") -> Compiled:
     """Runs the passes, or finds the result in memory. The returned stages are complete up to `options.stop_after`.
 
-    Raises `UnsupportedError` (the function), `VerifyError` or `GraphError` (the compiler), `ValueError` (the options).
+    Raises `UnsupportedError` (the function), `VerifyError` or `GraphError` (the compiler), `OptionError` (the options).
     """
     key = _key(closed, target, options, name)
     hit = _memory.get(key) if key and _may_reuse(options) else None
     if hit is not None and hit.stages:
         return hit
-    names = [p.name for p in PASSES]
-    if options.stop_after and options.stop_after not in names:
-        raise ValueError(f"stop_after={options.stop_after!r} is no pass; the passes are {', '.join(names)}")
-    unit, stages, times = Unit(name, closed, target), {}, {}
+    unit, stages, times = Unit(name, closed, target, key), {}, {}
     dump = _dump_directory(options, name, key)
     _write(dump, 0, "jaxpr", lambda: str(closed))
     for n, p in enumerate(PASSES, 1):
@@ -239,10 +240,21 @@ def _dump_directory(options: Options, name: str, key: bytes) -> Path | None:
     if not options.dump:
         return None
     path = Path(options.dump) / f"{name}-{key.hex()[:8]}"
-    path.mkdir(parents=True, exist_ok=True)
+    with _dumping():
+        path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+@contextlib.contextmanager
+def _dumping() -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise OptionError(f"option dump: {e}") from e
 
 
 def _write(dump: Path | None, number: int, stage: str, text: Callable[[], str]) -> None:
     if dump is not None:
-        (dump / f"{number:02d}_{stage}.txt").write_text(text() + "\n")
+        content = text() + "\n"
+        with _dumping():
+            (dump / f"{number:02d}_{stage}.txt").write_text(content)

@@ -2,7 +2,9 @@
 
 Everything that decides the result is hashed: primitives, parameters, types, literals, constants, and how variables
 connect. Source lines and the derivative rules of custom_jvp/custom_vjp are not. A parameter that cannot be written
-down (its text is a memory address) makes the whole jaxpr `Unhashable`, and then nothing is cached.
+down (its text is a memory address, or it is a function that no module has under its name) makes the whole jaxpr
+`Unhashable`. Such a function has no key: its program carries zeros, no cache keeps or finds it, and executors tell it
+from others by its content.
 """
 
 from __future__ import annotations
@@ -11,12 +13,15 @@ import dataclasses
 import enum
 import functools
 import hashlib
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.extend.core as jc
 import numpy as np
+
+from jax_mpk import _compat
 
 _ONLY_BODY = {"jit", "pjit", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint", "closed_call", "eval_jaxpr"}
 """Wrappers whose meaning is their body: shardings, names, policies and derivatives do not change the value."""
@@ -82,6 +87,8 @@ def _jaxpr(h: Any, j: Any) -> None:
             if name not in _ONLY_BODY or _is_jaxpr(p):
                 _put(h, key)
                 _value(h, p)
+        for place in _compat.places(eqn) if name in _ONLY_BODY else ():
+            _put(h, f"at {place}")  # what is refused must not find the program of what is not
         for v in eqn.outvars:
             define(v)
     for v in jaxpr.outvars:
@@ -90,6 +97,14 @@ def _jaxpr(h: Any, j: Any) -> None:
 
 def _is_jaxpr(p: Any) -> bool:
     return hasattr(p, "eqns")
+
+
+def _importable(p: Any) -> bool:
+    """True when module and name lead to `p` itself: closures and lambdas share their names with others."""
+    found: Any = sys.modules.get(p.__module__ or "")
+    for part in p.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is p
 
 
 def _value(h: Any, p: Any) -> None:
@@ -122,6 +137,8 @@ def _value(h: Any, p: Any) -> None:
         for f in dataclasses.fields(p):
             _value(h, getattr(p, f.name))
     elif callable(p) and hasattr(p, "__qualname__"):
+        if not _importable(p):
+            raise Unhashable(f"{p!r} is not what {p.__module__} calls {p.__qualname__}")
         _put(h, f"{p.__module__}.{p.__qualname__}")
     else:
         text = f"{type(p).__qualname__} {p!r}"

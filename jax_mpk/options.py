@@ -21,6 +21,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from jax_mpk.errors import OptionError
+
 SWITCH = {"1": True, "on": True, "true": True, "0": False, "off": False, "false": False}
 """How an environment variable spells a bool."""
 WINDOW = 3
@@ -33,7 +35,7 @@ def _knob(default: Any, help: str, *, codegen: bool = False) -> Any:
 
 @dataclass(frozen=True)
 class Options:
-    """The knobs. Frozen, hashable: a parameter of the primitive. Raises `TypeError` or `ValueError` if wrong."""
+    """The knobs. Frozen, hashable: a parameter of the primitive. Raises `TypeError` or `OptionError` if wrong."""
 
     dump: str = _knob("", "directory for the text of every pass (NN_pass.txt) and the program listing; '' = none")
     stop_after: str = _knob(
@@ -68,14 +70,21 @@ class Options:
             }
             if not isinstance(value, kinds[str(f.type)]) or isinstance(value, bool) != (f.type == "bool"):
                 raise TypeError(f"option {f.name} takes {f.type}, not {value!r}")
-            if isinstance(value, int) and value < 0:
-                raise ValueError(f"option {f.name} is at least 0, not {value}")
+            if isinstance(value, int) and not 0 <= value < 1 << 63:
+                raise OptionError(f"option {f.name} is at least 0 and less than 2**63, not {value}")
+            if isinstance(value, str) and "\0" in value:
+                raise OptionError(f"option {f.name} has a NUL in it: {value!r}")
+        if self.stop_after:
+            from jax_mpk.compiler import PASSES  # late: the compiler imports the options
+
+            if self.stop_after not in (names := [p.name for p in PASSES]):
+                raise OptionError(f"stop_after={self.stop_after!r} is no pass; the passes are {', '.join(names)}")
         if self.arch and not re.fullmatch(r"sm_[1-9]\d{1,2}[af]?", self.arch):
-            raise ValueError(f"option arch is the name of an architecture, as sm_80 or sm_90a, not {self.arch!r}")
+            raise OptionError(f"option arch is the name of an architecture, as sm_80 or sm_90a, not {self.arch!r}")
         if self.window < 1:
-            raise ValueError("option window is at least 1: without a frame in flight nothing moves")
+            raise OptionError("option window is at least 1: without a frame in flight nothing moves")
         if self.ring and self.ring <= self.window:
-            raise ValueError(f"option ring is 0 or more than the window of {self.window} frames, not {self.ring}")
+            raise OptionError(f"option ring is 0 or more than the window of {self.window} frames, not {self.ring}")
 
     def codegen(self) -> tuple[tuple[str, Any], ...]:
         """The knobs that change the program: part of the key of every cache."""
@@ -95,7 +104,7 @@ def variable(name: str) -> str:
 
 
 def from_environment(environ: Mapping[str, str] | None = None) -> Options:
-    """The defaults with every `JAX_MPK_*` variable applied; `ValueError` for a bad value names the variable."""
+    """The defaults with every `JAX_MPK_*` variable applied; `OptionError` for a bad value names the variable."""
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}
     for f in dataclasses.fields(Options):
@@ -106,7 +115,7 @@ def from_environment(environ: Mapping[str, str] | None = None) -> Options:
             values[f.name] = _parse(str(f.type), text)
             Options(**values)
         except ValueError as e:
-            raise ValueError(f"{variable(f.name)}={text!r}: {e}") from None
+            raise OptionError(f"{variable(f.name)}={text!r}: {e}") from None
     return Options(**values)
 
 

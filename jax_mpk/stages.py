@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from jax_mpk import backends, compiler
+from jax_mpk import _compat, backends, compiler, modules
 from jax_mpk import options as opts
 from jax_mpk.errors import UnsupportedError
 from jax_mpk.inspect import cost, draw, explain
@@ -81,10 +81,10 @@ class Lowered:
 
 def lower(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Lowered:
     """Compiles a `Megakernelized` for arguments or `jax.ShapeDtypeStruct`s; see `Megakernelized.lower`."""
-    fn, args, kwargs = wrapped._statics.split(args, kwargs)
+    fn, args, kwargs = wrapped._statics.split((*wrapped._bound, *args), kwargs)
     shard = wrapped._shard
     call = wrapped._sharded(fn) if shard is not None else lambda *a, **k: wrapped._call(fn, *a, **k)
-    closed = jax.make_jaxpr(call)(*args, **kwargs)
+    closed = modules.make_jaxpr(call, args, kwargs)
     eqn = next(_megakernels(closed.jaxpr), None)
     if eqn is None:
         raise UnsupportedError("megakernel", f"{wrapped._name()} computes nothing, or only what its side effects allow")
@@ -93,7 +93,10 @@ def lower(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Lowere
         platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
     options = opts.current(wrapped._options)
     target = backends.get(platform).device(options)
-    return Lowered(compiler.compile(eqn.params["jaxpr"], target, options, name=eqn.params["name"]))
+    try:
+        return Lowered(compiler.compile(eqn.params["jaxpr"], target, options, name=eqn.params["name"]))
+    except UnsupportedError as error:
+        raise error.located(_compat.here) from None
 
 
 def _megakernels(jaxpr: Any) -> Iterator[Any]:

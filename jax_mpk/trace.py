@@ -3,19 +3,25 @@
 `jax.make_jaxpr` traces (and remembers its traces: same function, same types, same jaxpr object). `prepare` then turns
 the closed jaxpr into a `Call`: arrays that the function closes over become operands, inputs that nothing uses are left
 out, and outputs that are inputs, captured arrays, literals or repetitions never enter the primitive.
+
+What is made of a call later (its evaluation outside of `jit`, its derivative, its batched forms) is kept in the call
+(`remembered`), the call by the closed jaxpr, and that by JAX for as long as the traced function lives.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import jax
 import jax.extend.core as jc
 import numpy as np
 
+from jax_mpk import _compat
+
+T = TypeVar("T")
 EMBED = 1 << 16
 """Bytes up to which a captured NumPy array is a constant of the program; larger ones, and JAX arrays, are operands."""
 
@@ -34,6 +40,7 @@ class Call:
     operands: tuple[tuple[str, Any], ...]
     outputs: tuple[tuple[str, Any], ...]
     nested: tuple[Any, ...]
+    derived: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def captured(self, closed: jc.ClosedJaxpr) -> Sequence[Any]:
         """The arrays that the function closes over (tracers of an enclosing trace included)."""
@@ -41,17 +48,34 @@ class Call:
 
 
 _calls: weakref.WeakKeyDictionary[Any, Call] = weakref.WeakKeyDictionary()
+_owners: weakref.WeakKeyDictionary[Any, weakref.ref[Call]] = weakref.WeakKeyDictionary()
+"""The call of a jaxpr inside. By weak reference: what a call keeps may hold its jaxpr."""
 
 
-def prepare(closed: jc.ClosedJaxpr) -> Call:
-    """The `Call` of a traced function; the same object for the same jaxpr."""
+def prepare(closed: jc.ClosedJaxpr, arguments: Callable[[], Sequence[str]] | None = None) -> Call:
+    """The `Call` of a traced function; the same object for the same jaxpr. `arguments`: names of the flat arguments, for
+    messages; by default the operands are numbered."""
     call = _calls.get(closed)
     if call is None:
-        call = _calls[closed] = _prepare(closed)
+        call = _calls[closed] = _prepare(closed, arguments)
+        if call.jaxpr is not None:
+            _owners[call.jaxpr] = weakref.ref(call)
     return call
 
 
-def _prepare(closed: jc.ClosedJaxpr) -> Call:
+def remembered(jaxpr: jc.ClosedJaxpr, key: Hashable, make: Callable[[], T]) -> T:
+    """`make()`, once for the call of `jaxpr` and `key`; each time for a jaxpr whose call is gone. The result may hold the
+    jaxpr: nothing but its call holds the result."""
+    ref = _owners.get(jaxpr)
+    call = ref() if ref is not None else None
+    if call is None:
+        return make()
+    if key not in call.derived:
+        call.derived[key] = make()
+    return call.derived[key]
+
+
+def _prepare(closed: jc.ClosedJaxpr, arguments: Callable[[], Sequence[str]] | None) -> Call:
     jaxpr = closed.jaxpr
     eqns, outvars = list(jaxpr.eqns), list(jaxpr.outvars)
     constvars, consts, nested = list(jaxpr.constvars), list(closed.consts), []
@@ -84,9 +108,22 @@ def _prepare(closed: jc.ClosedJaxpr) -> Call:
             outputs.append(("result", results.setdefault(v, len(results))))
     inner = None
     if results:
-        open_ = jaxpr.replace(constvars=[v for v, _ in kept], invars=invars, outvars=list(results), eqns=eqns)
+        names = arguments() if arguments is not None else ()
+        pairs = zip(outvars, _compat.result_names(jaxpr), strict=True)
+        called = {v: n for v, n in pairs if not isinstance(v, jc.Literal)}
+        debug_info = _compat.renamed(
+            jaxpr.debug_info, [_name(*origin[v], names) for v in invars], [called[v] for v in results]
+        )
+        open_ = jaxpr.replace(constvars=[v for v, _ in kept], invars=invars, outvars=list(results), eqns=eqns,
+                              debug_info=debug_info)  # fmt: skip
         inner = jc.ClosedJaxpr(open_, [c for _, c in kept])
     return Call(inner, tuple(origin[v] for v in invars), tuple(outputs), tuple(nested))
+
+
+def _name(kind: str, n: int, arguments: Sequence[str]) -> str:
+    if kind == "captured":
+        return "a captured array"
+    return arguments[n] if n < len(arguments) else f"operand {n}"
 
 
 def _embeds(const: Any) -> bool:
@@ -132,6 +169,39 @@ def _inlined(eqns: Iterable[Any], alias: dict[Any, Any], binds: dict[int, tuple[
     return out
 
 
-def side_effects(closed: jc.ClosedJaxpr) -> list[Any]:
-    """The equations with effects that a pure call cannot have: prints, callbacks, references."""
-    return [e for e in closed.eqns if any(type(x).__name__ != "NamedAxisEffect" for x in e.effects)]
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Fact:
+    """A value in a pytree that is known when a function is traced. JAX may keep it longer than the function."""
+
+    value: Any
+
+
+def side_effects(jaxpr: Any) -> list[Any]:
+    """The equations with effects that a pure call cannot have: prints, callbacks, references. Those of a call that has
+    some, rather than the call."""
+    out = []
+    for eqn in _compat.open_jaxpr(jaxpr)[0].eqns:
+        if any(type(x).__name__ != "NamedAxisEffect" for x in eqn.effects):
+            inner = [e for j in _compat.subjaxprs(eqn) for e in side_effects(j)]
+            out += inner or [eqn]
+    return out
+
+
+def forwarded(closed: jc.ClosedJaxpr) -> list[int]:
+    """For every output the number of the flat argument that it is, or -1."""
+    number = {v: i for i, v in enumerate(closed.jaxpr.invars)}
+    return [-1 if isinstance(v, jc.Literal) else number.get(v, -1) for v in closed.jaxpr.outvars]
+
+
+def dependent(jaxpr: Any, on: Sequence[bool]) -> list[bool]:
+    """Which results of a jaxpr depend on the arguments at `on`."""
+    jaxpr = _compat.open_jaxpr(jaxpr)[0]
+    known = {v for v, o in zip(jaxpr.invars, on, strict=True) if o}
+    for eqn in jaxpr.eqns:
+        ins = [not isinstance(v, jc.Literal) and v in known for v in eqn.invars]
+        outs = [any(ins)] * len(eqn.outvars)
+        if eqn.primitive.name in _INLINE and any(ins):
+            outs = dependent(eqn.params["jaxpr"], ins)
+        known.update(v for v, o in zip(eqn.outvars, outs, strict=True) if o)
+    return [not isinstance(v, jc.Literal) and v in known for v in jaxpr.outvars]

@@ -1,5 +1,6 @@
-// The XLA FFI handler of the CPU: buffers in, launch, errors as text. No XLA state (XLA:CPU runs `execute` only), so
-// the program is found by its hash in a process-wide table and loaded from the attribute on the first call.
+// The XLA FFI handlers of the CPU. `instantiate`, once an executable and call site, loads the program from the attribute
+// or compares it with the loaded one, byte for byte. `execute` finds it by the hash that was checked then: buffers in,
+// launch, errors as text. No XLA state: a stateful handler could not be registered before the CPU backend has started.
 #include "handler.h"
 
 #include "launch.h"
@@ -10,14 +11,26 @@ namespace {
 
 namespace ffi = xla::ffi;
 
+ffi::Error instantiate(ffi::Dictionary attrs) {
+  const auto blob = attrs.get<ffi::Span<const uint8_t>>("program");
+  if (!blob.has_value()) return blob.error();
+  try {
+    Program::get(blob->begin(), blob->size());
+    return ffi::Error::Success();
+  } catch (const ProgramError& e) {
+    return ffi::Error::InvalidArgument(std::string("jax_mpk: ") + e.what());
+  } catch (const std::exception& e) {
+    return ffi::Error::Internal(std::string("jax_mpk: ") + e.what());
+  }
+}
+
 ffi::Error execute(ffi::RemainingArgs args, ffi::RemainingRets rets, ffi::Dictionary attrs) {
   const auto blob = attrs.get<ffi::Span<const uint8_t>>("program");
-  const auto hash = attrs.get<int64_t>("hash"), deadline = attrs.get<int64_t>("deadline_ms");
+  const auto deadline = attrs.get<int64_t>("deadline_ms");
   if (!blob.has_value()) return blob.error();
-  if (!hash.has_value()) return hash.error();
   if (!deadline.has_value()) return deadline.error();
   try {
-    auto program = Program::get(static_cast<uint64_t>(*hash), blob->begin(), blob->size());
+    auto program = Program::again(blob->begin(), blob->size());
     Operands o;
     for (size_t i = 0; i < args.size(); ++i) {
       auto x = args.get<ffi::AnyBuffer>(i);
@@ -50,12 +63,13 @@ ffi::Error execute(ffi::RemainingArgs args, ffi::RemainingRets rets, ffi::Dictio
   }
 }
 
-XLA_FFI_DEFINE_HANDLER(kHandler, execute, ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attrs());
+XLA_FFI_DEFINE_HANDLER(kInstantiate, instantiate, ffi::Ffi::BindInstantiate().Attrs());
+XLA_FFI_DEFINE_HANDLER(kExecute, execute, ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attrs());
 
 }  // namespace
 
 const char* const kCpuTarget = "jax_mpk_cpu";
-void* cpu_handler() { return reinterpret_cast<void*>(kHandler); }
+CpuHandlers cpu_handlers() { return {reinterpret_cast<void*>(kInstantiate), reinterpret_cast<void*>(kExecute)}; }
 const int* ffi_version() {
   static const int version[] = {XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR};
   return version;

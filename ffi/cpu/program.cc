@@ -6,11 +6,11 @@
 #include <cstdlib>
 #include <cstring>
 #include <list>
+#include <map>
 #include <new>
-#include <unordered_map>
 
 #include "launch.h"
-#include "sha256.h"
+#include "../sha256.h"
 
 namespace mpk {
 
@@ -44,16 +44,6 @@ Span<T> section(const abi::Header& h, const char* base, abi::Section which) {
   return {reinterpret_cast<const T*>(base + at), static_cast<size_t>(n)};
 }
 
-uint64_t content_hash(const char* blob, size_t bytes) {
-  abi::Header clean;
-  std::memcpy(&clean, blob, sizeof clean);
-  clean.hash = 0;
-  Sha256 sha;
-  sha.update(&clean, sizeof clean);
-  sha.update(blob + sizeof clean, bytes - sizeof clean);
-  return sha.finish();
-}
-
 }  // namespace
 
 Program::Program(const void* blob, size_t bytes) {
@@ -67,7 +57,7 @@ Program::Program(const void* blob, size_t bytes) {
     throw ProgramError("the program has format version " + std::to_string(h.version) + ", this executor runs version " +
                        std::to_string(abi::VERSION));
   if (h.bytes != bytes) program_error("the header says %llu bytes, there are %zu", (unsigned long long)h.bytes, bytes);
-  if (content_hash(blob_.get(), bytes) != h.hash) program_error("the content does not match its hash");
+  if (!undamaged(blob_.get(), bytes)) program_error("the content does not match its hash");
   if (h.ranks > 1) throw ProgramError("the CPU executor runs programs of one rank, this has " + std::to_string(h.ranks));
   if (h.iterations > 1) throw ProgramError("the CPU executor runs programs of one iteration");
   if (h.workspace >> 40 || h.args > 1 << 20 || h.results > 1 << 20) program_error("the header is out of range");
@@ -176,34 +166,75 @@ void Program::give_state(std::unique_ptr<LaunchState> state) {
   states_.push_back(std::move(state));
 }
 
-std::shared_ptr<Program> Program::get(uint64_t hash, const void* blob, size_t bytes) {
-  constexpr size_t kKept = 256;  // running programs stay alive beyond this: launches hold a reference
-  struct Table {
-    std::mutex mutex;
-    std::list<std::shared_ptr<Program>> recent;  // most recently used first
-    std::unordered_map<uint64_t, std::list<std::shared_ptr<Program>>::iterator> by_hash;
-  };
-  static Table* table = new Table;  // outlives static destruction: XLA's threads may still launch
-  {
-    std::lock_guard<std::mutex> lock(table->mutex);
-    auto hit = table->by_hash.find(hash);
-    if (hit != table->by_hash.end() && (*hit->second)->header->bytes == bytes) {
-      table->recent.splice(table->recent.begin(), table->recent, hit->second);
-      return *hit->second;
+namespace {
+
+// The programs of this process, most recently used first. Running programs stay alive beyond the bounds: launches hold
+// a reference. The table outlives static destruction: XLA's threads may still launch.
+struct Table {
+  static constexpr size_t kPrograms = 256, kBytes = size_t{256} << 20;
+
+  std::mutex mutex;
+  std::list<std::shared_ptr<Program>> recent;
+  std::map<Digest, std::list<std::shared_ptr<Program>>::iterator> by_hash;
+  size_t bytes = 0;
+
+  std::shared_ptr<Program> find(const Digest& hash) {
+    std::lock_guard<std::mutex> lock(mutex);
+    const auto hit = by_hash.find(hash);
+    if (hit == by_hash.end()) return nullptr;
+    recent.splice(recent.begin(), recent, hit->second);
+    return *hit->second;
+  }
+
+  // The entry of this hash: `program`, or that of a thread that was first.
+  std::shared_ptr<Program> add(const Digest& hash, std::shared_ptr<Program> program) {
+    std::lock_guard<std::mutex> lock(mutex);
+    const auto hit = by_hash.find(hash);
+    if (hit != by_hash.end()) return *hit->second;
+    recent.push_front(program);
+    by_hash[hash] = recent.begin();
+    bytes += program->header->bytes;
+    while (recent.size() > 1 && (recent.size() > kPrograms || bytes > kBytes)) {
+      bytes -= recent.back()->header->bytes;
+      by_hash.erase(hash_of(recent.back()->header));
+      recent.pop_back();
     }
+    return program;
   }
-  auto program = std::make_shared<Program>(blob, bytes);
-  if (program->header->hash != hash) program_error("its hash is not the one that the call names");
-  std::lock_guard<std::mutex> lock(table->mutex);
-  auto hit = table->by_hash.find(hash);
-  if (hit != table->by_hash.end()) return *hit->second;  // another thread was first
-  table->recent.push_front(program);
-  table->by_hash[hash] = table->recent.begin();
-  if (table->recent.size() > kKept) {
-    table->by_hash.erase(table->recent.back()->header->hash);
-    table->recent.pop_back();
+
+  static Digest hash_of(const void* blob) {
+    abi::Header h;
+    std::memcpy(&h, blob, sizeof h);
+    Digest d;
+    std::memcpy(d.data(), h.hash, d.size());
+    return d;
   }
-  return program;
+};
+
+Table& table() {
+  static Table* t = new Table;
+  return *t;
+}
+
+}  // namespace
+
+std::shared_ptr<Program> Program::get(const void* blob, size_t bytes) {
+  if (bytes < sizeof(abi::Header)) return std::make_shared<Program>(blob, bytes);  // throws
+  const Digest hash = Table::hash_of(blob);
+  const std::shared_ptr<Program> known = table().find(hash);
+  if (known && known->header->bytes == bytes && !std::memcmp(known->blob_.get(), blob, bytes)) return known;
+  return table().add(hash, std::make_shared<Program>(blob, bytes));
+}
+
+std::shared_ptr<Program> Program::again(const void* blob, size_t bytes) {
+  if (bytes >= sizeof(abi::Header))
+    if (auto known = table().find(Table::hash_of(blob))) return known;
+  return get(blob, bytes);
+}
+
+size_t Program::kept() {
+  std::lock_guard<std::mutex> lock(table().mutex);
+  return table().recent.size();
 }
 
 }  // namespace mpk

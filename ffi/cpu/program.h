@@ -48,8 +48,16 @@ class Program {
   Program(const void* blob, size_t bytes);
   ~Program();
 
-  // The program of this content, from the process-wide table; loads it on the first call.
-  static std::shared_ptr<Program> get(uint64_t hash, const void* blob, size_t bytes);
+  // The program of this content, from the process-wide table; loads it on the first call. An entry is reused only if
+  // every byte is the same. Throws ProgramError.
+  static std::shared_ptr<Program> get(const void* blob, size_t bytes);
+
+  // The same for a blob that `get` has accepted in this process, so that its hash (256 bits) is known to be that of its
+  // content: finds it by the hash, without a look at the rest.
+  static std::shared_ptr<Program> again(const void* blob, size_t bytes);
+
+  // How many programs the table keeps.
+  static size_t kept();
 
   // Task numbers of each of `threads` threads, in record order.
   const std::vector<std::vector<uint32_t>>& lists(uint32_t threads);

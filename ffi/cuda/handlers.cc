@@ -23,42 +23,24 @@ ffi::TypeId SiteState::id = {};
 
 ffi::Error status(const Error& e) { return e.empty() ? ffi::Error::Success() : ffi::Error::Internal(e); }
 
-// Sites of one program share its bytes; the last one to go frees them.
-std::shared_ptr<const Code> intern(int64_t hash, ffi::Span<const uint8_t> program, ffi::Span<const uint8_t> cubin,
-                                   int64_t smem, int64_t spill, int64_t tickets) {
-  static std::mutex mutex;
-  static auto* known = new std::map<std::pair<int64_t, size_t>, std::weak_ptr<const Code>>;
-  std::lock_guard lock(mutex);
-  auto& entry = (*known)[{hash, cubin.size()}];
-  if (auto code = entry.lock(); code && std::memcmp(code->cubin.data(), cubin.begin(), cubin.size()) == 0) return code;
-  auto code = std::make_shared<Code>();
-  code->blob.resize((program.size() + 7) / 8);
-  std::memcpy(code->blob.data(), program.begin(), program.size());
-  code->cubin.assign(cubin.begin(), cubin.end());
-  code->smem = smem;
-  code->spill = spill;
-  code->tickets = tickets;
-  entry = code;
-  return code;
-}
-
 ffi::ErrorOr<std::unique_ptr<SiteState>> instantiate(ffi::Dictionary attrs) {
   auto program = attrs.get<ffi::Span<const uint8_t>>("program");
   auto cubin = attrs.get<ffi::Span<const uint8_t>>("cubin");
   if (!program.has_value()) return ffi::Unexpected(program.error());
   if (!cubin.has_value()) return ffi::Unexpected(cubin.error());
-  int64_t numbers[5];
-  const char* names[5] = {"hash", "smem", "spill", "tickets", "deadline_ms"};
-  for (int i = 0; i < 5; ++i) {
+  int64_t numbers[4];
+  const char* names[4] = {"smem", "spill", "tickets", "deadline_ms"};
+  for (int i = 0; i < 4; ++i) {
     auto x = attrs.get<int64_t>(names[i]);
     if (!x.has_value()) return ffi::Unexpected(x.error());
     numbers[i] = *x;
   }
-  const auto* h = reinterpret_cast<const abi::Header*>(program->begin());
-  if (program->size() < sizeof(abi::Header) || h->magic != abi::MAGIC || h->version != abi::VERSION || h->bytes != program->size())
-    return ffi::Unexpected(ffi::Error::InvalidArgument("the program attribute is not a program of this version"));
+  Error why;
+  auto code = Code::get(program->begin(), program->size(), cubin->begin(), cubin->size(),
+                        {numbers[0], numbers[1], numbers[2]}, &why);
+  if (!code) return ffi::Unexpected(ffi::Error::InvalidArgument("jax_mpk: " + why));
   auto state = std::make_unique<SiteState>();
-  state->site = std::make_unique<Site>(intern(numbers[0], *program, *cubin, numbers[1], numbers[2], numbers[3]), numbers[4]);
+  state->site = std::make_unique<Site>(std::move(code), numbers[3]);
   return state;
 }
 
@@ -119,6 +101,19 @@ void bind(nb::module_& m) {
       },
       nb::arg("cubin"), nb::arg("bytes"), nb::arg("passes") = 5, nb::arg("device") = 0,
       "Bytes per second of a read-only stream over `bytes` of device memory, by the machine code of cuda/read.cu.");
+  m.def(
+      "cuda_code",
+      [](nb::bytes program, nb::bytes cubin, int64_t smem, int64_t spill, int64_t tickets) {
+        auto bytes = [](const nb::bytes& b) { return reinterpret_cast<const uint8_t*>(b.c_str()); };
+        Error why;
+        auto code = Code::get(bytes(program), program.size(), bytes(cubin), cubin.size(), {smem, spill, tickets}, &why);
+        if (!code) throw nb::value_error(why.c_str());
+        auto* held = new std::shared_ptr<const Code>(code);
+        return nb::make_tuple(reinterpret_cast<uintptr_t>(code.get()),
+                              nb::capsule(held, [](void* p) noexcept { delete static_cast<std::shared_ptr<const Code>*>(p); }));
+      },
+      nb::arg("program"), nb::arg("cubin"), nb::arg("smem"), nb::arg("spill"), nb::arg("tickets"),
+      "What a call site holds, with its identity: equal sites share it.");
   m.def("cuda_streams", [] { return streams_used(); }, "How many streams the launches of the executables alive were put on.");
   m.def("cuda_check", [] { return check_all(); }, "The messages of launches that gave up since the last call.");
 }

@@ -1,7 +1,10 @@
 #include "launcher.h"
 
 #include <cstring>
+#include <iterator>
 #include <set>
+
+#include "../sha256.h"
 
 namespace mpk::cuda {
 namespace {
@@ -50,6 +53,42 @@ struct Packer {
 
 }  // namespace
 
+std::shared_ptr<const Code> Code::get(const uint8_t* program, size_t bytes, const uint8_t* cubin, size_t cubin_bytes,
+                                      const Numbers& numbers, Error* why) {
+  using Table = std::map<std::pair<Digest, Numbers>, std::weak_ptr<const Code>>;
+  static std::mutex mutex;
+  static auto* table = new Table;  // outlives every site
+  abi::Header h{};
+  if (bytes >= sizeof h) std::memcpy(&h, program, sizeof h);
+  if (h.magic != abi::MAGIC || h.version != abi::VERSION || h.bytes != bytes) {
+    *why = "the program attribute is not a program of version " + std::to_string(abi::VERSION);
+    return nullptr;
+  }
+  Digest hash;
+  std::memcpy(hash.data(), h.hash, hash.size());
+  std::lock_guard lock(mutex);
+  const auto known = table->find({hash, numbers});
+  if (known != table->end())
+    if (auto code = known->second.lock(); code && code->cubin.size() == cubin_bytes && code->header().bytes == bytes &&
+                                          !std::memcmp(code->blob.data(), program, bytes) &&
+                                          !std::memcmp(code->cubin.data(), cubin, cubin_bytes))
+      return code;
+  Sha256 sha;
+  sha.update(cubin, cubin_bytes);
+  const Digest machine = sha.finish();
+  if (!undamaged(program, bytes)) *why = "damaged program: the content does not match its hash";
+  else if (std::memcmp(machine.data(), h.key, machine.size())) *why = "the machine code is not the one that the program was planned for";
+  if (!why->empty()) return nullptr;
+  auto code = std::make_shared<Code>();
+  code->blob.resize((bytes + 7) / 8);
+  std::memcpy(code->blob.data(), program, bytes);
+  code->cubin.assign(cubin, cubin + cubin_bytes);
+  code->numbers = numbers;
+  for (auto i = table->begin(); i != table->end();) i = i->second.expired() ? table->erase(i) : std::next(i);
+  (*table)[{hash, numbers}] = code;
+  return code;
+}
+
 Site::Site(std::shared_ptr<const Code> code, int64_t deadline_ms) : code_(std::move(code)), deadline_ms_(deadline_ms) {
   std::lock_guard lock(registry().mutex);
   registry().sites.insert(this);
@@ -92,7 +131,7 @@ Error Site::load(Device& d) {
     return "the program was compiled for " + std::to_string(h.workers) + " multiprocessors, this device has " + std::to_string(processors);
   MPK_TRY(cu.ModuleLoadData(&d.module, code.cubin.data()));
   MPK_TRY(cu.ModuleGetFunction(&d.function, d.module, "mpk_program"));
-  MPK_TRY(cu.FuncSetAttribute(d.function, kMaxDynamicShared, int(code.smem)));
+  MPK_TRY(cu.FuncSetAttribute(d.function, kMaxDynamicShared, int(code.numbers.smem)));
 
   const uint64_t tasks = code.count(abi::Section::Task), streams = code.count(abi::Section::Stream);
   const auto* task = code.section<abi::Task>(abi::Section::Task);
@@ -125,7 +164,7 @@ Error Site::load(Device& d) {
   state.maps = p.add(d.bits.data(), d.bits.size());
   state.counter_words = uint32_t(code.count(abi::Section::Event)) * kEventWords;
   state.counters = p.add<uint32_t>(nullptr, state.counter_words);
-  state.ticket_words = uint32_t(code.tickets);
+  state.ticket_words = uint32_t(code.numbers.tickets);
   state.tickets = p.add<uint32_t>(nullptr, state.ticket_words);
   const uint64_t constants = p.add(code.section<abi::Const>(abi::Section::Const), code.count(abi::Section::Const));
   MPK_TRY(cu.MemAlloc(&d.arena, p.bytes.size()));
@@ -136,7 +175,7 @@ Error Site::load(Device& d) {
                        &state.maps, &state.counters, &state.tickets})
     *x += d.arena;
   state.limit_ns = uint64_t(deadline_ms_) * 1000000;
-  state.spill = uint64_t(code.spill);
+  state.spill = uint64_t(code.numbers.spill);
   state.epoch = 1;
   std::memcpy(p.bytes.data() + at, &state, sizeof state);
   // From pageable memory the copy returns when the bytes are staged, not when they have arrived, and XLA's streams do not
@@ -219,7 +258,7 @@ Error Site::launch(Stream stream, const std::vector<void*>& buffers) {
   void* arguments[] = {parameters.data()};
   Current current(cu, context);
   if (current.result) return describe("cuCtxPushCurrent", current.result);
-  MPK_TRY(cu.LaunchCooperativeKernel(d->function, code_->header().workers, 1, 1, kThreads, 1, 1, unsigned(code_->smem),
+  MPK_TRY(cu.LaunchCooperativeKernel(d->function, code_->header().workers, 1, 1, kThreads, 1, 1, unsigned(code_->numbers.smem),
                                      stream, arguments));
   return {};
 }

@@ -11,6 +11,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "../abi.h"
@@ -31,11 +32,25 @@ struct DeviceState {
 };
 static_assert(sizeof(DeviceState) == 120);
 
-// A planned program (jax_mpk/backends/cuda_plan.py) with its machine code. Immutable; sites with equal hashes share it.
+// An error message, empty on success.
+using Error = std::string;
+
+// A planned program (jax_mpk/backends/cuda_plan.py) with its machine code. Immutable; equal sites share it.
 struct Code {
+  // What a launch needs beside the program.
+  struct Numbers {
+    int64_t smem = 0, spill = 0, tickets = 0;
+    bool operator<(const Numbers& o) const { return std::tie(smem, spill, tickets) < std::tie(o.smem, o.spill, o.tickets); }
+  };
+
+  // The code of these bytes, from a table of those alive. Shared only if every byte and number is the same. Null, with a
+  // reason, for what is no program of this version, is damaged, or was planned for other machine code.
+  static std::shared_ptr<const Code> get(const uint8_t* program, size_t bytes, const uint8_t* cubin, size_t cubin_bytes,
+                                         const Numbers& numbers, Error* why);
+
   std::vector<uint64_t> blob;  // aligned for the records
   std::vector<uint8_t> cubin;
-  int64_t smem = 0, spill = 0, tickets = 0;
+  Numbers numbers;
 
   const abi::Header& header() const { return *reinterpret_cast<const abi::Header*>(blob.data()); }
   template <class T> const T* section(abi::Section s) const {
@@ -44,9 +59,6 @@ struct Code {
   uint64_t count(abi::Section s) const { return header().section_count[int(s)]; }
   std::string name(uint32_t at) const { return reinterpret_cast<const char*>(section<abi::Name>(abi::Section::Name)) + at; }
 };
-
-// An error message, empty on success.
-using Error = std::string;
 
 class Site {
  public:

@@ -51,7 +51,7 @@ def ffi_call(
 
     Operands and results are the program's, in order; the workspace, if there is one, is a last result of type u8. A
     result that lives in an operand's buffer is aliased with it, so XLA copies only what somebody else still needs.
-    The program travels as an attribute, with its hash as the key under which executors are kept.
+    The program travels as an attribute; executors find each other by the hash in it.
     """
     program = abi.decode(blob)
     buffers = program["Buffer"]
@@ -62,6 +62,5 @@ def ffi_call(
     if workspace:
         avals.append(jax.core.ShapedArray((workspace,), np.dtype(np.uint8)))
     rule = jax.ffi.ffi_lowering(target_name, operand_output_aliases=aliases)
-    values = rule(ctx.replace(avals_out=avals), *operands, program=np.frombuffer(blob, np.uint8),
-                  hash=np.uint64(program.header["hash"]).astype(np.int64), **attributes)  # fmt: skip
+    values = rule(ctx.replace(avals_out=avals), *operands, program=np.frombuffer(blob, np.uint8), **attributes)
     return list(values)[: len(ctx.avals_out)]

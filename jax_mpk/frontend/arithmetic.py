@@ -86,6 +86,14 @@ def _square(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
     return b.map(eqn.shape, eqn.dtype, rounded(E.binary("mul", e, e), eqn.dtype))
 
 
+@primitive("one_minus_square")
+def _one_minus_square(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
+    """In the derivative of tanh, since JAX 0.12."""
+    e, one = x.over(eqn.shape), E.const(1, x.compute)
+    product = E.binary("mul", E.binary("add", one, e), E.binary("sub", one, e))
+    return b.map(eqn.shape, eqn.dtype, rounded(product, eqn.dtype))
+
+
 @primitive("integer_pow")
 def _integer_pow(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
     """Repeated multiplication, one rounding at the end."""

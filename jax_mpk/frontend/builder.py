@@ -169,15 +169,22 @@ class Builder:
             self.unsupported(f"elements of type {dtype} are not supported")
         return name
 
+    def unplaced(self) -> None:
+        """Refuses an equation that puts values somewhere: a megakernel runs whole on each device that it is on, so a value
+        in it is in no part of a mesh, and in no other memory."""
+        for place in _compat.places(self.eqn.raw) if self.eqn is not None else ():
+            self.unsupported(f"a value inside of a megakernel cannot be placed as {place}")
+
     def unsupported(self, reason: str) -> NoReturn:
         """Raises `UnsupportedError` for the equation being lowered."""
         if self.eqn is None:
             raise UnsupportedError("function", reason)
-        operands = ", ".join(_short(v.aval) for v in self.eqn.raw.invars)
+        operands = ", ".join(short(v.aval) for v in self.eqn.raw.invars)
         raise UnsupportedError(self.eqn.primitive, reason, operands, self.eqn.source.where)
 
 
-def _short(aval: Any) -> str:
+def short(aval: Any) -> str:
+    """A type as text."""
     return aval.str_short() if hasattr(aval, "str_short") else str(aval)
 
 

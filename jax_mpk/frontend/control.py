@@ -22,6 +22,7 @@ def _call(b: Builder, eqn: Equation, *xs: Tensor) -> Sequence[Tensor]:
     jaxpr = next((eqn.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in eqn.params), None)
     if jaxpr is None:
         b.unsupported("a call without a jaxpr")
+    b.unplaced()
     return b.inline(jaxpr, xs, eqn.live, _lines(eqn, jaxpr))
 
 

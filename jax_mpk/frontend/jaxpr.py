@@ -10,7 +10,8 @@ import numpy as np
 
 from jax_mpk import _compat
 from jax_mpk.abi import MAX_EXTENT
-from jax_mpk.frontend.builder import DEAD, Builder, Equation, Tensor
+from jax_mpk.errors import Gap, UnsupportedError
+from jax_mpk.frontend.builder import DEAD, Builder, Equation, Tensor, short
 from jax_mpk.frontend.registry import EMPTY, MOVES, RULES, Rule
 from jax_mpk.frontend.shape import pick, stacked
 from jax_mpk.ir import expr as E
@@ -25,24 +26,23 @@ def lower(closed_jaxpr: Any, *, name: str = "fn") -> Graph:
     Every result is a value of its own, written by an operator. The graph satisfies `graph.check`.
 
     Raises:
-      UnsupportedError: a primitive, a parameter or an element type that megakernels do not do; it names the
-        primitive, the operand types and the user's line.
+      UnsupportedError: primitives, parameters or element types that megakernels do not do; it names each of them, with
+        the operand types and the user's line (arguments and results: with their names).
     """
     b = Builder()
     lowering = _Lowering(b)
     b.inline = lowering.inline
     jaxpr, consts = _compat.open_jaxpr(closed_jaxpr)
-    args = []
-    for n, var in enumerate(jaxpr.invars):
-        shape, dtype = lowering.type_of(var)
-        if 0 in shape:
-            b.unsupported(f"an argument of shape {shape} has no elements")
-        args.append(Tensor(shape, dtype, b.value(shape, dtype, role="arg", index=n, name=f"a{n}")))
+    args = [lowering.argument(n, var, called) for n, (var, called) in
+            enumerate(zip(jaxpr.invars, _compat.argument_names(jaxpr), strict=True))]  # fmt: skip
     outs = lowering.inline((jaxpr, consts), args, [True] * len(jaxpr.outvars))
+    for n, (t, var, called) in enumerate(zip(outs, jaxpr.outvars, _compat.result_names(jaxpr), strict=True)):
+        if 0 in t.shape:
+            lowering.gaps[Gap("result", "it has no elements", f"{called or n}: {short(var.aval)}")] = None
+    if lowering.gaps:
+        raise UnsupportedError.of(lowering.gaps)
     results: list[int] = []
     for t in outs:
-        if 0 in t.shape:
-            b.unsupported(f"a result of shape {t.shape} has no elements")
         if t.splat is not None or b.values[t.value].role != "temp" or t.value in results:
             t = b.copy(t)
         results.append(t.value)
@@ -53,13 +53,17 @@ def lower(closed_jaxpr: Any, *, name: str = "fn") -> Graph:
 KEY_WORDS = 2
 """Words of a Threefry key."""
 _NO_TYPE: tuple[tuple[int, ...], str] = ((), "f32")
+UNTYPED = Tensor((), "f32", splat=DEAD.splat)
+"""Stands for a value of a type that kernels do not have, which is a gap already."""
 
 
 class _Lowering:
-    """The walk over equations; the rules do the rest."""
+    """The walk over equations; the rules do the rest. What a rule refuses becomes a gap, and a stand-in of the right type
+    takes the place of its results, so that the walk goes on and finds the other gaps."""
 
     def __init__(self, b: Builder):
         self.b = b
+        self.gaps: dict[Gap, None] = {}  # in order, each once
         self.types: dict[Any, tuple[tuple[int, ...], str]] = {}
 
     def type_of(self, atom: Any) -> tuple[tuple[int, ...], str]:
@@ -81,6 +85,25 @@ class _Lowering:
         self.types[key] = shape, dtype
         return shape, dtype
 
+    def argument(self, n: int, var: Any, called: str) -> Tensor:
+        """The value of argument `n`."""
+        try:
+            shape, dtype = self.type_of(var)
+            if 0 in shape:
+                self.b.unsupported("it has no elements")
+        except UnsupportedError as e:
+            self.gaps[Gap("argument", e.reason, f"{called or n}: {short(var.aval)}")] = None
+            return UNTYPED
+        return Tensor(shape, dtype, self.b.value(shape, dtype, role="arg", index=n, name=f"a{n}"))
+
+    def constant(self, var: Any, data: Any) -> Tensor:
+        """The tensor of a captured array."""
+        try:
+            return self.b.constant(data)
+        except UnsupportedError as e:
+            self.gaps[Gap("captured array", e.reason, short(var.aval))] = None
+            return UNTYPED
+
     def inline(self, jaxpr: Any, operands: Sequence[Tensor], live: Sequence[bool], where: str = "") -> list[Tensor]:
         """Lowers the equations of a jaxpr (closed, or a pair of jaxpr and consts) whose results at `live` are used.
 
@@ -96,33 +119,69 @@ class _Lowering:
             if eqn.effects or any(used):
                 todo.append((eqn, used))
                 wanted.update(v for v in eqn.invars if not _compat.is_literal(v))
-        env.update((v, b.constant(c)) for v, c in zip(jaxpr.constvars, consts, strict=True) if v in wanted)
+        env.update((v, self.constant(v, c)) for v, c in zip(jaxpr.constvars, consts, strict=True) if v in wanted)
         for eqn, used in reversed(todo):
             env.update(zip(eqn.outvars, self.equation(eqn, env, used, where), strict=True))
         b.eqn = outer
         return [self.read(env, v) if on else DEAD for v, on in zip(jaxpr.outvars, live, strict=True)]
 
     def equation(self, eqn: Any, env: dict[Any, Tensor], live: tuple[bool, ...], where: str) -> Sequence[Tensor]:
-        """Applies the rule of one equation."""
-        b, name = self.b, eqn.primitive.name
-        b.eqn = Equation(eqn, Source(name, where or _compat.user_where(eqn)), live, where)
-        rule = RULES.get(name)
-        if eqn.effects:
-            b.unsupported(f"it has side effects ({', '.join(sorted(str(e) for e in eqn.effects))})")
-        if rule is None:
-            b.unsupported("there is no rule for this primitive")
-        b.eqn.outs = outs = tuple(self.type_of(v) if on else _NO_TYPE for v, on in zip(eqn.outvars, live, strict=True))
+        """Applies the rule of one equation, or notes why that cannot be."""
+        b = self.b
+        b.eqn = current = Equation(eqn, Source(eqn.primitive.name, where or _compat.user_where(eqn)), live, where)
+        try:
+            if any(env.get(v) is UNTYPED for v in eqn.invars if not _compat.is_literal(v)):
+                self.rule(current)
+            else:
+                return self.apply(current, env)
+        except UnsupportedError as e:
+            self.gaps.update(dict.fromkeys(e.gaps))
+        except Exception:
+            if not self.gaps:  # with gaps, operands may be stand-ins that no rule has to understand
+                raise
+        return [self.stand_in(v) if on else DEAD for v, on in zip(eqn.outvars, live, strict=True)]
+
+    def stand_in(self, var: Any) -> Tensor:
+        """Something of the type of `var`, if there is such a type."""
+        try:
+            shape, dtype = self.type_of(var)
+        except UnsupportedError:
+            return UNTYPED
+        return Tensor(shape, dtype, self.b.value(shape, dtype, role="arg"))
+
+    def rule(self, eqn: Equation) -> Rule:
+        """The rule of an equation."""
+        if eqn.raw.effects:
+            self.b.unsupported(f"it has side effects ({', '.join(sorted(str(e) for e in eqn.raw.effects))})")
+        if eqn.primitive not in RULES:
+            self.b.unsupported("there is no rule for this primitive")
+        return RULES[eqn.primitive]
+
+    def apply(self, eqn: Equation, env: dict[Any, Tensor]) -> Sequence[Tensor]:
+        """The results of an equation, by its rule."""
+        b, raw, live, rule = self.b, eqn.raw, eqn.live, self.rule(eqn)
+        operands = [self.read(env, v) for v in raw.invars]
+        try:
+            eqn.outs = outs = tuple(
+                self.type_of(v) if on else _NO_TYPE for v, on in zip(raw.outvars, live, strict=True)
+            )
+        except UnsupportedError:
+            known = len(self.gaps)
+            if _compat.subjaxprs(raw):
+                rule(b, eqn, *operands)
+            if len(self.gaps) == known:
+                raise
+            return [self.stand_in(v) for v in raw.outvars]  # an equation inside said it better
         if all(0 in shape for (shape, _), on in zip(outs, live, strict=True) if on):
             return [Tensor(shape, dtype, splat=DEAD.splat) for shape, dtype in outs]
-        if name not in EMPTY and any(0 in getattr(v.aval, "shape", ()) for v in eqn.invars):
+        if eqn.primitive not in EMPTY and any(0 in getattr(v.aval, "shape", ()) for v in raw.invars):
             b.unsupported("an operand has no elements")
-        operands = [self.read(env, v) for v in eqn.invars]
-        if name in MOVES and any(_is_key(v) for v in eqn.invars):
-            results = self.wordwise(rule, b.eqn, operands)
+        if eqn.primitive in MOVES and any(_is_key(v) for v in raw.invars):
+            results = self.wordwise(rule, eqn, operands)
         else:
-            results = _list(rule(b, b.eqn, *operands))
+            results = _list(rule(b, eqn, *operands))
         for t, out, on in zip(results, outs, live, strict=True):
-            assert not on or (t.shape, t.dtype) == out, f"{name} gives {t.dtype}{t.shape}, not {out}"
+            assert not on or (t.shape, t.dtype) == out, f"{eqn.primitive} gives {t.dtype}{t.shape}, not {out}"
         return results
 
     def wordwise(self, rule: Rule, eqn: Equation, operands: Sequence[Tensor]) -> list[Tensor]:

@@ -49,9 +49,14 @@ def _squeeze(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
     return reshaped(b, x, eqn.shape)
 
 
-@primitive("copy", "copy_p", "stop_gradient", "name", "device_put", "sharding_constraint", "reshard", "mesh_cast",
-           "pvary", "optimization_barrier", "pbroadcast")  # fmt: skip
+@primitive("copy", "copy_p", "stop_gradient", "name", "mesh_cast", "pvary", "optimization_barrier", "pbroadcast")
 def _identity(b: Builder, eqn: Equation, *xs: Tensor) -> Sequence[Tensor]:
+    return xs
+
+
+@primitive("sharding_constraint", "reshard", "device_put")
+def _placed(b: Builder, eqn: Equation, *xs: Tensor) -> Sequence[Tensor]:
+    b.unplaced()
     return xs
 
 

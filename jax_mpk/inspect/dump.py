@@ -27,7 +27,7 @@ def _ints(row: np.ndarray, n: int) -> str:
 def _lines(p: Program) -> Iterator[str]:
     h = p.header
     yield (
-        f"program version {h['version']}, {h['bytes']} bytes, hash {int(h['hash']):016x}, "
+        f"program version {h['version']}, {h['bytes']} bytes, hash {h['hash'].tobytes().hex()}, key {p.key.hex()}, "
         f"workspace {h['workspace']}, {h['workers']} workers, {h['args']} operands, {h['results']} results"
     )
     yield "sections: " + ", ".join(f"{s} {len(p[s])}" for s in abi.SECTIONS)

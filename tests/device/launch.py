@@ -54,11 +54,7 @@ def function(blob: bytes, results: Sequence[tuple[tuple[int, ...], Any]], on: cu
     shapes = [jax.ShapeDtypeStruct(s, d) for s, d in results]
     shapes.append(jax.ShapeDtypeStruct((int(program.header["workspace"]),), np.uint8))
     call = jax.ffi.ffi_call(TARGET, shapes, input_output_aliases=aliases or {})
-    attributes = {
-        "program": np.frombuffer(e.plan.blob, np.uint8),
-        "hash": np.uint64(program.header["hash"]).astype(np.int64),
-    }
-    attributes |= e.attributes(deadline_ms)
+    attributes = {"program": np.frombuffer(e.plan.blob, np.uint8), **e.attributes(deadline_ms)}
 
     def run(*args: Any) -> Any:
         return call(*args, **attributes)[:-1]

@@ -90,8 +90,8 @@ def _direct(f: Any, case: Case, data: list[np.ndarray]) -> list[np.ndarray]:
 
 def _emulated(f: Any, case: Case, data: list[np.ndarray], arch: str) -> list[np.ndarray]:
     """The CUDA program on the host: threads in an order of this case, accesses without an order are errors."""
-    from jax_mpk import targets
     from jax_mpk.backends.cuda_build import Device
+
     from tests.emulator import Site
 
     run = Runner(f, *data, target=device.H100)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jax_mpk.device import CPU, Device
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Coord, coord_axis, coord_const
 from jax_mpk.ir.graph import (
@@ -28,7 +29,6 @@ from jax_mpk.ir.graph import (
 from jax_mpk.ir.tasks import READ, Boxes, Csr, TaskGraph
 from jax_mpk.kinds import contract, rows, sort
 from jax_mpk.passes import decompose, dependencies, events, linearise, memory, normalise, placement
-from jax_mpk.device import CPU, Device
 
 
 def cut_small(monkeypatch: Any, cost: int = 1, macs: int = 1) -> None:

@@ -13,7 +13,7 @@ from jax_mpk import Options, megakernelize, options, override
 def test_every_knob_comes_from_its_variable():
     text = {"str": ("there", "there"), "str | None": ("there", "there"), "int": ("7", 7), "bool": ("off", False)}
     for f in dataclasses.fields(Options):
-        given, want = ("sm_80", "sm_80") if f.name == "arch" else text[f.type]
+        given, want = {"arch": ("sm_80", "sm_80"), "stop_after": ("fuse", "fuse")}.get(f.name, text[f.type])
         value = getattr(options.from_environment({options.variable(f.name): given}), f.name)
         assert value == want and value != f.default
         assert f.metadata["help"]

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 
 import jax_mpk
-from jax_mpk import Options, abi, backends, compiler, megakernelize, device
-from jax_mpk.cache import Disk, Memory
+from jax_mpk import Options, abi, backends, compiler, device, megakernelize
+from jax_mpk.device import CPU
 from jax_mpk.fingerprint import Unhashable, fingerprint
 from jax_mpk.ir.graph import Graph
 from jax_mpk.ir.tasks import TaskGraph
-from jax_mpk.device import CPU
 
 X = jnp.arange(32.0).reshape(4, 8)
 W = jnp.ones((8, 64))
@@ -25,22 +24,6 @@ W = jnp.ones((8, 64))
 
 def trace(f=lambda x, w: jnp.tanh(x @ w) * 2, *args):
     return jax.make_jaxpr(f)(*(args or (X, W)))
-
-
-@pytest.fixture
-def counted(monkeypatch):
-    """Counts the runs of the first pass: how often something was really compiled."""
-    runs = []
-    first = compiler.PASSES[0]
-
-    def run(unit):
-        runs.append(unit.name)
-        return first.run(unit)
-
-    monkeypatch.setattr(compiler, "PASSES", (compiler.Pass(first.name, first.produces, run), *compiler.PASSES[1:]))
-    compiler.clear_cache()
-    yield runs
-    compiler.clear_cache()
 
 
 def test_every_stage_is_kept_and_timed():
@@ -70,8 +53,7 @@ def test_lower_takes_shapes_and_shows_what_a_call_runs():
     shape = jax.ShapeDtypeStruct
     program = f.lower(shape((4, 8), jnp.float32), shape((8, 64), jnp.float32)).program
     text = jax.jit(f).lower(X, W).as_text()
-    digest = np.uint64(abi.decode(program).header["hash"]).astype(np.int64)
-    assert str(digest) in text
+    assert program.hex().upper() in text
 
 
 def test_lower_of_nothing_and_of_unsupported():
@@ -109,7 +91,8 @@ def test_dump(tmp_path):
     names = sorted(p.name for p in folder.iterdir())
     assert names == ["00_jaxpr.txt", *(f"{n:02d}_{p.name}.txt" for n, p in enumerate(compiler.PASSES, 1))]
     assert (folder / names[1]).read_text().startswith("graph doubled(")
-    assert (folder / "15_emit.txt").read_text().startswith("program version")
+    (listing,) = folder.glob("*_emit.txt")
+    assert listing.read_text().startswith("program version")
 
 
 def test_targets_are_adjusted_and_part_of_the_key(counted):
@@ -123,111 +106,6 @@ def test_targets_are_adjusted_and_part_of_the_key(counted):
     few = compiler.compile(trace(f, *args), cpu.target(Options(columns=64)), Options(columns=64))
     many = compiler.compile(trace(f, *args), cpu.target(Options(columns=16, tasks=64)), Options(columns=16, tasks=64))
     assert len(counted) == 2 and few.program != many.program
-
-
-def test_the_memory_cache(counted):
-    options = Options(cache_dir="")
-    a = compiler.program(trace(), CPU, options)
-    assert compiler.program(trace(), CPU, options) == a and len(counted) == 1, "equal jaxprs, different objects"
-    compiler.program(trace(lambda x, w: jnp.tanh(x @ w) * 2.0000002), CPU, options)
-    assert len(counted) == 2
-    for n in range(3):
-        compiler.program(trace(lambda x, w, n=n: (x @ w) * n), CPU, Options(cache_dir="", cache_entries=2))
-    compiler.program(trace(), CPU, options)
-    assert len(counted) == 6, "the bound holds: the oldest entry had to go"
-
-
-def test_the_disk_cache(counted, tmp_path):
-    options = Options(cache_dir=str(tmp_path))
-    a = compiler.program(trace(), CPU, options, name="f")
-    (file,) = tmp_path.iterdir()
-    assert file.read_bytes() == a
-    compiler.clear_cache()
-    assert compiler.program(trace(), CPU, options, name="f") == a and len(counted) == 1
-    assert compiler.compile(trace(), CPU, options, name="f").stages and len(counted) == 2, "stages are not on disk"
-    compiler.clear_cache()
-    compiler.program(trace(), CPU, Options(cache_dir=""), name="f")
-    assert len(counted) == 3
-
-
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "version"])
-def test_a_damaged_entry_is_built_again(counted, tmp_path, damage):
-    options = Options(cache_dir=str(tmp_path))
-    a = compiler.program(trace(), CPU, options)
-    (file,) = tmp_path.iterdir()
-    bad = bytearray(a)
-    if damage == "flip":
-        bad[len(bad) // 2] ^= 1
-    if damage == "version":
-        bad[4] += 1
-    file.write_bytes({"cut": bytes(bad[:-7]), "empty": b""}.get(damage, bytes(bad)))
-    compiler.clear_cache()
-    assert compiler.program(trace(), CPU, options) == a and len(counted) == 2
-    assert file.read_bytes() == a
-
-
-def test_a_directory_that_cannot_be_used_warns(tmp_path):
-    (tmp_path / "file").write_text("not a directory")
-    with pytest.warns(jax_mpk.MegakernelWarning, match="not kept on disk"):
-        compiler.program(trace(lambda x, w: x @ w - 3), CPU, Options(cache_dir=str(tmp_path / "file" / "cache")))
-
-
-def blob(n, size=3000):
-    return abi.encode({"Name": np.full(size, n, abi.RECORDS["Name"])})
-
-
-def test_the_disk_cache_is_bounded(tmp_path):
-    disk = Disk(tmp_path, 3 * len(blob(0)))
-    keys = [bytes([n]) * 32 for n in range(5)]
-    for n, key in enumerate(keys):
-        disk.put(key, blob(n))
-        os.utime(tmp_path / f"{key.hex()}.mpk", (n, n))
-        if n == 2:
-            assert disk.get(keys[0]) == blob(0)  # used again: not the oldest any more
-    assert [disk.get(k) is not None for k in keys] == [True, False, False, True, True]
-
-
-def test_what_a_killed_process_left_is_removed(tmp_path):
-    old, new = tmp_path / ".new-old", tmp_path / ".new-new"
-    old.write_bytes(b"half"), new.write_bytes(b"half")
-    os.utime(old, (0, 0))
-    Disk(tmp_path, 1 << 20).put(b"k" * 32, blob(0))
-    assert not old.exists() and new.exists()
-
-
-def test_the_memory_cache_forgets_the_least_recent():
-    cache = Memory()
-    for n in range(3):
-        cache.put(bytes([n]), n, 3)
-    cache.get(b"\0")
-    cache.put(b"\3", 3, 3)
-    assert [cache.get(bytes([n])) for n in range(4)] == [0, None, 2, 3]
-
-
-def test_two_processes_share_a_directory(tmp_path):
-    """Many programs under a bound that lets only some live: every process always gets the right program."""
-    code = """
-        import sys, numpy as np
-        from pathlib import Path
-        from jax_mpk import abi
-        from jax_mpk.cache import Disk
-        def blob(n): return abi.encode({"Name": np.full(3000, n, abi.RECORDS["Name"])})
-        disk = Disk(Path(sys.argv[1]), 4 * len(blob(0)))
-        hits = 0
-        for i in range(400):
-            n = i % 8
-            got = disk.get(bytes([n]) * 32)
-            hits += got is not None
-            assert got is None or got == blob(n)
-            disk.put(bytes([n]) * 32, blob(n))
-    """
-    run = [sys.executable, "-W", "error", "-c", textwrap.dedent(code), str(tmp_path)]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    procs = [subprocess.Popen(run, stderr=subprocess.PIPE, text=True, env=env) for _ in range(3)]
-    for p in procs:
-        _, err = p.communicate()
-        assert p.returncode == 0, err
-    assert all(f.suffix == ".mpk" for f in tmp_path.iterdir()), "no temporary file stays"
 
 
 def test_two_processes_compile_the_same_program(tmp_path):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import re
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 
 from benchmarks.compile import abstract_step
-from jax_mpk import Options, abi, megakernelize
+from jax_mpk import Options, _ext, abi, megakernelize
 from jax_mpk.backends import cuda, cuda_build, cuda_source, nvrtc
 from jax_mpk.errors import UnsupportedError
 
@@ -155,12 +157,45 @@ def test_split_attention_has_parts_on_many_workers():
 
 
 def test_the_cubin_cache_is_by_content_and_survives_damage(tmp_path):
-    source = cuda_source.generate(abi.decode(programs.rows_program(2, 40)), "sm_90a").text
+    """A cut file, the file of another source, a pipe: all are built again."""
+    source, other = (cuda_source.generate(abi.decode(programs.rows_program(2, n)), "sm_90a").text for n in (40, 44))
     first = nvrtc.compile(source, "sm_90a", cache=tmp_path)
     assert nvrtc.compile(source, "sm_90a", cache=tmp_path) == nvrtc.Cubin(first.code, "")
     (file,) = tmp_path.iterdir()
-    file.write_bytes(file.read_bytes()[:-7])
-    assert nvrtc.compile(source, "sm_90a", cache=tmp_path).code == first.code
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-7])
+    assert nvrtc.compile(source, "sm_90a", cache=tmp_path).code == first.code and file.read_bytes() == whole
+    second = nvrtc.compile(other, "sm_90a", cache=tmp_path)
+    (place,) = set(tmp_path.iterdir()) - {file}
+    place.write_bytes(whole)
+    assert nvrtc.compile(other, "sm_90a", cache=tmp_path).code == second.code != first.code
+    file.unlink()
+    os.mkfifo(file)
+    thread = threading.Thread(target=nvrtc.compile, args=(source, "sm_90a"), kwargs={"cache": tmp_path}, daemon=True)
+    thread.start()
+    thread.join(120)
+    assert not thread.is_alive() and file.read_bytes() == whole
+
+
+def test_a_site_takes_no_other_program_or_machine_code():
+    """What the launcher holds: shared by equal sites alone, and only what is undamaged and belongs together."""
+    one, two = (cuda_build.build(programs.rows_program(2, n), cuda_build.Device(workers=5)) for n in (40, 44))
+    numbers = dict(smem=one.source.smem, spill=one.plan.spill, tickets=one.plan.tickets)
+    site, held = _ext.cuda_code(one.plan.blob, one.cubin.code, **numbers)
+    assert _ext.cuda_code(one.plan.blob, one.cubin.code, **numbers)[0] == site
+    others = [_ext.cuda_code(one.plan.blob, one.cubin.code, **numbers | {k: n + 1}) for k, n in numbers.items()]
+    others.append(_ext.cuda_code(two.plan.blob, two.cubin.code, **numbers))
+    assert len({site, *(s for s, _ in others)}) == 5
+    with pytest.raises(ValueError, match="machine code is not the one"):
+        _ext.cuda_code(one.plan.blob, two.cubin.code, **numbers)
+    at = abi.RECORDS["Header"].fields["hash"][1]
+    forged = two.plan.blob[:at] + one.plan.blob[at : at + 64] + two.plan.blob[at + 64 :]
+    with pytest.raises(ValueError, match="does not match its hash"):
+        _ext.cuda_code(forged, one.cubin.code, **numbers)
+    with pytest.raises(ValueError, match="not a program of version"):
+        _ext.cuda_code(one.plan.blob[:-1], one.cubin.code, **numbers)
+    del held, others
+    assert _ext.cuda_code(one.plan.blob, one.cubin.code, **numbers)[1] is not None
 
 
 def test_a_source_that_does_not_compile_says_why():

@@ -21,7 +21,7 @@ import pytest
 from execute import Runner
 from flax import nnx
 
-from jax_mpk import abi, device
+from jax_mpk import device
 from models import decode, registry
 
 spec = importlib.util.spec_from_file_location("programs", Path(__file__).parents[1] / "device" / "programs.py")

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax_mpk.backends.cuda_reuse import OPCODES
 
 from jax_mpk import abi
 from jax_mpk.backends import cuda_reuse, cuda_source
-from jax_mpk.backends.cuda_reuse import OPCODES
 from jax_mpk.device import H100
 
 

@@ -18,11 +18,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import vm
 from functions import BF16, CASES, data, ints
+from jax_mpk.emit import check, disassemble, emit
 
 from benchmarks import decoders as spellings
 from jax_mpk import abi
 from jax_mpk.abi import Program, ProgramError
-from jax_mpk.emit import check, disassemble, emit
+from jax_mpk.device import Device
 from jax_mpk.frontend import lower
 from jax_mpk.ir import interpret
 from jax_mpk.ir.graph import Attention, Contract, Graph
@@ -40,7 +41,6 @@ from jax_mpk.passes import (
     refine,
     simplify,
 )  # fmt: skip
-from jax_mpk.device import Device
 from jax_mpk.verify import verify
 
 SMALL = Device("cpu", workers=2, columns=16, tasks=5)

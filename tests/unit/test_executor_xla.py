@@ -15,7 +15,7 @@ from executor_builder import Builder, V, elementwise, instr
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jax_mpk import abi
+from jax_mpk import _ext, abi
 from jax_mpk.backends.cpu import backend as cpu
 
 N = 1000
@@ -30,16 +30,12 @@ def call(
     blob: bytes, *results: jax.ShapeDtypeStruct, alias: dict[int, int] | None = None, **attributes: Any
 ) -> Callable[..., Any]:
     """The custom call of a program, as the lowering emits it."""
-    head = abi.decode(blob).header
+    workspace = int(np.frombuffer(blob, abi.RECORDS["Header"], 1)[0]["workspace"])
     types = [*results]
-    if head["workspace"]:
-        types.append(jax.ShapeDtypeStruct((int(head["workspace"]),), jnp.uint8))
+    if workspace:
+        types.append(jax.ShapeDtypeStruct((workspace,), jnp.uint8))
     run = jax.ffi.ffi_call(cpu.TARGET_NAME, types, input_output_aliases=alias)
-    attrs = dict(
-        program=np.frombuffer(blob, np.uint8),
-        hash=np.uint64(head["hash"]).astype(np.int64),
-        deadline_ms=np.int64(60000),
-    )
+    attrs = dict(program=np.frombuffer(blob, np.uint8), deadline_ms=np.int64(60000))
     return lambda *xs: run(*xs, **attrs | attributes)[: len(results)]
 
 
@@ -53,6 +49,14 @@ def chain(skip: bool = False, alias: int = -1) -> bytes:
     e = b.event(b.grids[one])
     b.tasks(one, (), () if skip else (e,))
     b.tasks(neg, (e,))
+    return b.blob()
+
+
+def scaled(by: float) -> bytes:
+    """y = by * x."""
+    b = Builder()
+    body = [instr("CONST", V + 1, imm=by), instr("F_MUL", V + 2, V, V + 1)]
+    b.tasks(elementwise(b, "scaled", b.arg(4 * N), b.result(4 * N), N, 250, body, V + 2))
     return b.blob()
 
 
@@ -114,10 +118,40 @@ def test_errors_are_exceptions_and_the_next_launch_works() -> None:
     with pytest.raises(jax.errors.JaxRuntimeError, match="does not match its hash"):
         broken = bytearray(chain())
         broken[-100] ^= 1
-        attrs = dict(program=np.frombuffer(bytes(broken), np.uint8), hash=np.int64(1))
+        attrs = dict(program=np.frombuffer(bytes(broken), np.uint8), deadline_ms=np.int64(1000))
         jax.block_until_ready(jax.jit(call(chain(), F32, **attrs))(x))
-    with pytest.raises(jax.errors.JaxRuntimeError, match="not the one that the call names"):
-        jax.block_until_ready(jax.jit(call(chain(), F32, hash=np.int64(5)))(x))
+
+
+def test_a_program_is_not_taken_for_another_of_its_size() -> None:
+    """`other` runs; then a program of as many bytes and operands that claims to be it, and one whose key alone differs."""
+    x = jnp.arange(N, dtype=jnp.float32)
+    other = scaled(2.0)
+    np.testing.assert_array_equal(jax.jit(call(other, F32))(x)[0], 2 * x)
+    at = abi.RECORDS["Header"].fields["hash"][1]
+    good = scaled(3.0)
+    forged = good[:at] + other[at : at + 32] + good[at + 32 :]
+    assert len(forged) == len(other)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="does not match its hash"):
+        jax.block_until_ready(jax.jit(call(forged, F32))(x))
+    with pytest.raises(_ext.ProgramError, match="does not match its hash"):
+        _ext.run(forged, [np.asarray(x)], [np.zeros(N, np.float32)])
+    np.testing.assert_array_equal(jax.jit(call(good, F32))(x)[0], 3 * x)
+    np.testing.assert_array_equal(jax.jit(call(other, F32))(x)[0], 2 * x)
+    before = _ext.programs_kept()
+    p = abi.decode(good)
+    head = {k: p.header[k] for k in ("workspace", "workers", "args", "results", "ranks", "iterations")}
+    np.testing.assert_array_equal(jax.jit(call(abi.encode(p.sections, key=b"k" * 32, **head), F32))(x)[0], 3 * x)
+    assert _ext.programs_kept() == min(before + 1, 256)
+
+
+def test_the_table_of_programs_is_bounded() -> None:
+    x, y = np.ones(N, np.float32), np.zeros(N, np.float32)
+    for n in range(260):
+        _ext.run(scaled(float(n)), [x], [y], threads=1)
+        assert y[0] == n
+    assert _ext.programs_kept() == 256
+    _ext.run(scaled(0.0), [x], [y], threads=1)
+    assert y[0] == 0
 
 
 @functools.cache

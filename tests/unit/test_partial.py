@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jax_mpk.device import CPU, H100
 from jax_mpk.frontend import lower
 from jax_mpk.ir import interpret
 from jax_mpk.ir.graph import Map
 from jax_mpk.options import Options
 from jax_mpk.passes import fuse, partial, recognise, simplify
-from jax_mpk.device import CPU, H100
 from models import decode, registry
 
 SMALL = replace(H100, columns=8, tasks=40)

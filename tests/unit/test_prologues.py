@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from jax_mpk import abi, compiler
+from jax_mpk.device import CPU, H100
 from jax_mpk.ir.graph import Contract
 from jax_mpk.options import Options
 from jax_mpk.passes import placement, split
-from jax_mpk.device import CPU, H100
 
 BF16 = jnp.bfloat16
 

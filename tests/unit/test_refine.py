@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import vm
+from jax_mpk.emit import emit
 
 from jax_mpk import abi
-from jax_mpk.emit import emit
+from jax_mpk.device import Device
 from jax_mpk.errors import UnsupportedError
 from jax_mpk.frontend import lower
 from jax_mpk.ir import expr as E
@@ -51,7 +52,6 @@ from jax_mpk.passes import (
     refine,
     simplify,
 )  # fmt: skip
-from jax_mpk.device import Device
 
 TARGET = Device("cpu", workers=2, columns=16, tasks=5)
 

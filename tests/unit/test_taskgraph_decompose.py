@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from graphs_by_hand import TINY, Builder, cut_small, decoder, dynamic, task_bytes
 
+from jax_mpk.device import CPU, H100, Device, cpu
 from jax_mpk.ir import expr as E
 from jax_mpk.ir import loops
 from jax_mpk.ir.expr import Coord, coord_add, coord_axis, coord_const, coord_scale
@@ -19,7 +20,6 @@ from jax_mpk.kinds.contract import ACCUMULATORS, SHARED_ACCUMULATORS
 from jax_mpk.passes import decompose
 from jax_mpk.passes.boxes import take
 from jax_mpk.passes.decompose import buffer_of, tiles
-from jax_mpk.device import CPU, Device, H100, cpu
 
 
 def points(op, tg: TaskGraph, t: int, skip: frozenset = frozenset()):

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from jax_mpk.device import CPU, H100
 from jax_mpk.errors import VerifyError
 from jax_mpk.ir.tasks import READ, UPDATE, WRITE, Boxes, Csr, Streams, TaskGraph, TensorMap
-from jax_mpk.device import CPU, H100
 from jax_mpk.verify import boxes as geometry
 from jax_mpk.verify import verify
 from tests.taskgraphs import Builder

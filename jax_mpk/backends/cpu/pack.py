@@ -13,8 +13,8 @@ from jax_mpk.ir.tasks import TaskGraph
 from jax_mpk.passes.decompose import buffer_of
 
 
-def pack(graph: Graph, tg: TaskGraph, *, name: str = "") -> bytes:
-    """The program of a refined graph and its task graph (`abi.encode`)."""
+def pack(graph: Graph, tg: TaskGraph, *, name: str = "", key: bytes = b"") -> bytes:
+    """The program of a refined graph and its task graph (`abi.encode`); `key`: what it is made from."""
     a = _Packer(graph, tg, buffer_of(graph))
     a.text(name or graph.name)
     sections = {"Buffer": a.buffers()}
@@ -24,7 +24,7 @@ def pack(graph: Graph, tg: TaskGraph, *, name: str = "") -> bytes:
     place[order] = np.arange(tg.tasks)
     sections |= {"Task": a.tasks()[order]} | a.streams(place) | a.sections()
     results = sum(b.space == "result" for b in tg.buffers)
-    return abi.encode(sections, workspace=tg.workspace, workers=max(1, tg.workers), args=len(graph.args),
+    return abi.encode(sections, key=key, workspace=tg.workspace, workers=max(1, tg.workers), args=len(graph.args),
                       results=results, ranks=1, iterations=1)  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from jax_mpk.device import Device
 
 @dataclass(frozen=True)
 class Executable:
-    """A program ready to launch: the blob, and the machine code of its text."""
+    """A program ready to launch: the blob, whose key is now the hash of the machine code, and the machine code."""
 
     blob: bytes
     cubin: nvrtc.Cubin
@@ -33,4 +34,5 @@ def text(program: abi.Program) -> str:
 
 def build(blob: bytes, device: Device, cache: Path | None = None) -> Executable:
     """Compiles the text of a program; raises `nvrtc.CompileError` (a bug of this package)."""
-    return Executable(blob, nvrtc.compile(text(abi.decode(blob)), device.machine, cache=cache))
+    cubin = nvrtc.compile(text(abi.decode(blob)), device.machine, cache=cache)
+    return Executable(abi.with_key(blob, hashlib.sha256(cubin.code).digest()), cubin)

@@ -1,6 +1,6 @@
 """NVRTC through ctypes: CUDA source to a CUBIN, from the library that JAX's CUDA wheels (or a toolkit) bring.
 
-No GPU and no driver are needed. CUBINs are kept on disk by content; any number of processes may share the directory.
+No GPU and no driver are needed. CUBINs are kept on disk by what they are made from.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import hashlib
 import importlib.util
 import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from jax_mpk.cache import Disk
 from jax_mpk.errors import MpkError, UnsupportedError
 
 FLAGS = ("-std=c++17", "-default-device", "--extra-device-vectorization", "--ptxas-options=-v", "--disable-warnings")
@@ -75,19 +75,23 @@ def version() -> tuple[int, int]:
 
 def compile(source: str, arch: str, *, cache: Path | None = None) -> Cubin:
     """The CUBIN of `source` for `arch` ("sm_90a"); raises `CompileError`."""
-    key = hashlib.sha256(repr((version(), arch, FLAGS, source)).encode()).hexdigest()
-    file = cache / (key + SUFFIX) if cache else None
-    if file is not None:
-        with contextlib.suppress(OSError):
-            code = file.read_bytes()
-            if len(code) > 64 and hashlib.sha256(code[32:]).digest() == code[:32]:
-                os.utime(file)
-                return Cubin(code[32:], "")
+    key = hashlib.sha256(repr((version(), arch, FLAGS, source)).encode()).digest()
+    disk = Disk(cache, LIMIT, SUFFIX, _is_cubin) if cache else None
+    entry = disk.get(key) if disk else None
+    if entry is not None:
+        return Cubin(entry[_HEAD:], "")
     cubin = Cubin(*_compile(source, arch, "CUBIN"))
-    if file is not None:
-        with contextlib.suppress(OSError):
-            _keep(file, hashlib.sha256(cubin.code).digest() + cubin.code)
+    if disk:
+        disk.put(key, key + hashlib.sha256(cubin.code).digest() + cubin.code)
     return cubin
+
+
+_HEAD = 64
+"""Bytes before the machine code in a file: the key that it was built from, its hash."""
+
+
+def _is_cubin(key: bytes, entry: bytes) -> bool:
+    return entry[:_HEAD] == key + hashlib.sha256(entry[_HEAD:]).digest()
 
 
 def ptx(source: str, arch: str) -> str:
@@ -117,24 +121,3 @@ def _fetch(size: ctypes._NamedFuncPointer, get: ctypes._NamedFuncPointer, progra
     buffer = ctypes.create_string_buffer(n.value)
     get(program, buffer)
     return buffer.raw
-
-
-def _keep(file: Path, data: bytes) -> None:
-    """Writes beside the place and renames; removes the least recently used beyond the bound."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=".new-")
-    with os.fdopen(handle, "wb") as f:
-        f.write(data)
-    os.replace(name, file)
-    entries = []
-    for e in os.scandir(file.parent):
-        if e.name.endswith(SUFFIX):
-            with contextlib.suppress(FileNotFoundError):
-                entries.append((e.stat().st_mtime_ns, e.stat().st_size, e.path))
-    total = sum(size for _, size, _ in entries)
-    for _, size, path in sorted(entries):
-        if total <= LIMIT:
-            break
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-        total -= size

@@ -28,8 +28,8 @@ STAMPS = 32
 """Bytes of the times that a task leaves when profiled."""
 
 
-def pack(graph: Graph, tg: TaskGraph, device: Device, *, name: str = "") -> bytes:
-    """The program of a refined graph and its task graph (`abi.encode`)."""
+def pack(graph: Graph, tg: TaskGraph, device: Device, *, name: str = "", key: bytes = b"") -> bytes:
+    """The program of a refined graph and its task graph (`abi.encode`); `key`: what it is made from."""
     a = _Packer(graph, tg, buffer_of(graph))
     a.text(name or graph.name)
     sections = {"Buffer": a.buffers()}
@@ -48,7 +48,7 @@ def pack(graph: Graph, tg: TaskGraph, device: Device, *, name: str = "") -> byte
     sections |= {"Unit": units, "Kernel": np.array([kernel], abi.RECORDS["Kernel"])} | a.sections()
     sections["Source"] = np.frombuffer(text.text.encode(), abi.RECORDS["Source"])
     workspace = max(spill_at + s.spill * tg.workers + profile, ALIGN)
-    return abi.encode(sections, workspace=workspace, workers=max(1, tg.workers), args=len(graph.args), results=results,
+    return abi.encode(sections, key=key, workspace=workspace, workers=max(1, tg.workers), args=len(graph.args), results=results,
                       ranks=1, iterations=1)  # fmt: skip
 
 

@@ -1,10 +1,15 @@
-// SHA-256 (FIPS 180-4): the loader recomputes a program's content hash, as `jax_mpk.abi.decode` does.
+// SHA-256 (FIPS 180-4), and the content hash of a program as `jax_mpk.abi.content_hash` has it.
 #pragma once
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 
+#include "abi.h"
+
 namespace mpk {
+
+using Digest = std::array<uint8_t, 32>;
 
 class Sha256 {
  public:
@@ -19,16 +24,15 @@ class Sha256 {
     }
   }
 
-  // The first eight bytes of the digest as a little-endian number.
-  uint64_t finish() {
+  Digest finish() {
     const uint64_t bits = length_ * 8;
     const uint8_t one = 0x80, zero = 0;
     update(&one, 1);
     while (fill_ != 56) update(&zero, 1);
     for (int i = 0; i < 8; ++i) block_[56 + i] = static_cast<uint8_t>(bits >> (56 - 8 * i));
     compress();
-    uint64_t out = 0;
-    for (int i = 0; i < 8; ++i) out |= static_cast<uint64_t>(state_[i / 4] >> (24 - 8 * (i % 4)) & 0xff) << (8 * i);
+    Digest out;
+    for (int i = 0; i < 32; ++i) out[i] = static_cast<uint8_t>(state_[i / 4] >> (24 - 8 * (i % 4)));
     return out;
   }
 
@@ -71,5 +75,24 @@ class Sha256 {
   size_t fill_ = 0;
   uint8_t block_[64];
 };
+
+// Of a blob of at least a header: everything but the hash in it.
+inline Digest content_hash(const void* blob, size_t bytes) {
+  abi::Header clean;
+  std::memcpy(&clean, blob, sizeof clean);
+  std::memset(clean.hash, 0, sizeof clean.hash);
+  Sha256 sha;
+  sha.update(&clean, sizeof clean);
+  sha.update(static_cast<const char*>(blob) + sizeof clean, bytes - sizeof clean);
+  return sha.finish();
+}
+
+// Whether the content is what the blob's own hash says.
+inline bool undamaged(const void* blob, size_t bytes) {
+  abi::Header h;
+  std::memcpy(&h, blob, sizeof h);
+  const Digest d = content_hash(blob, bytes);
+  return std::memcmp(d.data(), h.hash, d.size()) == 0;
+}
 
 }  // namespace mpk
