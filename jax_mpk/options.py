@@ -59,6 +59,10 @@ class Options:
     window: int = _knob(WINDOW, "CUDA: frames of the ring in flight at once, at least 1", codegen=True)
     ring: int = _knob(0, "CUDA: frames of 16 KiB in a block's ring; 0 = what fits; more than the window", codegen=True)
 
+    profile: bool = _knob(
+        False, "CUDA: every task leaves four times at the end of the workspace (benchmarks.timeline)", codegen=True
+    )
+
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
