@@ -88,10 +88,6 @@ MPK_STORAGE(BOOL, u8, x != 0, (u8)(x != 0))
 
 template <class T> __device__ __forceinline__ u32 load(const void* p, i64 i) { return Storage<T>::load(p, i); }
 template <class T> __device__ __forceinline__ void store(void* p, i64 i, u32 x) { Storage<T>::store(p, i, x); }
-template <class T> __device__ __forceinline__ u32 add_as(u32 x, u32 y) { return x + y; }
-template <> __device__ __forceinline__ u32 add_as<F32>(u32 x, u32 y) { return b(f(x) + f(y)); }
-template <> __device__ __forceinline__ u32 add_as<BF16>(u32 x, u32 y) { return b(f(x) + f(y)); }
-template <> __device__ __forceinline__ u32 add_as<F16>(u32 x, u32 y) { return b(f(x) + f(y)); }
 
 __device__ __forceinline__ i64 clamp_to(u32 x, int limit) { return min(max((int)x, 0), limit); }
 

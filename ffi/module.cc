@@ -61,13 +61,12 @@ void run(nb::bytes blob, nb::sequence args, nb::sequence results, uint32_t threa
       for (size_t i = 0; i < o.results.size(); ++i)
         if (!aliased[i]) std::memset(o.results[i], 0xff, o.result_bytes[i]);
     }
-    e = launch(*program, o, options);
+    e = launch(program, o, options);
   }
   if (e.kind == LaunchError::kArguments) throw nb::value_error(e.text.c_str());
-  if (e.kind == LaunchError::kDeadline) {
-    PyErr_SetString(PyExc_TimeoutError, e.text.c_str());
-    throw nb::python_error();
-  }
+  if (e.kind == LaunchError::kNone) return;
+  PyErr_SetString(e.kind == LaunchError::kDeadline ? PyExc_TimeoutError : PyExc_MemoryError, e.text.c_str());
+  throw nb::python_error();
 }
 
 nb::dict info() {

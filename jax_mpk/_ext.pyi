@@ -21,7 +21,7 @@ def run(
 
     threads: 0 = one per core. seed >= 0: one thread, a random order that the events allow. poison: fills the workspace
     and the results that are no alias with 0xff bytes first. Raises `ProgramError`, `ValueError` for buffers that do not
-    fit, and `TimeoutError` when no task finished for `deadline_ms`.
+    fit, `TimeoutError` when no task finished for `deadline_ms`, and `MemoryError`.
     """
 
 def check(blob: bytes) -> None:

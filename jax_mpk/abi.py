@@ -45,8 +45,8 @@ registers live from stage to stage, vector registers only inside one strip of on
 Instructions. `dst = op(a, b, c)`. CONST: imm. INDEX: i32 imm + sum over all axes of stride[axis]*i_axis of access `aux`
 (its slot, offset and dtype do not matter). SELECT: b where a, else c. LOAD widens to the register type of the access's
 dtype; stores narrow (floats round to nearest even, integers wrap). STORE: value a. STORE_IF: value a where b.
-STORE_ADD: memory += a where b, in the arithmetic of the register type, points in index order. Integer division and
-shifts follow XLA: x/0 = -1 (all ones), x%0 = x, MIN/-1 = MIN, MIN%-1 = 0, a shift by 32 or more is 0 (SAR: the sign).
+STORE_ADD, STORE_MUL, STORE_MAX, STORE_MIN: memory = op(memory, a) where b, in the arithmetic of the access's type, points in
+index order. Integer division and shifts follow XLA: x/0 = -1 (all ones), x%0 = x, MIN/-1 = MIN, MIN%-1 = 0, a shift by 32 or more is 0 (SAR: the sign).
 F_MAX and F_MIN give NaN when one operand is NaN. F_TO_I and F_TO_U truncate and saturate, NaN gives 0. F_REM is fmod.
 
 Fixed order of reductions (so that a result never depends on the strip length or instruction set): element i of the
@@ -113,6 +113,24 @@ VECTOR_REG = 0x8000
 MAX_REGS = 64
 """Registers a file: a code that needs more is split by the compiler (an operator is materialised)."""
 
+OPCODES: tuple[tuple[int, str], ...] = (
+    (0, "CONST INDEX LOAD"), (1, "STORE"), (2, "STORE_IF STORE_ADD STORE_MUL STORE_MAX STORE_MIN"), (1, "MOVE"), (3, "SELECT"),
+    # f32
+    (1, "F_NEG F_ABS F_EXP F_EXP2 F_EXPM1 F_LOG F_LOG1P F_SQRT F_RSQRT F_CBRT F_TANH F_SIN F_COS F_TAN F_LOGISTIC F_ERF "
+        "F_SIGN F_FLOOR F_CEIL F_ROUND_EVEN F_ROUND_AWAY F_IS_FINITE F_ROUND_BF16 F_ROUND_F16 F_TO_I F_TO_U F_TO_B"),
+    (2, "F_ADD F_SUB F_MUL F_DIV F_REM F_MAX F_MIN F_POW F_POW_I F_ATAN2 F_LT F_LE F_EQ F_NE"),
+    # integers: I_ are shared by i32, u32 and bool where the bits agree
+    (1, "I_NEG I_ABS I_SIGN I_NOT B_NOT I_POPCOUNT I_CLZ I_TO_F U_TO_F I_TO_B I_WRAP_I8 I_WRAP_U8 I_WRAP_I16 I_WRAP_U16"),
+    (2, "I_ADD I_SUB I_MUL I_DIV U_DIV I_REM U_REM I_MAX U_MAX I_MIN U_MIN I_POW I_AND I_OR I_XOR I_SHL I_SHR I_SAR "
+        "I_LT U_LT I_LE U_LE I_EQ I_NE"),
+)  # fmt: skip
+"""Instructions in the order of their numbers, in groups of (register operands, names). `dst`, `a`, `b`, `c` are
+registers; `aux` is an access (LOAD, STORE*, INDEX)."""
+ARITY: tuple[int, ...] = tuple(n for n, names in OPCODES for _ in names.split())
+"""How many of `a`, `b`, `c` an instruction reads, by opcode."""
+DTYPE_BYTES: tuple[int, ...] = (4, 2, 2, 4, 2, 1, 4, 2, 1, 1)
+"""Bytes of an element, by `Dtype`."""
+
 MAX_EXTENT = 1 << 30
 """The longest loop axis: indices are 32-bit, and a task's end may lie a tile beyond the axis."""
 
@@ -127,26 +145,13 @@ ENUMS: dict[str, list[str]] = {
     # Positions in Op.params.
     "Param": ["RHS0", "RHS1", "RHS2", "RHS3", "N_RHS", "N_BATCH", "N_M", "N_N", "N_K", "KEY", "VALUE", "N_ROWS",
               "KEY_DTYPE", "COUNT", "OUT", "DESCENDING", "PAYLOAD", "REDUCE_DTYPE"],
-    # Instructions: dst, a, b, c are registers; `aux` is an access (LOAD, STORE*, INDEX). Type-neutral ones come first.
-    "Opcode": [
-        "CONST", "INDEX", "LOAD", "STORE", "STORE_IF", "STORE_ADD", "MOVE", "SELECT",
-        # f32 unary
-        "F_NEG", "F_ABS", "F_EXP", "F_EXP2", "F_EXPM1", "F_LOG", "F_LOG1P", "F_SQRT", "F_RSQRT", "F_CBRT", "F_TANH",
-        "F_SIN", "F_COS", "F_TAN", "F_LOGISTIC", "F_ERF", "F_SIGN", "F_FLOOR", "F_CEIL", "F_ROUND_EVEN",
-        "F_ROUND_AWAY", "F_IS_FINITE", "F_ROUND_BF16", "F_ROUND_F16", "F_TO_I", "F_TO_U", "F_TO_B",
-        # f32 binary
-        "F_ADD", "F_SUB", "F_MUL", "F_DIV", "F_REM", "F_MAX", "F_MIN", "F_POW", "F_POW_I", "F_ATAN2",
-        "F_LT", "F_LE", "F_EQ", "F_NE",
-        # integers: I_ are shared by i32, u32 and bool where the bits agree
-        "I_NEG", "I_ABS", "I_SIGN", "I_NOT", "B_NOT", "I_POPCOUNT", "I_CLZ", "I_TO_F", "U_TO_F", "I_TO_B",
-        "I_WRAP_I8", "I_WRAP_U8", "I_WRAP_I16", "I_WRAP_U16",
-        "I_ADD", "I_SUB", "I_MUL", "I_DIV", "U_DIV", "I_REM", "U_REM", "I_MAX", "U_MAX", "I_MIN", "U_MIN", "I_POW",
-        "I_AND", "I_OR", "I_XOR", "I_SHL", "I_SHR", "I_SAR", "I_LT", "U_LT", "I_LE", "U_LE", "I_EQ", "I_NE",
-    ],
+    "Opcode": [name for _, names in OPCODES for name in names.split()],
 }  # fmt: skip
 
 SLOT_ACT, SLOT_LIMIT, SLOT_ACC = 0xFF00, 0xFF01, 0xFF10
 """Slots from SLOT_ACT on are scratch of the running task (SLOT_ACC + j: accumulator j); they are tile-relative."""
+COMBINES = {"add": "STORE_ADD", "mul": "STORE_MUL", "max": "STORE_MAX", "min": "STORE_MIN"}
+"""The stores that combine with what is in memory, by the name of the operation."""
 ACCUMULATE = 1
 """Stage flag: a further range of the same reduction (concatenated bodies)."""
 STREAMED = 1
@@ -234,8 +239,12 @@ class Program:
         return self.sections[section]
 
     def name(self, offset: int) -> str:
+        """The name at a byte offset; raises `ProgramError`."""
         names = self.sections["Name"]["byte"].tobytes()
-        return names[offset : names.index(b"\0", offset)].decode()
+        end = names.find(b"\0", offset)
+        if end < 0:
+            raise ProgramError(f"the name at {offset} of {len(names)} bytes does not end")
+        return names[offset:end].decode(errors="backslashreplace")
 
 
 def content_hash(blob: bytes) -> bytes:
@@ -312,6 +321,8 @@ def header() -> str:
     for name in ("MAGIC", "VERSION", "MAX_AXES", "MAX_DYN", "MAX_WAITS", "MAX_TRIGGERS", "LANES",
                  "VECTOR_REG", "MAX_REGS", "MAX_EXTENT", "SLOT_ACT", "SLOT_LIMIT", "SLOT_ACC", "ACCUMULATE", "IN_PLACE"):  # fmt: skip
         lines.append(f"constexpr uint32_t {name} = {globals()[name]:#x};")
+    for name in ("ARITY", "DTYPE_BYTES"):
+        lines.append(f"constexpr uint8_t {name}[] = {{{', '.join(map(str, globals()[name]))}}};")
     for name, members in ENUMS.items():
         lines += ["", f"enum class {name} : uint8_t {{"]
         lines += [f"  {m} = {n}," for n, m in enumerate(members)] + ["};"]
@@ -325,6 +336,18 @@ def header() -> str:
             lines.append(f"  {_CTYPE[base.str[1:]]} {field}{dims};")
         lines += ["};", f"static_assert(sizeof({name}) == {dtype.itemsize});"]
         lines += [f"static_assert(offsetof({name}, {f}) == {dtype.fields[f][1]});" for f in dtype.names or ()]
+    lines += [
+        "",
+        "#ifdef MPK_ABI_FIELDS  // what records consist of, for tools that walk them; section -1 is the header",
+    ]
+    lines += ["struct Field {", "  int section;", "  uint16_t record, offset, bytes, count;", "};"]
+    lines += ["constexpr Field FIELDS[] = {"]
+    for name, dtype in RECORDS.items():
+        section = SECTIONS.index(name) if name in SECTIONS else -1
+        for sub, offset in (dtype.fields[f][:2] for f in dtype.names or ()):
+            width = sub.base.itemsize
+            lines.append(f"  {{{section}, {dtype.itemsize}, {offset}, {width}, {sub.itemsize // width}}},")
+    lines += ["};", "#endif"]
     return "\n".join([*lines, "", "}  // namespace mpk::abi", ""])
 
 

@@ -83,7 +83,7 @@ def _emit(u: Unit) -> bytes:
 
 
 PASSES: tuple[Pass, ...] = (
-    Pass("lower", "graph", lambda u: lower(u.jaxpr, name=u.name)),
+    Pass("lower", "graph", lambda u: lower(u.jaxpr, name=u.name, platform=u.target.name)),
     Pass("simplify", "graph", lambda u: simplify.run(u.graph)),
     Pass("recognise", "graph", lambda u: recognise.run(u.graph)),
     Pass("fission", "graph", lambda u: fission.run(u.graph)),

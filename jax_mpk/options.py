@@ -29,8 +29,10 @@ WINDOW = 3
 """Copies of the weight stream in flight, unless a knob says otherwise: what was fastest on an H100."""
 
 
-def _knob(default: Any, help: str, *, codegen: bool = False) -> Any:
-    return field(default=default, metadata={"help": help, "codegen": codegen})
+def _knob(default: Any, help: str, *, codegen: bool = False, least: int = 0, most: int = 0) -> Any:
+    """`least`, `most`: bounds of an int, inclusive. What takes memory or time in proportion has a bound that is far beyond
+    any use and still harmless."""
+    return field(default=default, metadata={"help": help, "codegen": codegen, "least": least, "most": most})
 
 
 @dataclass(frozen=True)
@@ -42,22 +44,32 @@ class Options:
         "", "last compiler pass to run, for looking at its output; such a function does not run as a megakernel"
     )
     cache_dir: str | None = _knob(None, "directory of compiled programs; '' = no disk cache, unset = the user's cache")
-    cache_bytes: int = _knob(1 << 30, "size bound of the disk cache; the least recently used programs are removed")
-    cache_entries: int = _knob(64, "compiled programs kept in memory; 0 = none")
-    deadline_ms: int = _knob(60_000, "a launch in which no task ends for so long fails, and says who waits for whom")
-    threads: int = _knob(0, "CPU: threads of a launch; 0 = one per core")
-    seed: int = _knob(0, "CPU: run the tasks one by one in a random order that the events allow; 0 = in parallel")
-    workers: int = _knob(0, "workers that placement plans for; 0 = the target's number", codegen=True)
-    tasks: int = _knob(0, "tasks an operator that decomposition aims for; 0 = the target's number", codegen=True)
-    columns: int = _knob(0, "columns of a contraction task; 0 = the target's number", codegen=True)
+    cache_bytes: int = _knob(
+        1 << 30, "size bound of the disk cache; the least recently used programs are removed", most=(1 << 63) - 1
+    )
+    cache_entries: int = _knob(64, "compiled programs kept in memory; 0 = none", most=1_000_000)
+    deadline_ms: int = _knob(
+        60_000, "a launch in which no task ends for so long fails, and says who waits for whom", most=(1 << 31) - 1
+    )
+    threads: int = _knob(0, "CPU: threads of a launch; 0 = one per core", most=255)
+    seed: int = _knob(
+        0, "CPU: run the tasks one by one in a random order that the events allow; 0 = in parallel", most=(1 << 63) - 1
+    )
+    workers: int = _knob(0, "workers that placement plans for; 0 = the target's number", codegen=True, most=4096)
+    tasks: int = _knob(
+        0, "tasks an operator that decomposition aims for; 0 = the target's number", codegen=True, most=1 << 16
+    )
+    columns: int = _knob(0, "columns of a contraction task; 0 = the target's number", codegen=True, most=1 << 16)
     arch: str = _knob(
         "", "CUDA: use what this architecture has and no more, as sm_80; '' = the device's own", codegen=True
     )
     stream: bool = _knob(
         True, "CUDA: stream weights by tensor copies (sm_90 on); off = read them where they lie", codegen=True
     )
-    window: int = _knob(WINDOW, "CUDA: frames of the ring in flight at once, at least 1", codegen=True)
-    ring: int = _knob(0, "CUDA: frames of 16 KiB in a block's ring; 0 = what fits; more than the window", codegen=True)
+    window: int = _knob(WINDOW, "CUDA: frames of the ring in flight at once", codegen=True, least=1, most=63)
+    ring: int = _knob(
+        0, "CUDA: frames of 16 KiB in a block's ring; 0 = what fits; more than the window", codegen=True, most=64
+    )
 
     profile: bool = _knob(
         False, "CUDA: every task leaves four times at the end of the workspace (benchmarks.timeline)", codegen=True
@@ -74,8 +86,13 @@ class Options:
             }
             if not isinstance(value, kinds[str(f.type)]) or isinstance(value, bool) != (f.type == "bool"):
                 raise TypeError(f"option {f.name} takes {f.type}, not {value!r}")
-            if isinstance(value, int) and not 0 <= value < 1 << 63:
-                raise OptionError(f"option {f.name} is at least 0 and less than 2**63, not {value}")
+            if f.type == "int":
+                for ok, word, bound in (
+                    (value >= f.metadata["least"], "least", f.metadata["least"]),
+                    (value <= f.metadata["most"], "most", f.metadata["most"]),
+                ):
+                    if not ok:
+                        raise OptionError(f"option {f.name} is at {word} {bound}, not {value}")
             if isinstance(value, str) and "\0" in value:
                 raise OptionError(f"option {f.name} has a NUL in it: {value!r}")
         if self.stop_after:
@@ -85,8 +102,6 @@ class Options:
                 raise OptionError(f"stop_after={self.stop_after!r} is no pass; the passes are {', '.join(names)}")
         if self.arch and not re.fullmatch(r"sm_[1-9]\d{1,2}[af]?", self.arch):
             raise OptionError(f"option arch is the name of an architecture, as sm_80 or sm_90a, not {self.arch!r}")
-        if self.window < 1:
-            raise OptionError("option window is at least 1: without a frame in flight nothing moves")
         if self.ring and self.ring <= self.window:
             raise OptionError(f"option ring is 0 or more than the window of {self.window} frames, not {self.ring}")
 

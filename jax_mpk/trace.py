@@ -2,7 +2,8 @@
 
 `jax.make_jaxpr` traces (and remembers its traces: same function, same types, same jaxpr object). `prepare` then turns
 the closed jaxpr into a `Call`: arrays that the function closes over become operands, inputs that nothing uses are left
-out, and outputs that are inputs, captured arrays, literals or repetitions never enter the primitive.
+out, and outputs that are inputs, captured arrays, literals or repetitions never enter the primitive. Nor do arrays without
+elements: as operands they are constants, as outputs literals.
 
 What is made of a call later (its evaluation outside of `jit`, its derivative, its batched forms) is kept in the call
 (`remembered`), the call by the closed jaxpr, and that by JAX for as long as the traced function lives.
@@ -94,6 +95,8 @@ def _prepare(closed: jc.ClosedJaxpr, arguments: Callable[[], Sequence[str]] | No
     origin: dict[Any, tuple[str, Any]] = {v: ("arg", i) for i, v in enumerate(jaxpr.invars)}
     origin |= {v: ("captured", i) for i, v in enumerate(constvars)}
     kept = [(v, c) for v, c in zip(constvars, consts, strict=True) if v in used and _embeds(c)]
+    empty = [v for v in (*constvars, *jaxpr.invars) if v in used and _is_empty(v)]
+    kept = list((dict(kept) | {v: np.zeros(v.aval.shape, v.aval.dtype) for v in empty}).items())
     embedded = {v for v, _ in kept}
     invars = [v for v in (*constvars, *jaxpr.invars) if v in used and v not in embedded]
 
@@ -104,6 +107,8 @@ def _prepare(closed: jc.ClosedJaxpr, arguments: Callable[[], Sequence[str]] | No
             outputs.append(("literal", np.asarray(v.val, v.aval.dtype)))
         elif v in origin:
             outputs.append(origin[v])
+        elif _is_empty(v):
+            outputs.append(("literal", np.zeros(v.aval.shape, v.aval.dtype)))
         else:
             outputs.append(("result", results.setdefault(v, len(results))))
     inner = None
@@ -128,6 +133,11 @@ def _name(kind: str, n: int, arguments: Sequence[str]) -> str:
 
 def _embeds(const: Any) -> bool:
     return not isinstance(const, jax.Array) and np.asarray(const).nbytes <= EMBED
+
+
+def _is_empty(v: Any) -> bool:
+    """Whether a variable is an array of numbers without elements."""
+    return 0 in getattr(v.aval, "shape", ()) and isinstance(v.aval.dtype, np.dtype)
 
 
 def _has_captures(eqn: Any) -> bool:

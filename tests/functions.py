@@ -25,6 +25,20 @@ def gated(h: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     return jax.nn.silu(h @ a) * (h @ b)
 
 
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def conv(
+    x: jax.Array, w: jax.Array, stride: Any = 1, padding: Any = "SAME", groups: int = 1, dims: Any = NHWC
+) -> jax.Array:
+    strides = stride if isinstance(stride, tuple) else (stride,) * (x.ndim - 2)
+    return lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=dims, feature_group_count=groups)
+
+
+def pool(x: jax.Array, f: Any, init: Any, stride: int = 1, padding: str = "SAME") -> jax.Array:
+    return lax.reduce_window(x, init, f, (1, 3, 3, 1), (1, stride, stride, 1), padding)
+
+
 F32, BF16 = jnp.float32, jnp.bfloat16
 
 CASES: dict[str, tuple[Callable[..., Any], tuple]] = {
@@ -79,6 +93,11 @@ CASES: dict[str, tuple[Callable[..., Any], tuple]] = {
     "scatter": (lambda x, i, y: x.at[i].set(y, mode="drop"), (data(9, 5), np.array([3, 12, 0], np.int32), data(3, 5))),
     "scatter, twice to one place": (lambda x, i, y: x.at[i].set(y, mode="drop"),
                                     (data(9, 5), ints(5, 40), data(40, 5))),
+    "scatter, windows that overlap": (lambda x, i, y: (
+        lax.scatter(x, i[:, None], y, lax.ScatterDimensionNumbers((1,), (), (0,))),
+        lax.scatter(x, i[:, None], y.T, lax.ScatterDimensionNumbers((0,), (), (0,))),
+        lax.scatter_add(x, i[:, None], y.T, lax.ScatterDimensionNumbers((0,), (), (0,)))),
+        (data(40), ints(30, 50), data(50, 7))),
     "scatter add": (lambda x, i, y: x.at[i].add(y), (data(9, 5), np.array([3, 0, 3, 8], np.int32), data(4, 5))),
     "scatter add, drop": (lambda x, i, y: x.at[i].add(y, mode="drop"),
                           (ints(9, 9), np.array([3, 9, 3], np.int32), ints(9, 3))),
@@ -103,6 +122,19 @@ CASES: dict[str, tuple[Callable[..., Any], tuple]] = {
     "gathered weight": (lambda x, w, e: x @ w[e], (data(3, 6), data(5, 6, 20), np.int32(3))),
     "grouped": (lambda q, k: jnp.einsum("hgd,shd->hgs", q.reshape(2, 3, 8), k), (data(6, 8), data(10, 2, 8))),
     "integer matmul": (lambda x, w: x @ w, (ints(9, 4, 7), ints(9, 7, 5))),
+    "integer matmul, wrapping": (lambda x, w: (x @ w, (x @ w) * 3 + 1), (ints(1 << 31, 4, 37), ints(1 << 31, 37, 21))),
+    "integer matmul, 8 bits": (lambda x, w, v: (lax.dot(x, w, preferred_element_type=jnp.int32), lax.dot(x, v.T)),
+                               (ints(128, 7, 75, low=-128, dtype=np.int8), ints(128, 75, 40, low=-128, dtype=np.int8),
+                                ints(128, 33, 75, low=-128, dtype=np.int8))),
+    "integer matmul, unsigned": (lambda x, w: lax.dot(x, w, preferred_element_type=jnp.uint32),
+                                 (ints(1 << 16, 3, 70, dtype=np.uint16), ints(1 << 16, 70, 20, dtype=np.uint16))),
+    "integers, float sum": (lambda x, w: lax.dot(x, w, preferred_element_type=F32),
+                            (ints(1 << 31, 3, 40, low=-(1 << 31)), ints(1 << 31, 40, 20, low=-(1 << 31)))),
+    "dequantised": (lambda x, w, s: lax.dot(x, w, preferred_element_type=jnp.int32).astype(F32) * s + 1,
+                    (ints(128, 2, 64, low=-128, dtype=np.int8), ints(128, 64, 48, low=-128, dtype=np.int8), data(48))),
+    "right sides of two types": (
+        lambda x, a, b: jax.nn.silu(jnp.tanh(x) @ jnp.sin(a)) * lax.dot(jnp.tanh(x), jnp.sin(b), preferred_element_type=F32),
+        (data(3, 24), data(24, 40), data(24, 40, dtype=BF16))),
     "sort": (lambda x: (jnp.sort(x, 1), jnp.argsort(x, 1)), (data(4, 13),)),
     "sort, integers": (lambda x: jnp.sort(x), (ints(5, 30),)),
     "top k": (lambda x: lax.top_k(x, 3), (data(4, 13),)),
@@ -147,6 +179,64 @@ CASES: dict[str, tuple[Callable[..., Any], tuple]] = {
     "signed zeros": (lambda x, y: (jnp.maximum(x, y), jnp.minimum(x, y), jnp.clip(x, 0, 1), lax.clamp(np.float32(-0.0), x, np.float32(1)),
                                    x.max(), x.min(), lax.cummin(x), lax.cummax(y)),
                      (np.array([0, -0.0, 0, -0.0, 0.5], np.float32), np.array([-0.0, 0, 0, -0.0, -0.0], np.float32))),
+    "convolution": (lambda x, w, b: jax.nn.relu(conv(x, w, 2) + b), (data(1, 7, 6, 3), data(3, 3, 3, 9), data(9))),
+    "convolution, valid": (lambda x, w: conv(x, w, 1, "VALID"), (data(1, 4, 5, 6), data(2, 3, 6, 4))),
+    "convolution, bf16": (lambda x, w: conv(x, w), (data(1, 5, 4, 4, dtype=BF16), data(3, 1, 4, 6, dtype=BF16))),
+    "patches": (lambda x, w: conv(x, w, (3, 2), "VALID"), (data(2, 6, 4, 3), data(3, 2, 3, 8))),
+    "convolution, channels first": (
+        lambda x, w: conv(x, w, 1, [(1, 0), (2, -1)], dims=("NCHW", "OIHW", "NCHW")), (data(2, 3, 4, 5), data(5, 3, 2, 3))),
+    "convolution, one axis": (lambda x, w: conv(x, w, 1, dims=("NWC", "WIO", "NWC")), (data(1, 9, 4), data(3, 4, 5))),
+    "depthwise": (lambda x, w: jax.nn.silu(conv(x, w, 1, [(3, 0)], 6, ("NWC", "WIO", "NWC"))), (data(2, 7, 6), data(4, 1, 6))),
+    "depthwise, several": (lambda x, w: conv(x, w, groups=3), (data(1, 4, 5, 3), data(2, 3, 1, 6))),
+    "convolution, grouped": (lambda x, w: conv(x, w, groups=2), (data(1, 4, 3, 6), data(2, 2, 3, 18))),
+    "convolution, dilated": (
+        lambda x, w: lax.conv_general_dilated(x, w, (1, 2), [(2, 1), (0, 3)], (2, 1), (1, 2), NHWC), (data(1, 3, 6, 2), data(3, 2, 2, 3))),
+    "convolution, transposed": (lambda x, w: lax.conv_transpose(x, w, (2, 3), "SAME"), (data(1, 3, 2, 3), data(3, 4, 3, 2))),
+    "convolution, gradient": (
+        lambda x, w: jax.grad(lambda x, w: (conv(x, w, 2) ** 2).sum(), (0, 1))(x, w), (data(1, 5, 4, 2), data(3, 2, 2, 3))),
+    "depthwise, gradient": (
+        lambda x, w: jax.grad(lambda x, w: (conv(x, w, 1, [(2, 0)], 3, ("NWC", "WIO", "NWC")) ** 2).sum(), (0, 1))(x, w),
+        (data(2, 4, 3), data(3, 1, 3))),
+    "convolution, integers": (lambda x, w: conv(x, w, 1, "SAME"), (ints(9, 1, 4, 3, 2), ints(9, 2, 2, 2, 3, low=-9))),
+    "windows overlapping by steps": (
+        lambda x, w: lax.conv_general_dilated(x, w, (3, 3), [(2, 4), (2, 4)], (2, 1), (3, 1), ("HNWC", "IWHO", "HCNW"), 1, 3),
+        (data(8, 9, 7, 3), data(3, 2, 3, 27))),
+    "pooling": (lambda x: (pool(x, lax.max, -np.inf), pool(x, lax.min, np.inf, padding="VALID"), pool(x, lax.add, 0.0) / 9,
+                           pool(x, lax.mul, 1.0, 2)), (data(1, 5, 6, 4),)),
+    "pooling, integers": (lambda x: (pool(x, lax.max, np.int32(-(2**31))), pool(x, lax.add, np.int32(0), 2)), (ints(99, 1, 5, 4, 3, low=-99),)),
+    "pooling, long": (lambda x: lax.reduce_window(x, 0.0, lax.add, (70,), (3,), "SAME", window_dilation=(2,)), (data(100),)),
+    "pooling, spread": (lambda x: lax.reduce_window(x, -np.inf, lax.max, (2, 3), (1, 2), [(1, 0), (-1, 2)], (2, 1), (1, 2)), (data(5, 9),)),
+    "pooling by a function": (lambda x: pool(x, jnp.logaddexp, -np.inf, 2), (data(1, 4, 5, 2),)),
+    "pooling, gradient": (lambda x: jax.grad(lambda x: (pool(x, lax.max, -np.inf) ** 2).sum())(x), (data(1, 5, 4, 3),)),
+    "pooling, tangents": (lambda x, t: jax.jvp(lambda x: pool(x, lax.min, np.inf), (x,), (t,))[1], (data(1, 5, 4, 3), data(1, 5, 4, 3, seed=1))),
+    "average pooling, gradient": (lambda x: jax.grad(lambda x: (pool(x, lax.add, 0.0) ** 2).sum())(x), (data(1, 5, 4, 3),)),
+    "reductions by functions": (lambda x, i: (lax.reduce(x, -np.inf, jnp.logaddexp, (0,)), lax.reduce(x, 2.0, lax.add, (1,)),
+                                              lax.reduce_xor(i, (0, 1)), lax.reduce_xor(i, (1,))), (data(18, 3), ints(1 << 30, 5, 20))),
+    "special functions": (lambda x: (lax.erf_inv(jnp.tanh(x)), lax.lgamma(x * 3), lax.digamma(x * 3), jnp.log2(abs(x)), lax.erfc(x)), (data(40),)),
+    "normal": (lambda k: jax.random.normal(k, (5, 7)), (np.array([1, 2], np.uint32),)),
+    "next after": (lambda x, y: (lax.nextafter(x, y), lax.nextafter(x.astype(BF16), y.astype(BF16)), lax.nextafter(x.astype(np.float16), y.astype(np.float16))),
+                   (np.array([0, -0.0, 1, -1, 1, 60000, 0.5], np.float32), np.array([1, -1, 2, -2, 0, np.inf, -np.inf], np.float32))),
+    "bits of other widths": (lambda x, b: (lax.bitcast_convert_type(x, np.uint8), lax.bitcast_convert_type(x, BF16), lax.bitcast_convert_type(b, np.float32),
+                                           lax.bitcast_convert_type(b, np.int32), lax.bitcast_convert_type(b[:, :2], np.float16)),
+                             (data(6), ints(120, 5, 4, dtype=np.uint8))),
+    "search": (lambda x, y: (jnp.searchsorted(jnp.sort(x), y), jnp.histogram(y, bins=4, range=(-2.0, 2.0))[0]), (data(20), data(9))),
+    "cumulative logsumexp": (lambda x: (lax.cumlogsumexp(x, 1), lax.cumlogsumexp(x, 1, reverse=True)), (data(2, 70),)),
+    "approximate top k": (lambda x: (lax.approx_max_k(x, 3), lax.approx_min_k(x, 2, reduction_dimension=0)), (data(4, 13),)),
+    "top k along rows": (lambda x: lax.top_k(x.T, 2), (data(4, 13),)),
+    "ragged dot": (lambda x, w, n: lax.ragged_dot(x, w, n), (data(9, 6), data(4, 6, 5), np.array([3, 0, 4, 1], np.int32))),
+    "ragged dot, gradient": (lambda x, w, n: jax.grad(lambda x, w: (lax.ragged_dot(x, w, n) ** 2).sum(), (0, 1))(x, w),
+                             (data(7, 4), data(3, 4, 5), np.array([3, 0, 4], np.int32))),
+    "scatter extremes": (lambda x, i, y: (x.at[i].max(y), x.at[i].min(y), x.at[i].mul(y), x.at[i].subtract(y)),
+                         (data(9, 5), np.array([3, 0, 3, 12], np.int32), data(4, 5))),
+    "scatter extremes, integers": (lambda x, i, y: (x.at[i].max(y), x.at[i].min(y, mode="drop"), x.at[i].mul(y)),
+                                   (ints(250, 9, dtype=np.uint8), np.array([3, 9, 3], np.int32), ints(250, 3, dtype=np.uint8))),
+    "scatter extremes, narrow": (lambda x, i, y: (x.at[i].max(y), x.at[i].mul(y)),
+                                 (data(9, dtype=BF16), np.array([3, 1, 3], np.int32), data(3, dtype=BF16))),
+    "scatter by functions": (lambda x, i: (x.at[i].apply(lambda v: v * 3), x.at[i[0]].apply(jnp.sin), x.at[1:4].apply(jnp.exp)),
+                             (data(9), np.array([3, 1, 3], np.int32))),
+    "platform": (lambda x: lax.platform_dependent(x, cpu=jnp.sin, cuda=jnp.sin, default=lambda x: jnp.linalg.inv(x)), (data(3, 3),)),
+    "sums of a recurrence": (lambda a, x: (lax.scan(lambda h, t: (h * jnp.exp(t[0][:, None] * a) + (t[0] * t[1])[:, None], None),
+                                                    a, (x, x + 1))[0] ** 2).sum(1), (data(3, 4), data(70, 3) / 16)),
     "constants": (lambda x: x + np.arange(12, dtype=np.float32).reshape(3, 4) * np.float32(1.5), (data(3, 4),)),
 }  # fmt: skip
 """One function for everything that the compiler lowers: name -> function, operands."""

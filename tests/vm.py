@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jax_mpk import abi
-from jax_mpk.emit.check import arity, check
+from jax_mpk.emit.check import check
 from jax_mpk.ir import scalar
 from jax_mpk.ir.interpret import NUMPY_DTYPES
 
@@ -204,22 +204,31 @@ class _Machine:
     # ----------------------------------------------------------------------------------------------------------- memory
 
     def view(self, a: np.void) -> np.ndarray:
-        """The memory behind an access, from the start of its slot, as elements."""
+        """The memory behind an access as elements; those of its buffer that are before its slot are there, too."""
         slot, dtype = int(a["slot"]), _DTYPES[a["dtype"]]
         if slot >= abi.SLOT_ACT:
             return self.scratch[slot].view(dtype)
         assert slot < self.op["slots"]
         s = self.p["Slot"][int(self.op["slot"]) + slot]
-        memory = self.memory[s["buffer"]][int(s["offset"]) :]
+        memory = self.memory[s["buffer"]]
         return memory[: len(memory) // dtype.itemsize * dtype.itemsize].view(dtype)
 
+    def base(self, a: np.void) -> int:
+        """The element of `view` that an access starts from."""
+        slot = int(a["slot"])
+        if slot >= abi.SLOT_ACT:
+            return int(a["offset"])
+        offset, size = int(self.p["Slot"][int(self.op["slot"]) + slot]["offset"]), _DTYPES[a["dtype"]].itemsize
+        assert offset % size == 0
+        return offset // size + int(a["offset"])
+
     def address(self, a: np.void, point: Sequence[int]) -> int:
-        at = int(a["offset"]) + sum(int(s) * int(i) for s, i in zip(a["stride"], point, strict=False))
+        at = self.base(a) + sum(int(s) * int(i) for s, i in zip(a["stride"], point, strict=False))
         assert 0 <= at < len(self.view(a)), f"element {at} of {len(self.view(a))}"
         return at
 
     def elements(self, a: np.void, points: Sequence[Sequence[int]]) -> np.ndarray:
-        at = int(a["offset"]) + np.array(points, np.int64) @ a["stride"][: len(points[0])]
+        at = self.base(a) + np.array(points, np.int64) @ a["stride"][: len(points[0])]
         view = self.view(a)
         assert (at >= 0).all() and (at < len(view)).all(), "a core reads out of bounds"
         return view[at]
@@ -306,7 +315,7 @@ class _Code:
 
         for i in self.m.p["Instr"][s["first"] : s["first"] + s["count"]]:
             name = _OPS[i["op"]]
-            srcs = [read(int(i[f])) for f in "abc"[: arity(int(i["op"]))]]
+            srcs = [read(int(i[f])) for f in "abc"[: abi.ARITY[i["op"]]]]
             if name == "CONST":
                 out = np.full(lanes, i["imm"], np.uint32)
             elif name == "INDEX":
@@ -335,7 +344,7 @@ class _Code:
         point = where.copy()
         if a["slot"] >= abi.SLOT_ACT:
             point[:, : self.n] -= np.array([lo for lo, _ in self.m.ranges], np.int64)[None]
-        at = int(a["offset"]) + point @ a["stride"][: point.shape[1]]
+        at = self.m.base(a) + point @ a["stride"][: point.shape[1]]
         for d in range(a["n_dyn"]):
             at = at + int(a["dyn_stride"][d]) * np.clip(read(int(a["dyn_reg"][d])).view(np.int32), 0, a["dyn_limit"][d])
         return at
@@ -348,7 +357,10 @@ def _store(name: str, view: np.ndarray, at: np.ndarray, srcs: list[np.ndarray]) 
     for j in range(len(at)):
         if keep[j]:
             assert 0 <= at[j] < len(view), "a store out of bounds"
-            new = value[j] if name != "STORE_ADD" else view[at[j]].astype(dtype) + value[j]
+            new = value[j]
+            if name in abi.COMBINES.values():
+                old = view[at[j]].astype(dtype)
+                new = scalar.binary(name.removeprefix("STORE_").lower(), np.asarray(old), np.asarray(new))
             view[at[j]] = np.asarray(new).astype(view.dtype)
 
 

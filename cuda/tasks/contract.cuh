@@ -1,6 +1,6 @@
 // CONTRACT: acc_j[m][n] = sum over k of act[m][k] * rhs_j[n][k], for every batch point of the task.
 //
-// V, generated: Sum (float or int), N_RHS, M and N (rows and columns of a full tile), K, KC (what the activation holds of
+// V, generated: Sum (float or u32), N_RHS, M and N (rows and columns of a full tile), K, KC (what the activation holds of
 // it), LDA (row length of the activation), LAYOUT, TOGETHER (room for the partial sums of all operands at once); range(),
 // batches(), at_batch(), tile(), rows(), columns(), lhs(), epilogue(), act(), acc(), red().
 #pragma once
@@ -118,7 +118,7 @@ template <class V> __device__ __forceinline__ void contract_stream(Worker& w, co
 }
 #endif
 
-// Any types and strides, weights read where they lie. Rows go in chunks of MC, the activation is f32 (or i32);
+// Any types and strides, weights read where they lie. Rows go in chunks of MC, the activation is f32 (or 32-bit integers);
 // the order of a sum depends on K and on the strides only.
 template <class V> __device__ __forceinline__ void contract_direct(Worker& w, const Desc& d) {
   using T = typename V::Sum;
@@ -145,7 +145,7 @@ template <class V> __device__ __forceinline__ void contract_direct(Worker& w, co
             T acc[MC] = {};
 #pragma unroll (MC > 1 ? 4 : 8)
             for (int k = lane; k < V::K; k += 32) {
-              const T x = V::number(V::load_rhs(rhs, base + n * sn + k));
+              const T x = V::number(V::load_rhs(rhs, base + n * sn + k, j));
 #pragma unroll
               for (int m = 0; m < MC; ++m)
                 if (m0 + m < rows) acc[m] += x * act[(m0 + m) * V::LDA + k];
@@ -164,7 +164,7 @@ template <class V> __device__ __forceinline__ void contract_direct(Worker& w, co
             if (c0 + col < columns)
 #pragma unroll (MC > 1 ? 4 : 8)
               for (int k = kg; k < V::K; k += 8) {
-                const T x = V::number(V::load_rhs(rhs, base + (c0 + col) * sn + k * sk));
+                const T x = V::number(V::load_rhs(rhs, base + (c0 + col) * sn + k * sk, j));
 #pragma unroll
                 for (int m = 0; m < MC; ++m)
                   if (m0 + m < rows) acc[m] += x * act[(m0 + m) * V::LDA + k];

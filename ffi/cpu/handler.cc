@@ -52,12 +52,15 @@ ffi::Error execute(ffi::RemainingArgs args, ffi::RemainingRets rets, ffi::Dictio
     options.deadline_ms = *deadline;
     if (const auto threads = attrs.get<int64_t>("threads"); threads.has_value()) options.threads = *threads;
     if (const auto seed = attrs.get<int64_t>("seed"); seed.has_value()) options.seed = *seed;
-    const LaunchError e = launch(*program, o, options);
+    const LaunchError e = launch(program, o, options);
     if (e.kind == LaunchError::kDeadline) return ffi::Error(ffi::ErrorCode::kDeadlineExceeded, "jax_mpk: " + e.text);
+    if (e.kind == LaunchError::kMemory) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "jax_mpk: " + e.text);
     if (e.kind == LaunchError::kArguments) return ffi::Error::InvalidArgument("jax_mpk: " + e.text);
     return ffi::Error::Success();
   } catch (const ProgramError& e) {
     return ffi::Error::InvalidArgument(std::string("jax_mpk: ") + e.what());
+  } catch (const std::bad_alloc&) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "jax_mpk: out of memory while a program is loaded");
   } catch (const std::exception& e) {
     return ffi::Error::Internal(std::string("jax_mpk: ") + e.what());
   }

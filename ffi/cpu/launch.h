@@ -1,5 +1,7 @@
 // Launching a loaded program: binds operands, runs every task once under the event protocol, reports what went wrong.
 //
+// A launch ends: it fails when no task has ended for the deadline, and then also leaves the tasks that are running. It
+// fails when a worker finds no memory; nothing is thrown across threads.
 // Called by the XLA handler (handler.cc), by the test entry of the extension module (module.cc), and by the standalone
 // ThreadSanitizer binary. A launch that fails leaves nothing behind: the next one starts with fresh counters.
 #pragma once
@@ -12,10 +14,11 @@
 
 namespace mpk {
 
-// Event counters. Owned by one launch at a time; `epoch` counts the launches that used them.
+// Event counters, and the epoch of the launch that last claimed each task. Of one launch at a time; `epoch` counts the
+// launches that used them.
 struct LaunchState {
-  explicit LaunchState(const Program& p) : counters(p.events.size, 0) {}
-  std::vector<uint32_t> counters;
+  explicit LaunchState(const Program& p) : counters(p.events.size, 0), claims(p.tasks.size, 0) {}
+  std::vector<uint32_t> counters, claims;
   uint32_t epoch = 0;
 };
 
@@ -34,11 +37,11 @@ struct LaunchOptions {
 };
 
 struct LaunchError {
-  enum Kind { kNone, kArguments, kDeadline } kind = kNone;
+  enum Kind { kNone, kArguments, kDeadline, kMemory } kind = kNone;
   std::string text;
 };
 
-LaunchError launch(Program& p, const Operands& operands, const LaunchOptions& options);
+LaunchError launch(const std::shared_ptr<Program>& p, const Operands& operands, const LaunchOptions& options);
 
 // The instruction set named `name` (null when this processor or build has none), the best one for "".
 const Isa* isa_named(const std::string& name);

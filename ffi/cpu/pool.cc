@@ -1,4 +1,4 @@
-// Worker threads: a ticket announces a job, a counter its end.
+// Worker threads, a slot each: the ticket of a slot says that something was offered.
 #include "pool.h"
 
 #include <pthread.h>
@@ -10,11 +10,14 @@
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
-#include <system_error>
 #include <thread>
+#include <vector>
 
 namespace mpk {
 namespace {
+
+constexpr int64_t kIdle = 60;       // us that an idle worker spins
+constexpr int64_t kTakenAway = 50;  // us: a pause that takes longer gave the processor to somebody else
 
 void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -24,80 +27,98 @@ void pause() {
 #endif
 }
 
+struct Slot {
+  std::mutex mutex;
+  std::condition_variable wake;
+  std::atomic<uint32_t> ticket{0};
+  std::shared_ptr<Job> job;  // offered, and not taken up yet
+  bool asleep = false;
+
+  // The lock is the caller's only for a moment, and what was there is destroyed outside of it.
+  void put(std::shared_ptr<Job> offered) {
+    std::lock_guard<std::mutex> lock(mutex);
+    job.swap(offered);
+    if (job) ticket.fetch_add(1, std::memory_order_release);
+  }
+
+  void rouse() {
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      if (!asleep || !job) return;
+    }
+    wake.notify_one();
+  }
+
+  void serve(uint32_t worker) {
+    for (uint32_t seen = 0;;) {
+      for (Backoff b(kIdle); ticket.load(std::memory_order_acquire) == seen && b.step();) {}
+      std::shared_ptr<Job> taken;
+      {
+        std::unique_lock<std::mutex> lock(mutex);
+        asleep = true;
+        wake.wait(lock, [&] { return ticket.load(std::memory_order_relaxed) != seen; });
+        asleep = false;
+        seen = ticket.load(std::memory_order_relaxed);
+        taken.swap(job);
+      }
+      if (taken) taken->work(worker);
+    }
+  }
+};
+
 class Pool {
  public:
-  bool try_run(uint32_t threads, Job job, void* context) {
+  bool offer(uint32_t threads, const std::shared_ptr<Job>& job) {
     if (busy_.exchange(true, std::memory_order_acquire)) return false;
     try {
-      for (; workers_ < threads - 1; ++workers_) std::thread([this, i = workers_, t = ticket_.load()] { work(i, t); }).detach();
-    } catch (const std::system_error&) {  // no more threads to be had
-      busy_.store(false, std::memory_order_release);
-      return false;
+      slots_.reserve(threads - 1);
+      while (slots_.size() + 1 < threads) {
+        auto slot = std::make_unique<Slot>();
+        std::thread([s = slot.get(), worker = static_cast<uint32_t>(slots_.size() + 1)] { s->serve(worker); }).detach();
+        slots_.push_back(std::move(slot));
+      }
+    } catch (const std::exception&) {  // no more threads, or no memory for them: those that there are will do
     }
-    job_ = job, context_ = context;
-    left_.store(threads - 1, std::memory_order_relaxed);
-    generation_ = (generation_ + 1) & 0xffffff;
-    ticket_.store(generation_ << 8 | (threads - 1));  // sequentially consistent, as `sleepers_`: one sees the other
-    if (sleepers_.load()) {
-      std::lock_guard<std::mutex> lock(mutex_);
-      wake_.notify_all();
-    }
-    job(context, 0);
-    for (Backoff b; left_.load(std::memory_order_acquire);) b.step();
-    busy_.store(false, std::memory_order_release);
+    for (size_t i = 0; i < offered(threads); ++i) slots_[i]->put(job);
     return true;
   }
 
- private:
-  void work(uint32_t index, uint32_t seen) {
-    for (;;) {
-      const uint32_t ticket = next(seen);
-      seen = ticket;
-      // Only participants may look at the job: the others may be late, and the next job already in place.
-      if (index >= (ticket & 0xff)) continue;
-      job_(context_, index + 1);
-      left_.fetch_sub(1, std::memory_order_release);
-    }
+  void rouse(uint32_t threads) {
+    for (size_t i = 0; i < offered(threads); ++i) slots_[i]->rouse();
   }
 
-  uint32_t next(uint32_t seen) {
-    using clock = std::chrono::steady_clock;
-    const auto sleep_at = clock::now() + std::chrono::microseconds(60);
-    for (uint32_t i = 0;; ++i) {
-      const uint32_t ticket = ticket_.load(std::memory_order_acquire);
-      if (ticket != seen) return ticket;
-      pause();
-      if (i % 64 == 63 && clock::now() > sleep_at) break;
-    }
-    std::unique_lock<std::mutex> lock(mutex_);
-    sleepers_.fetch_add(1);
-    wake_.wait(lock, [&] { return ticket_.load() != seen; });
-    sleepers_.fetch_sub(1);
-    return ticket_.load();
+  void withdraw(uint32_t threads) {
+    for (size_t i = 0; i < offered(threads); ++i) slots_[i]->put(nullptr);
+    busy_.store(false, std::memory_order_release);
   }
+
+ private:
+  size_t offered(uint32_t threads) const { return std::min<size_t>(slots_.size(), threads - 1); }
 
   std::atomic<bool> busy_{false};
-  std::atomic<uint32_t> ticket_{0}, left_{0}, sleepers_{0};
-  uint32_t generation_ = 0, workers_ = 0;  // owned by whoever holds busy_
-  Job job_ = nullptr;
-  void* context_ = nullptr;
-  std::mutex mutex_;
-  std::condition_variable wake_;
+  std::vector<std::unique_ptr<Slot>> slots_;  // of whoever holds busy_; a slot lives as long as its thread: for ever
 };
 
 std::atomic<Pool*> pool{nullptr};
 
-}  // namespace
-
-bool try_run(uint32_t threads, Job job, void* context) {
+Pool& the_pool() {
   static std::once_flag once;
   std::call_once(once, [] {
     pool.store(new Pool);  // never destroyed: its threads may outlive static destructors
     // A forked child has no worker threads: it starts a pool of its own.
     pthread_atfork(nullptr, nullptr, [] { pool.store(new Pool); });
   });
-  if (threads < 2) return false;
-  return pool.load()->try_run(std::min(threads, 256u), job, context);
+  return *pool.load();
+}
+
+}  // namespace
+
+bool offer(uint32_t threads, const std::shared_ptr<Job>& job) { return threads > 1 && the_pool().offer(threads, job); }
+void rouse(uint32_t threads) { the_pool().rouse(threads); }
+void withdraw(uint32_t threads) { the_pool().withdraw(threads); }
+
+int64_t now_us() {
+  return std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
 uint32_t default_threads() {
@@ -115,9 +136,18 @@ uint32_t default_threads() {
   return threads;
 }
 
-void Backoff::step() {
-  if (++steps_ < 256) pause();
-  else std::this_thread::yield();
+bool Backoff::step() {
+  if (++steps_ <= kPauses) {
+    pause();
+    if (steps_ % 64) return true;
+  } else {
+    std::this_thread::yield();
+  }
+  const int64_t now = now_us();
+  if (!start_) start_ = last_ = now;
+  const bool taken = now - last_ > kTakenAway;
+  last_ = now;
+  return !taken && now - start_ < patience_;
 }
 
 }  // namespace mpk

@@ -26,8 +26,8 @@ void program_error(const char* format, ...) {
 void AlignedDelete::operator()(char* p) const { std::free(p); }
 
 AlignedBytes aligned_bytes(size_t n) {
-  void* p = std::aligned_alloc(64, (n + 127) / 64 * 64);  // never empty, and a vector load may end in the last line
-  if (!p) throw std::bad_alloc();
+  void* p = nullptr;  // not rounded up: a sanitizer sees the byte after the last one
+  if (posix_memalign(&p, 64, n ? n : 1)) throw OutOfMemory(n);
   return AlignedBytes(static_cast<char*>(p));
 }
 
@@ -82,14 +82,18 @@ Program::Program(const void* blob, size_t bytes) {
   check_buffers();
   check_ops(*this);
   check_tasks();
-  view = View{ops.data, info.data(), codes.data, stages.data, instrs.data, accesses.data};
+  view = View{ops.data, info.data(), codes.data, code_info.data(), stages.data, instrs.data, accesses.data};
 }
 
 Program::~Program() = default;
 
 void Program::check_buffers() {
+  if (names.size && names[names.size - 1].byte) program_error("the last name does not end");
+  for (size_t i = 0; i < ops.size; ++i)
+    if (ops[i].name >= names.size) program_error("operator %zu has a name beyond the end", i);
   for (size_t i = 0; i < buffers.size; ++i) {
     const abi::Buffer& b = buffers[i];
+    if (b.name >= names.size) program_error("buffer %zu has a name beyond the end", i);
     const auto space = static_cast<abi::Space>(b.space);
     if (b.bytes >> 40 || b.offset >> 40) program_error("buffer %zu is too large", i);
     uint64_t limit = 0;
@@ -120,6 +124,7 @@ void Program::check_buffers() {
 }
 
 void Program::check_tasks() {
+  std::vector<uint32_t> triggers(events.size);
   for (size_t i = 0; i < tasks.size; ++i) {
     const abi::Task& t = tasks[i];
     if (t.op >= ops.size || t.index >= info[t.op].tasks) program_error("task %zu names operator %u[%u]", i, t.op, t.index);
@@ -128,40 +133,48 @@ void Program::check_tasks() {
       if (t.wait[j] >= events.size) program_error("task %zu waits for event %u of %zu", i, t.wait[j], events.size);
     for (int j = 0; j < t.n_triggers; ++j)
       if (t.trigger[j] >= events.size) program_error("task %zu triggers event %u of %zu", i, t.trigger[j], events.size);
+      else ++triggers[t.trigger[j]];
   }
+  // Too few triggers end with the deadline. Too many would be counted by the next launch, whose waits would not wait.
+  for (size_t e = 0; e < events.size; ++e)
+    if (triggers[e] > events[e].threshold)
+      program_error("event %zu is triggered %u times, its threshold is %u", e, triggers[e], events[e].threshold);
+  for (size_t i = 0; i < tasks.size; ++i)
+    for (int j = 0; j < tasks[i].n_waits; ++j)
+      if (const uint32_t e = tasks[i].wait[j]; tasks[i].want[j] != events[e].threshold)
+        program_error("task %zu waits for %u triggers of event %u, its threshold is %u", i, tasks[i].want[j], e, events[e].threshold);
 }
 
 std::string Program::task_name(uint32_t task) const {
   const abi::Task& t = tasks[task];
-  std::string name = "op " + std::to_string(t.op);
-  const uint32_t at = ops[t.op].name;
-  if (at < names.size) {
-    const char* p = reinterpret_cast<const char*>(names.data) + at;
-    const size_t n = strnlen(p, names.size - at);
-    if (n) name.assign(p, n);
+  std::string name;
+  for (size_t at = ops[t.op].name; names[at].byte && name.size() < 200; ++at) {
+    char text[8];  // error messages are UTF-8 for whoever shows them, names may be anything
+    std::snprintf(text, sizeof text, names[at].byte < 0x20 || names[at].byte > 0x7e ? "\\x%02x" : "%c", names[at].byte);
+    name += text;
   }
+  if (name.empty()) name = "op " + std::to_string(t.op);
   return "task " + std::to_string(task) + " (" + name + "[" + std::to_string(t.index) + "])";
 }
 
 const std::vector<std::vector<uint32_t>>& Program::lists(uint32_t threads) {
   std::lock_guard<std::mutex> lock(mutex_);
-  auto& out = lists_[threads];
-  if (out.empty()) {
-    out.resize(threads);
-    for (size_t i = 0; i < tasks.size; ++i) out[tasks[i].worker % threads].push_back(static_cast<uint32_t>(i));
-  }
-  return out;
+  const auto hit = lists_.find(threads);
+  if (hit != lists_.end()) return hit->second;
+  std::vector<std::vector<uint32_t>> out(threads);
+  for (size_t i = 0; i < tasks.size; ++i) out[tasks[i].worker % threads].push_back(static_cast<uint32_t>(i));
+  return lists_.emplace(threads, std::move(out)).first->second;
 }
 
-std::unique_ptr<LaunchState> Program::take_state() {
+std::shared_ptr<LaunchState> Program::take_state() {
   std::lock_guard<std::mutex> lock(mutex_);
-  if (states_.empty()) return std::make_unique<LaunchState>(*this);
+  if (states_.empty()) return std::make_shared<LaunchState>(*this);
   auto out = std::move(states_.back());
   states_.pop_back();
   return out;
 }
 
-void Program::give_state(std::unique_ptr<LaunchState> state) {
+void Program::give_state(std::shared_ptr<LaunchState> state) {
   std::lock_guard<std::mutex> lock(mutex_);
   states_.push_back(std::move(state));
 }

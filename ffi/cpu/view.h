@@ -27,10 +27,17 @@ struct OpInfo {
   int64_t stride_n[MAX_ACC], stride_k[MAX_ACC];  // CONTRACT: flattened; ATTENTION: of keys [0] and values [1]
 };
 
+// And once per code: scalar registers, by bit, that its first stage leaves for the others, where that stage may run for
+// many points at once: it is SCALAR, stores nothing, and reads nothing that the code stores. Otherwise 0.
+struct CodeInfo {
+  uint64_t ahead;
+};
+
 struct View {
   const abi::Op* ops;
   const OpInfo* info;
   const abi::Code* codes;
+  const CodeInfo* code_info;
   const abi::Stage* stages;
   const abi::Instr* instrs;
   const abi::Access* accesses;
@@ -45,6 +52,7 @@ struct Scratch {
   uint32_t* scalars;   // [MAX_REGS][LANES]: every lane of a scalar register holds the same bits
   uint32_t* vectors;   // [MAX_REGS][STRIP]
   uint32_t* spread;    // [MAX_REGS][STRIP]: scalar registers broadcast for a vector stage
+  uint32_t* ahead;     // [MAX_REGS][STRIP]: scalar registers of coming points
   int64_t* base;       // per access of the running code: element offset of the current point
   char** origin;       // per access: address of the element at offset 0
   uint64_t* keys;      // SORT
@@ -53,10 +61,20 @@ struct Scratch {
   int64_t act_batch, act_m0, act_m1;
 };
 
+// Bodies say how much they have done, and every PULSE units (lanes of an instruction, multiply-adds: a few milliseconds)
+// ask the launch whether they may go on. `check` throws when they may not: no body holds anything that unwinding would leak.
+constexpr int64_t PULSE = int64_t{1} << 22;
+struct Pulse {
+  void (*check)(void* owner);
+  void* owner;
+  int64_t left = PULSE;
+};
+
 struct TaskContext {
   const View* view;
   char* const* slots;  // address of every slot, for the operands of this launch
   Scratch* scratch;
+  Pulse* pulse;
 };
 
 // Provided once per instruction set (isa/*.cc).

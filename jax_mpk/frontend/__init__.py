@@ -5,12 +5,17 @@ from jax_mpk.frontend import (  # noqa: F401
     contraction,
     control,
     convert,
+    convolution,
     cumulative,
+    fold,
     memory,
+    ragged,
     random,
     reduction,
     shape,
     sorting,
+    special,
+    window,
 )
 from jax_mpk.frontend.jaxpr import lower
 

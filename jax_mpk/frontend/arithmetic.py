@@ -124,66 +124,25 @@ def _pow(b: Builder, eqn: Equation, x: Tensor, y: Tensor) -> Tensor:
     return b.map(eqn.shape, eqn.dtype, rounded(e, eqn.dtype))
 
 
-@primitive("atan", "sinh", "cosh", "asinh", "acosh", "atanh", "asin", "acos")
-def _derived(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
-    """Functions written by others; each form keeps its relative accuracy near zero."""
-    u, v, one, half, two = E.unary, E.binary, E.const(1.0, "f32"), E.const(0.5, "f32"), E.const(2.0, "f32")
-    e = x.over(eqn.shape)
-
-    def root(s: Expr, t: Expr) -> Expr:  # sqrt((1 - e) * (1 + e)) and its like
-        return u("sqrt", v("mul", s, t))
-
-    match eqn.primitive:
-        case "atan":
-            out = v("atan2", e, one)
-        case "asin":
-            out = v("atan2", e, root(v("sub", one, e), v("add", one, e)))
-        case "acos":
-            out = v("atan2", root(v("sub", one, e), v("add", one, e)), e)
-        case "sinh":  # with m = expm1(|x|): (m + m / (m + 1)) / 2
-            m = u("expm1", u("abs", e))
-            out = v("mul", v("mul", half, v("add", m, v("div", m, v("add", m, one)))), u("sign", e))
-            out = E.select(v("lt", E.const(80.0, "f32"), u("abs", e)),
-                           v("mul", u("sign", e), v("mul", half, u("exp", u("abs", e)))), out)  # fmt: skip
-        case "cosh":
-            p = u("exp", v("sub", u("abs", e), u("log", two)))
-            out = v("add", p, v("div", v("mul", half, half), p))
-        case "asinh":  # log1p(a + a^2 / (1 + sqrt(a^2 + 1)))
-            a = u("abs", e)
-            root1 = v("add", one, u("sqrt", v("add", v("mul", a, a), one)))
-            small = u("log1p", v("add", a, v("div", v("mul", a, a), root1)))
-            big = v("add", u("log", a), u("log", two))
-            out = v("mul", u("sign", e), E.select(v("lt", E.const(1e9, "f32"), a), big, small))
-        case "acosh":
-            d = v("sub", e, one)
-            small = u("log1p", v("add", d, v("mul", u("sqrt", d), u("sqrt", v("add", e, one)))))
-            out = E.select(v("lt", E.const(1e9, "f32"), e), v("add", u("log", e), u("log", two)), small)
-        case _:  # atanh
-            out = v("mul", half, v("sub", u("log1p", e), u("log1p", u("neg", e))))
+@primitive("one_minus_square")
+def _one_minus_square(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
+    """`(1 + x) * (1 - x)`, as JAX has it: accurate near one."""
+    e, one = x.over(eqn.shape), E.const(1, x.compute)
+    out = E.binary("mul", E.binary("add", one, e), E.binary("sub", one, e))
     return b.map(eqn.shape, eqn.dtype, rounded(out, eqn.dtype))
 
 
-_ERFC = (
-    -1.26551213, 1.00000108, 0.374954545, 0.0840174752, -0.0903060592, -0.135904543, -0.042822709, -0.29466216,
-    0.939903597, -0.794999438, 0.225497517,
-)  # fmt: skip
-"""log(erfc(x) / t) + x*x as a polynomial in t = 1 / (1 + x/2), fitted for x >= 0.5."""
+def total_order(e: Expr) -> Expr:
+    """An f32 as the i32 that comes before and after the same ones: -NaN, -inf, ..., -0, 0, ..., inf, NaN."""
+    bits = E.unary("bitcast_f2i", e)
+    magnitude = E.binary("and", E.binary("sar", bits, E.const(31, "i32")), E.const(2**31 - 1, "i32"))
+    return E.binary("xor", bits, magnitude)
 
 
-@primitive("erfc")
-def _erfc(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
-    """`1 - erf` near zero, elsewhere a fit that keeps the relative accuracy of the tail."""
-    u, v, one = E.unary, E.binary, E.const(1.0, "f32")
-    e = x.over(eqn.shape)
-    a = u("abs", e)
-    t = v("div", one, v("add", one, v("mul", E.const(0.5, "f32"), a)))
-    p = E.const(_ERFC[-1], "f32")
-    for c in _ERFC[-2::-1]:
-        p = v("add", v("mul", p, t), E.const(c, "f32"))
-    tail = v("mul", t, u("exp", v("sub", p, v("mul", a, a))))
-    tail = E.select(v("lt", e, E.const(0.0, "f32")), v("sub", E.const(2.0, "f32"), tail), tail)
-    out = E.select(v("lt", a, E.const(0.5, "f32")), v("sub", one, u("erf", e)), tail)
-    return b.map(eqn.shape, eqn.dtype, rounded(out, eqn.dtype))
+@primitive("eq_to", "lt_to", "le_to")
+def _total_order(b: Builder, eqn: Equation, x: Tensor, y: Tensor) -> Tensor:
+    p, q = (total_order(e) if e.dtype == "f32" else e for e in (x.over(eqn.shape), y.over(eqn.shape)))
+    return b.map(eqn.shape, "bool", E.binary(eqn.primitive[:2], p, q))
 
 
 @primitive("clamp")

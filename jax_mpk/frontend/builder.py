@@ -97,8 +97,9 @@ class Equation:
 
 @dataclass
 class Builder:
-    """The graph under construction and the equation being lowered."""
+    """The graph under construction and the equation being lowered. `platform`: what `platform_dependent` decides by."""
 
+    platform: str = "cpu"
     values: dict[int, Value] = field(default_factory=dict)
     ops: list[Op] = field(default_factory=list)
     producers: dict[int, Op] = field(default_factory=dict)
@@ -124,7 +125,9 @@ class Builder:
 
     def map(self, shape: tuple[int, ...], dtype: str, expr: Expr, domain: tuple[int, ...] | None = None,
             store: tuple[Coord, ...] | None = None) -> Tensor:  # fmt: skip
-        """A new `Map`; an expression that reads nothing and is the same everywhere stays a splat."""
+        """A new `Map`; an expression that reads nothing and is the same everywhere stays a splat, and so does nothing."""
+        if 0 in shape:
+            return Tensor(shape, dtype, splat=E.const(0, compute_dtype(dtype)))
         if store is None and not expr.loads and not expr.axes:
             return Tensor(shape, dtype, splat=expr)
         if max(domain or (), default=0) > MAX_EXTENT:
@@ -143,6 +146,11 @@ class Builder:
         self.emit(Map(out, t.shape, self.source, None, expr=t.at(identity(t.shape))))
         return Tensor(t.shape, t.dtype, out)
 
+    def stored(self, t: Tensor) -> Tensor:
+        """`t` as a value that is read from memory: an operator with a place to store to is written into no other."""
+        coords = identity(t.shape)
+        return self.map(t.shape, t.dtype, t.at(coords), t.shape, coords)
+
     def constant(self, data: Any) -> Tensor:
         """A tensor of known data: a splat for a scalar, else a value of role "const"."""
         hit = self.consts.get(id(data))
@@ -154,7 +162,9 @@ class Builder:
             self.dtype(data.dtype)
             array = np.asarray(data)
         shape, dtype = tuple(array.shape), self.dtype(array.dtype)
-        if math.prod(shape) == 1:
+        if not math.prod(shape):
+            t = Tensor(shape, dtype, splat=E.const(0, compute_dtype(dtype)))
+        elif math.prod(shape) == 1:
             t = Tensor(shape, dtype, splat=E.const(array.reshape(-1)[0].item(), compute_dtype(dtype)))
         else:
             n = sum(v.role == "const" for v in self.values.values())

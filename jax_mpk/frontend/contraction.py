@@ -13,49 +13,63 @@ from jax_mpk.ir.expr import Coord, Expr
 from jax_mpk.ir.graph import Contract, Map, Update, compute_dtype
 
 
-@primitive("dot_general")
+@primitive("dot_general", empty=True)
 def _dot_general(b: Builder, eqn: Equation, x: Tensor, y: Tensor) -> Tensor:
-    """Sums in float32 (integers: exact, in 32 bits), rounded once to the result's type.
+    """Sums in float32, rounded once to the result's type; of integers that give integers exact, modulo 2**32.
 
-    Integers, and sums of a single product, are plain maps. Otherwise the streamed operand becomes `rhs`.
+    Sums of a single product are plain maps. Otherwise the streamed operand becomes `rhs`.
     """
     (cx, cy), (bx, by) = eqn.params["dimension_numbers"]
-    compute = "f32" if "f32" in (x.compute, y.compute) else "u32" if eqn.dtype[0] == "u" else "i32"
     if 0 in x.shape or 0 in y.shape:
         return b.map(eqn.shape, eqn.dtype, E.const(0, compute_dtype(eqn.dtype)))
     k = tuple((E.CORE_AXIS + j, x.shape[d]) for j, d in enumerate(cx))
     live = tuple((a, n) for a, n in k if n > 1)
-    core = compute == "f32" and bool(live)
-    swap = core and _streams(b, x, y)
-    if core and swap:
-        x = _plain(b, x)
-    elif core:
-        y = _plain(b, y)
+    swap = bool(live) and _streams(b, x, y)
+    sums_in = accumulator(eqn, y, x) if swap else accumulator(eqn, x, y)
+    if live and swap:
+        x = plain(b, x, sums_in)
+    elif live:
+        y = plain(b, y, sums_in)
     axes, sums = identity(eqn.shape), [E.coord_axis(a, n) for a, n in k]
     batch, rest = axes[: len(bx)], axes[len(bx) :]
     free = len(x.shape) - len(cx) - len(bx)
-    ex = converted(x.at(_coords(x, bx, batch, cx, sums, rest[:free])), x.dtype, compute)
-    ey = converted(y.at(_coords(y, by, batch, cy, sums, rest[free:])), y.dtype, compute)
-    if not core:
-        e = E.binary("mul", ex, ey)
-        if live:
-            e = E.reduce("sum", e, tuple(a for a, _ in live), tuple(n for _, n in live))
-        return b.map(eqn.shape, eqn.dtype, _result(e, compute, eqn.dtype))
+    ex = converted(x.at(_coords(x, bx, batch, cx, sums, rest[:free])), x.dtype, sums_in)
+    ey = converted(y.at(_coords(y, by, batch, cy, sums, rest[free:])), y.dtype, sums_in)
     lhs, rhs = (ey, ex) if swap else (ex, ey)
+    return contracted(b, eqn, lhs, rhs, live, sums_in)
+
+
+def accumulator(eqn: Equation, x: Tensor, y: Tensor) -> str:
+    """The type of both sides and the sum; `y` is the plain side. Two's complement does not tell i32 from u32, so of
+    integers its own will do."""
+    if "f32" in (x.compute, y.compute, compute_dtype(eqn.dtype)):
+        return "f32"
+    return "i32" if y.compute == "bool" else y.compute
+
+
+def contracted(b: Builder, eqn: Equation, lhs: Expr, rhs: Expr, k: tuple[tuple[int, int], ...], sums_in: str) -> Tensor:
+    """The sum of `lhs * rhs` over the axes `k` (core axes: id, extent), a contraction if there are any: then `rhs` is a
+    plain load."""
+    if not k:
+        return b.map(eqn.shape, eqn.dtype, result(E.binary("mul", lhs, rhs), sums_in, eqn.dtype))
     out = b.value(eqn.shape, eqn.dtype)
-    epilogue = _result(E.acc(0, range(len(eqn.shape))), compute, eqn.dtype)
-    b.emit(Contract(out, eqn.shape, b.source, None, lhs=lhs, rhs=(rhs,), k=live, epilogue=epilogue))
+    epilogue = result(E.acc(0, range(len(eqn.shape)), sums_in), sums_in, eqn.dtype)
+    b.emit(Contract(out, eqn.shape, b.source, None, lhs=lhs, rhs=(rhs,), k=k, epilogue=epilogue))
     return Tensor(eqn.shape, eqn.dtype, out)
 
 
-def _result(e: Expr, compute: str, dtype: str) -> Expr:
-    return rounded(converted(e, compute, dtype), dtype)
+def result(e: Expr, sums_in: str, dtype: str) -> Expr:
+    """A sum as an element of the result. One of integers is unsigned where the result is."""
+    if sums_in != "f32":
+        signed = "u32" if dtype[0] == "u" else "i32"
+        e, sums_in = converted(e, sums_in, signed), signed
+    return rounded(converted(e, sums_in, dtype), dtype)
 
 
-def _plain(b: Builder, t: Tensor) -> Tensor:
-    """`t` as a value of floats, whose elements are loads and nothing else."""
-    if t.compute != "f32":
-        t = b.map(t.shape, "f32", converted(t.over(t.shape), t.dtype, "f32"))
+def plain(b: Builder, t: Tensor, sums_in: str) -> Tensor:
+    """`t` as a value of that register type, whose elements are loads and nothing else."""
+    if t.compute != sums_in:
+        t = b.map(t.shape, sums_in, converted(t.over(t.shape), t.dtype, sums_in))
     return b.materialise(t)
 
 

@@ -10,6 +10,7 @@ from jax_mpk.frontend.arithmetic import choose
 from jax_mpk.frontend.builder import DEAD, Builder, Equation, Tensor, as_i32
 from jax_mpk.frontend.registry import primitive
 from jax_mpk.frontend.shape import pick, stacked
+from jax_mpk.ir import expr as E
 
 UNROLL_LIMIT = 20_000
 """A scan is written out up to this many equations (its length times those of its body, nested ones included)."""
@@ -17,7 +18,7 @@ UNROLL_LIMIT = 20_000
 
 @primitive("jit", "pjit", "closed_call", "core_call", "call", "eval_jaxpr", "custom_jvp_call", "custom_vjp_call",
            "custom_vjp_call_jaxpr", "remat2", "checkpoint", "remat", "custom_lin", "core_closed_call",
-           "megakernel")  # fmt: skip
+           "megakernel", empty=True)  # fmt: skip
 def _call(b: Builder, eqn: Equation, *xs: Tensor) -> Sequence[Tensor]:
     jaxpr = next((eqn.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in eqn.params), None)
     if jaxpr is None:
@@ -31,10 +32,12 @@ def _lines(eqn: Equation, jaxpr: Any) -> str:
     return eqn.inherited or (eqn.source.where if _compat.is_library(jaxpr) else "")
 
 
-@primitive("cond")
+@primitive("cond", empty=True)
 def _cond(b: Builder, eqn: Equation, which: Tensor, *xs: Tensor) -> Sequence[Tensor]:
-    """Every branch is computed and one result selected: branches have no side effects."""
+    """Every branch is computed and one result selected: branches have no side effects. A known branch is the only one."""
     branches = eqn.params["branches"]
+    if isinstance(which.splat, E.Const):
+        branches = branches[min(max(int(which.splat.value), 0), len(branches) - 1) :][:1]
     results = [b.inline(j, xs, eqn.live, eqn.inherited) for j in branches]
     if len(branches) == 1:
         return results[0]
@@ -50,7 +53,19 @@ def _cond(b: Builder, eqn: Equation, which: Tensor, *xs: Tensor) -> Sequence[Ten
     return out
 
 
-@primitive("scan")
+@primitive("platform_index")
+def _platform_index(b: Builder, eqn: Equation) -> Tensor:
+    """Which of the platforms' branches is for the one that the program is made for; the branch without one is any's."""
+    platforms = eqn.params["platforms"]
+    for n, names in enumerate(platforms):
+        if names is not None and b.platform in names:
+            return b.map((), "i32", E.const(n, "i32"))
+    if None not in platforms:
+        b.unsupported(f"no branch for the platform {b.platform}")
+    return b.map((), "i32", E.const(platforms.index(None), "i32"))
+
+
+@primitive("scan", empty=True)
 def _scan(b: Builder, eqn: Equation, *xs: Tensor) -> Sequence[Tensor]:
     """Unrolled; slices of the inputs are index maps, the stacked outputs one concatenation."""
     p = eqn.params
@@ -72,6 +87,8 @@ def _scan(b: Builder, eqn: Equation, *xs: Tensor) -> Sequence[Tensor]:
         for column, t in zip(columns, results[n_carry:], strict=True):
             column.append(t)
     columns = [c[::-1] for c in columns] if p["reverse"] else columns
+    if not length:
+        return [*carry, *(b.map(shape, dtype, DEAD.at(())) for shape, dtype in eqn.outs[n_carry:])]
     return [*carry, *(stacked(b, c, 0) if on else DEAD for c, on in zip(columns, live_rows, strict=True))]
 
 

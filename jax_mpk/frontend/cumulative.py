@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from jax_mpk.frontend.builder import Builder, Equation, Tensor, identity, rounded
-from jax_mpk.frontend.reduction import neutral
+from jax_mpk.frontend.reduction import combine, neutral, over
 from jax_mpk.frontend.registry import Rule, rules
 from jax_mpk.frontend.shape import joined, sliced
 from jax_mpk.ir import expr as E
@@ -18,8 +18,7 @@ from jax_mpk.ir.expr import Coord, Expr
 DIRECT = 48
 """Up to this length each result is one reduction over a masked row."""
 
-_KINDS = {"cumsum": "sum", "cumprod": "prod", "cummax": "max", "cummin": "min"}
-_COMBINE = {"sum": "add", "prod": "mul", "max": "max", "min": "min"}
+_KINDS = {"cumsum": "sum", "cumprod": "prod", "cummax": "max", "cummin": "min", "cumlogsumexp": "logsumexp"}
 
 
 def _cumulative(op: str) -> Rule:
@@ -51,7 +50,7 @@ def scanned(b: Builder, x: Tensor, axis: int, reverse: bool, op: str) -> Tensor:
         coords = identity(short.shape)
         own = _row(short, coords, coords[axis], E.coord_axis(E.REDUCE_AXIS, short.shape[axis]), axis, reverse, op)
         before = _totals(local, coords, None, axis, reverse, op)
-        e = rounded(E.binary(_COMBINE[op], before, own), x.dtype)
+        e = rounded(combine(op, before, own), x.dtype)
         parts.append(b.map(short.shape, x.dtype, e))
     if len(parts) == 1:
         return parts[0]
@@ -78,7 +77,7 @@ def _row(x: Tensor, coords: tuple[Coord, ...], here: Coord, there: Coord, axis: 
     seen = E.binary("le", i, j) if reverse else E.binary("le", j, i)
     at = [*coords[:axis], there if base is None else E.coord_add(base, there), *coords[axis + 1 :]]
     e = E.select(seen, x.at(at), neutral(op, x.dtype))
-    return E.reduce(op, e, (E.REDUCE_AXIS,), (there.max + 1,))
+    return over(op, e, (E.REDUCE_AXIS,), (there.max + 1,))
 
 
 def _blocks(b: Builder, x: Tensor, axis: int, block: int, reverse: bool, op: str) -> Tensor:
@@ -88,7 +87,7 @@ def _blocks(b: Builder, x: Tensor, axis: int, block: int, reverse: bool, op: str
     base = E.coord_scale(coords[axis], block)
     plain = (*coords[:axis], coords[axis + 1], *coords[axis + 2 :])
     e = _row(x, plain, coords[axis + 1], E.coord_axis(E.REDUCE_AXIS, block), axis, reverse, op, base)
-    wide = x.compute if op in ("sum", "prod") else x.dtype
+    wide = x.dtype if op in ("max", "min") else x.compute
     return b.map(shape, wide, e)
 
 
@@ -101,7 +100,7 @@ def _totals(local: Tensor, coords: tuple[Coord, ...], here: Coord | None, axis: 
     if here is not None:
         i, j = E.index(here), E.index(there)
         e = E.select(E.binary("lt", i, j) if reverse else E.binary("lt", j, i), e, neutral(op, local.dtype))
-    return E.reduce(op, e, (E.REDUCE_AXIS,), (count,)) if count > 1 else e
+    return over(op, e, (E.REDUCE_AXIS,), (count,)) if count > 1 else e
 
 
 def _joined_blocks(b: Builder, local: Tensor, dtype: str, axis: int, reverse: bool, op: str) -> Tensor:
@@ -110,7 +109,7 @@ def _joined_blocks(b: Builder, local: Tensor, dtype: str, axis: int, reverse: bo
     plain = (*coords[:axis], coords[axis], *coords[axis + 2 :])
     e = local.at(coords)
     if local.shape[axis] > 1:
-        e = E.binary(_COMBINE[op], _totals(local, plain, coords[axis], axis, reverse, op), e)
+        e = combine(op, _totals(local, plain, coords[axis], axis, reverse, op), e)
     shape = (*local.shape[:axis], local.shape[axis] * local.shape[axis + 1], *local.shape[axis + 2 :])
     flat = E.coord_add(E.coord_scale(coords[axis], local.shape[axis + 1]), coords[axis + 1])
     store = (*coords[:axis], flat, *coords[axis + 2 :])

@@ -19,8 +19,8 @@ from jax_mpk.ir.graph import Graph, Source, check, compute_dtype
 from jax_mpk.passes import inplace
 
 
-def lower(closed_jaxpr: Any, *, name: str = "fn") -> Graph:
-    """The op graph of a closed jaxpr (`jax.make_jaxpr(f)(*args)`).
+def lower(closed_jaxpr: Any, *, name: str = "fn", platform: str = "cpu") -> Graph:
+    """The op graph of a closed jaxpr (`jax.make_jaxpr(f)(*args)`), for a platform ("cpu" or "cuda").
 
     Operands become values of role "arg" in order; closed-over arrays become values of role "const" with their data.
     Every result is a value of its own, written by an operator. The graph satisfies `graph.check`.
@@ -29,7 +29,7 @@ def lower(closed_jaxpr: Any, *, name: str = "fn") -> Graph:
       UnsupportedError: primitives, parameters or element types that megakernels do not do; it names each of them, with
         the operand types and the user's line (arguments and results: with their names).
     """
-    b = Builder()
+    b = Builder(platform)
     lowering = _Lowering(b)
     b.inline = lowering.inline
     jaxpr, consts = _compat.open_jaxpr(closed_jaxpr)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from jax_mpk import _compat
-from jax_mpk.frontend.builder import Builder, Equation, Tensor, as_i32, clamp, identity
+from jax_mpk.frontend.builder import Builder, Equation, Tensor, as_i32, clamp, identity, rounded
+from jax_mpk.frontend.fold import elementwise_calls
+from jax_mpk.frontend.reduction import MONOIDS
 from jax_mpk.frontend.registry import primitive
+from jax_mpk.frontend.shape import transposed
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Coord, Expr
 from jax_mpk.ir.graph import Append, Update
@@ -37,7 +41,7 @@ def _dynamic_slice(b: Builder, eqn: Equation, x: Tensor, *starts: Tensor) -> Ten
     return b.map(eqn.shape, eqn.dtype, x.at(coords))
 
 
-@primitive("dynamic_update_slice", moves=True)
+@primitive("dynamic_update_slice", moves=True, empty=True)
 def _dynamic_update_slice(b: Builder, eqn: Equation, x: Tensor, update: Tensor, *starts: Tensor) -> Tensor:
     if 0 in update.shape:
         return x
@@ -129,21 +133,72 @@ def _gather(b: Builder, eqn: Equation, x: Tensor, indices: Tensor) -> Tensor:
     return b.map(eqn.shape, eqn.dtype, e)
 
 
-@primitive("scatter", "scatter-add", "scatter_add", moves=True)
+_MODES = {"scatter": "set", "scatter_add": "add", "scatter_sub": "add", "scatter_mul": "mul", "scatter_min": "min",
+          "scatter_max": "max"}  # fmt: skip
+_NAMED = {"sum": "add", "prod": "mul", "min": "min", "max": "max"}
+
+
+@primitive("scatter", moves=True, empty=True)
+@primitive("scatter_add", "scatter-add", "scatter_sub", "scatter-sub", "scatter_mul", "scatter-mul", "scatter_min",
+           "scatter-min", "scatter_max", "scatter-max", empty=True)  # fmt: skip
 def _scatter(b: Builder, eqn: Equation, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     if 0 in updates.shape:
         return x
     p = eqn.params
     d = p["dimension_numbers"]
-    at = _Indexing(x.shape, updates.shape, indices, d.update_window_dims, d.inserted_window_dims,
+    windows = [int(a) for a in d.update_window_dims]
+    order = [a for a in range(len(updates.shape)) if a not in windows] + windows
+    if order != sorted(order):  # XLA goes through the indices, and at each of them through its window
+        updates = transposed(b, updates, order)
+        windows = list(range(len(order) - len(windows), len(order)))
+    at = _Indexing(x.shape, updates.shape, indices, windows, d.inserted_window_dims,
                    d.scatter_dims_to_operand_dims, d.operand_batching_dims,
                    d.scatter_indices_batching_dims)  # fmt: skip
     # With a promise that all are in bounds (the default of `x[i]` and its gradient since 0.11), XLA drops the others, too.
     drop = _compat.gather_mode(p["mode"]) != "clip" and any(s is not None for s in at.start)
     coords = at.dropped() if drop else at.clamped()
-    mode = "set" if eqn.primitive == "scatter" else "add"
+    oob = "drop" if drop else "clamp"
+    mode = _MODES[eqn.primitive.replace("-", "_")]
+    e = updates.over(updates.shape)
+    if eqn.primitive.endswith("sub"):
+        e = rounded(E.unary("neg", e), x.dtype)
+    if mode == "set" and p.get("update_jaxpr") is not None:
+        return _apply(b, eqn, x, at, updates.shape, coords, oob)
     if mode == "add" and x.dtype == "bool":
         b.unsupported("sums of booleans")
-    if mode == "set" and p.get("update_jaxpr") is not None:
-        b.unsupported("a scatter with a function of its own")
-    return _update(b, x, updates.shape, updates.over(updates.shape), coords, mode, "drop" if drop else "clamp")
+    return _update(b, x, updates.shape, e, coords, mode, oob)
+
+
+def _apply(b: Builder, eqn: Equation, x: Tensor, at: _Indexing, shape: tuple[int, ...], coords: tuple[Coord, ...],
+           oob: str) -> Tensor:  # fmt: skip
+    """`f(old)` at every place, once for every time that an index names it; the updates do not count.
+
+    Where no place is named twice, that is what was there, through `f`, stored. Else `f` must combine with a constant.
+    """
+    jaxpr = eqn.params["update_jaxpr"]
+    consts = eqn.params.get("update_consts", ())
+    single = all(s is None or not s.axes for s in at.start)
+    if eqn.params["unique_indices"] or single:
+        x = b.materialise(x)
+        old = b.map(shape, x.dtype, x.at(at.clamped()))
+        (new,) = elementwise_calls(b, (jaxpr, consts), shape)([old], [old])
+        return _update(b, x, shape, new.over(shape), coords, "set", oob)
+    found = _with_constant(jaxpr)
+    if found is None or x.dtype == "bool":
+        b.unsupported("a function that may be applied several times to one element and is not x + c, x * c, "
+                      "max(x, c) or min(x, c)")  # fmt: skip
+    mode, value = found
+    return _update(b, x, shape, E.const(value, x.compute), coords, mode, oob)
+
+
+def _with_constant(jaxpr: Any) -> tuple[str, Any] | None:
+    """(mode, c) of a jaxpr of (x, unused) that is one operation of x and a constant."""
+    jaxpr, _ = _compat.open_jaxpr(jaxpr)
+    if len(jaxpr.eqns) != 1:
+        return None
+    (eqn,) = jaxpr.eqns
+    mode = _NAMED.get(MONOIDS.get(eqn.primitive.name, ""))
+    known = [v for v in eqn.invars if _compat.is_literal(v)]
+    if mode is None or len(known) != 1 or jaxpr.invars[0] not in eqn.invars or list(jaxpr.outvars) != list(eqn.outvars):
+        return None
+    return mode, np.asarray(known[0].val, known[0].aval.dtype).item()

@@ -90,7 +90,7 @@ def _seed(b: Builder, eqn: Equation, seed: Tensor) -> Tensor:
     return _keys(b, eqn.shape, (_u32(0), converted(seed.over(eqn.shape[:-1]), seed.dtype, "u32")))
 
 
-@primitive("random_wrap", "random_unwrap")
+@primitive("random_wrap", "random_unwrap", "random_clone")
 def _wrap(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
     return x
 

@@ -16,25 +16,26 @@ MOVES: set[str] = set()
 """Primitives that move or choose whole elements: on PRNG keys, whose elements are two words, they act on each word."""
 
 
-EMPTY = {"concatenate", "pad", "dot_general", "dynamic_update_slice", "scatter", "scatter-add", "scatter_add", "reduce_sum",
-         "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"}  # fmt: skip
+EMPTY: set[str] = set()
 """Primitives with a result even where an operand has no elements; their rules know what it is."""
 
 
-def primitive(*names: str, moves: bool = False) -> Callable[[Rule], Rule]:
-    """Registers the decorated function as the rule of the primitives `names` (`moves`: see `MOVES`)."""
+def primitive(*names: str, moves: bool = False, empty: bool = False) -> Callable[[Rule], Rule]:
+    """Registers the decorated function as the rule of the primitives `names` (`moves`, `empty`: see `MOVES`, `EMPTY`)."""
 
     def register(rule: Rule) -> Rule:
         for name in names:
             RULES[name] = rule
         if moves:
             MOVES.update(names)
+        if empty:
+            EMPTY.update(names)
         return rule
 
     return register
 
 
-def rules(table: dict[str, Any], make: Callable[[Any], Rule]) -> None:
+def rules(table: dict[str, Any], make: Callable[[Any], Rule], *, empty: bool = False) -> None:
     """Registers `make(entry)` for every name and entry of a table."""
     for name, entry in table.items():
-        RULES[name] = make(entry)
+        primitive(name, empty=empty)(make(entry))

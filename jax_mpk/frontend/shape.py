@@ -10,6 +10,7 @@ from jax_mpk.frontend.convert import converted
 from jax_mpk.frontend.registry import primitive
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Coord, Expr, Term
+from jax_mpk.ir.graph import compute_dtype
 
 
 def common_groups(old: tuple[int, ...], new: tuple[int, ...]) -> tuple[int, ...]:
@@ -39,9 +40,8 @@ def reshaped(b: Builder, x: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 @primitive("reshape", moves=True)
 def _reshape(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
-    if eqn.params.get("dimensions") is not None:
-        b.unsupported("a reshape that also transposes")
-    return reshaped(b, x, eqn.shape)
+    order = eqn.params.get("dimensions")
+    return reshaped(b, x if order is None else transposed(b, x, order), eqn.shape)
 
 
 @primitive("squeeze", "expand_dims", moves=True)
@@ -49,7 +49,9 @@ def _squeeze(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
     return reshaped(b, x, eqn.shape)
 
 
-@primitive("copy", "copy_p", "stop_gradient", "name", "mesh_cast", "pvary", "optimization_barrier", "pbroadcast")
+@primitive(
+    "copy", "copy_p", "stop_gradient", "name", "mesh_cast", "pvary", "optimization_barrier", "pbroadcast", empty=True
+)
 def _identity(b: Builder, eqn: Equation, *xs: Tensor) -> Sequence[Tensor]:
     return xs
 
@@ -72,10 +74,16 @@ def _broadcast(b: Builder, eqn: Equation, x: Tensor, *dynamic: Tensor) -> Tensor
 
 @primitive("transpose", moves=True)
 def _transpose(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
-    axes, coords = identity(eqn.shape), list(identity(eqn.shape))
-    for new, old in enumerate(eqn.params["permutation"]):
-        coords[old] = axes[new]
-    return b.map(eqn.shape, eqn.dtype, x.at(coords))
+    return transposed(b, x, eqn.params["permutation"])
+
+
+def transposed(b: Builder, x: Tensor, order: Sequence[int]) -> Tensor:
+    """`x` with dimension `order[d]` as dimension d."""
+    shape = tuple(x.shape[d] for d in order)
+    coords = list(identity(shape))
+    for new, old in enumerate(order):
+        coords[old] = identity(shape)[new]
+    return b.map(shape, x.dtype, x.at(coords))
 
 
 @primitive("slice", moves=True)
@@ -128,7 +136,7 @@ def joined(b: Builder, parts: Sequence[tuple[Expr, int]], axis: int, shape: tupl
     return b.map(shape, dtype, E.piece(identity(shape)[axis], bounds, tuple(e for e, _ in parts)))
 
 
-@primitive("concatenate", moves=True)
+@primitive("concatenate", moves=True, empty=True)
 def _concatenate(b: Builder, eqn: Equation, *xs: Tensor) -> Tensor:
     axis, at, parts = eqn.params["dimension"], 0, []
     for x in xs:
@@ -182,25 +190,40 @@ def _iota(b: Builder, eqn: Equation) -> Tensor:
     return b.map(eqn.shape, eqn.dtype, converted(e, "i32", eqn.dtype))
 
 
-@primitive("pad")
+@primitive("empty", "empty2")
+def _empty(b: Builder, eqn: Equation) -> Tensor:
+    """Any values will do; zeros are the same ones each time."""
+    return b.map(eqn.shape, eqn.dtype, E.const(0, compute_dtype(eqn.dtype)))
+
+
+@primitive("pad", empty=True)
 def _pad(b: Builder, eqn: Equation, x: Tensor, filler: Tensor) -> Tensor:
-    """Interior padding first, as a map of its own; then each edge is a piece. A negative edge cuts."""
-    config = [tuple(int(n) for n in dim) for dim in eqn.params["padding_config"]]
-    fill = filler.over(())
+    return padded(b, x, eqn.params["padding_config"], filler.over(()))
+
+
+def padded(b: Builder, x: Tensor, config: Sequence[tuple[int, int, int]], fill: Expr) -> Tensor:
+    """`x` with fillers: `config` has (before, after, between neighbours) a dimension.
+
+    Interior padding first, as a map of its own; then each edge is a piece. A negative edge cuts.
+    """
+    config = [tuple(int(n) for n in dim) for dim in config]
     if any(inner and n > 1 for (_, _, inner), n in zip(config, x.shape, strict=True)):
         x = _dilated(b, x, [inner + 1 for _, _, inner in config], fill)
-    coords = [E.coord_add(c, E.coord_const(-lo)) for c, (lo, _, _) in zip(identity(eqn.shape), config, strict=True)]
-    spans = [(max(lo, 0), min(lo + n, m)) for (lo, _, _), n, m in zip(config, x.shape, eqn.shape, strict=True)]
+    shape = tuple(lo + n + hi for (lo, hi, _), n in zip(config, x.shape, strict=True))
+    if not any(lo or hi for lo, hi, _ in config):
+        return x
+    coords = [E.coord_add(c, E.coord_const(-lo)) for c, (lo, _, _) in zip(identity(shape), config, strict=True)]
+    spans = [(max(lo, 0), min(lo + n, m)) for (lo, _, _), n, m in zip(config, x.shape, shape, strict=True)]
     if any(a >= z for a, z in spans):
-        return b.map(eqn.shape, eqn.dtype, fill)
+        return b.map(shape, x.dtype, fill)
     for d, (a, z) in enumerate(spans):
         coords[d] = coords[d] if z - a > 1 else E.coord_const(a - config[d][0])
     body = x.at(coords)
-    for axis, (a, z), m in zip(itertools.count(), spans, eqn.shape, strict=False):
+    for axis, (a, z), m in zip(itertools.count(), spans, shape, strict=False):
         bounds = [n for n, keep in ((0, a > 0), (a, True), (z, z < m), (m, True)) if keep]
         parts = [fill] * (a > 0) + [body] + [fill] * (z < m)
-        body = E.piece(identity(eqn.shape)[axis], tuple(bounds), tuple(parts))
-    return b.map(eqn.shape, eqn.dtype, body)
+        body = E.piece(identity(shape)[axis], tuple(bounds), tuple(parts))
+    return b.map(shape, x.dtype, body)
 
 
 def _dilated(b: Builder, x: Tensor, steps: Sequence[int], fill: Expr) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jax_mpk.frontend.arithmetic import total_order
 from jax_mpk.frontend.builder import Builder, Equation, Tensor, identity
 from jax_mpk.frontend.convert import converted
 from jax_mpk.frontend.registry import primitive
@@ -73,12 +74,23 @@ def _sort_rule(b: Builder, eqn: Equation, *xs: Tensor) -> Sequence[Tensor]:
 @primitive("top_k")
 def _top_k(b: Builder, eqn: Equation, x: Tensor) -> Sequence[Tensor]:
     """Values and positions of the `k` largest; floats in their total order (NaN above infinity, 0 above -0)."""
-    axis = eqn.params.get("axis", len(x.shape) - 1) % len(x.shape)
+    return _extremes(b, x, eqn.params.get("axis", -1), eqn.params["k"])
+
+
+@primitive("approx_top_k")
+def _approx_top_k(b: Builder, eqn: Equation, x: Tensor) -> Sequence[Tensor]:
+    """The exact ones, sorted, as many as the result has."""
+    p = eqn.params
+    axis = p["reduction_dimension"] % len(x.shape)
+    return _extremes(b, x, axis, eqn.shape[axis], largest=p["is_max_k"])
+
+
+def _extremes(b: Builder, x: Tensor, axis: int, count: int, largest: bool = True) -> Sequence[Tensor]:
+    """The `count` largest (or smallest) elements along `axis`, and their positions."""
+    axis %= len(x.shape)
     x = b.materialise(x)
     key = _ordered(x, _key_coords(x.shape, axis))
-    if key.dtype == "f32":
-        bits = E.unary("bitcast_f2i", key)
-        magnitude = E.binary("and", E.binary("sar", bits, E.const(31, "i32")), E.const(2**31 - 1, "i32"))
-        key = E.binary("xor", bits, magnitude)
-    positions = _sort(b, key, x.shape, axis, "i32", "indices", eqn.params["k"], descending=True)
+    key = total_order(key) if key.dtype == "f32" else key
+    key = key if largest else E.unary("not", key)
+    positions = _sort(b, key, x.shape, axis, "i32", "indices", count, descending=True)
     return [_follow(b, x, positions, axis), positions]

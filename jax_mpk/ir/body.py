@@ -17,7 +17,7 @@ from jax_mpk.ir.place import Place, token
 
 @dataclass(frozen=True)
 class Store:
-    """What becomes of the value: `mode` "set" or "add", only where `where` holds (None: everywhere)."""
+    """What becomes of the value: `mode` "set" or one of `abi.COMBINES`, only where `where` holds (None: everywhere)."""
 
     place: Place
     where: Expr | None = None
@@ -72,8 +72,8 @@ class Body:
 
 def nests(e: Expr, store: Store, extents: Box, place: Callable[[Load | Acc], Place]) -> tuple[Nest, ...]:
     """The nests that store `e` over the box `extents`: one for each combination of its pieces."""
-    if store.mode == "add" and store.where is None:
-        store = Store(store.place, E.const(True, "bool"), "add")
+    if store.mode != "set" and store.where is None:
+        store = Store(store.place, E.const(True, "bool"), store.mode)
     others = [*(() if store.where is None else (store.where,)), *(d for d, _, _ in store.place.dyn)]
     if any(isinstance(x, E.Piece) for r in others for x in E.walk(r)):
         raise NotRefined("a store coordinate has pieces")

@@ -178,7 +178,7 @@ class Reduce(Expr):
 
 
 class Acc(Expr):
-    """The f32 result number `index` of the core (contraction or score), inside its epilogue."""
+    """The result number `index` of the core (contraction or score), inside its epilogue. Of the type of what is summed."""
 
     __slots__ = ("index",)
 
@@ -318,16 +318,16 @@ def reduce(op: str, body: Expr, bound: tuple[int, ...], extents: tuple[int, ...]
     return _intern(Reduce, (op, id(body), canon, tuple(extents)), init)
 
 
-def acc(index_: int = 0, axes: Iterable[int] = ()) -> Expr:
+def acc(index_: int = 0, axes: Iterable[int] = (), dtype: str = "f32") -> Expr:
     """The core's accumulator `index_` at the current point; `axes` are the domain axes that it depends on."""
     axes = frozenset(axes)
 
     def init(n: Acc) -> None:
-        n.index, n.dtype = index_, "f32"
+        n.index, n.dtype = index_, dtype
         _facts(n, (), 1)
         n.axes = axes
 
-    return _intern(Acc, (index_, axes), init)
+    return _intern(Acc, (index_, axes, dtype), init)
 
 
 # ---------------------------------------------------------------------------------------------------------- substitution

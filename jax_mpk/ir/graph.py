@@ -137,7 +137,7 @@ class Append:
     In an `Attention` a dimension that runs along with a batch axis *is* that domain axis; the others (new positions,
     head dimension) have core axis ids from `APPEND_AXIS` on.
     `oob` says what happens to an out-of-range dynamic coordinate: "clamp" (dynamic_update_slice; the clamping is in
-    the coordinate) or "drop" (scatter). `mode` is "set" or "add" (points in index order; duplicates are summed).
+    the coordinate) or "drop" (scatter). `mode` is "set", or the operation of `abi.COMBINES` that combines old and new (points in index order, each on its own).
     """
 
     target: int
@@ -188,7 +188,9 @@ def _append_with(prefix: str, a: Append, exprs: dict[str, Expr]) -> Append:
 
 @dataclass(frozen=True)
 class Contract(Op):
-    """`acc_j = sum over k of lhs * rhs[j]` in float32 (int32 for integers), then `out = epilogue`.
+    """`acc_j = sum over k of lhs * rhs[j]` in float32, or exactly modulo 2**32, then `out = epilogue`.
+
+    `lhs`, every `rhs` and the accumulators have one type, f32, i32 or u32.
 
     `k` lists (axis id, extent) of the contracted axes, ids from `CORE_AXIS`. Axes of the domain that only `lhs` uses
     are rows (m), those that only the `rhs` use are columns (n), shared ones are batch axes. `lhs` is the prologue: any

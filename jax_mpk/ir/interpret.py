@@ -121,17 +121,20 @@ def _append(g: Graph, a: Append, domain: tuple[int, ...], data: dict[int, np.nda
         raise GraphError(f"{v} is written out of bounds")
     out = data.pop(a.target).copy()
     index = tuple(np.broadcast_to(w, a.window)[keep] for w in where)
-    if a.mode == "add":
-        np.add.at(out, index, x[keep])
+    if a.mode != "set":
+        _COMBINE[a.mode].at(out, index, x[keep])
     else:
         out[index] = x[keep]
     data[a.out] = out
 
 
+_COMBINE = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
+
+
 def _contract(g: Graph, op: Contract, data: dict[int, np.ndarray]) -> None:
     frame = _Frame(op.domain, dict(op.k), data, (op.lhs, *op.rhs))
     lhs = frame.eval(op.lhs)
-    accs = [frame.einsum(lhs, frame.eval(r), [a for a, _ in op.k]) for r in op.rhs]
+    accs = [frame.einsum(lhs, frame.eval(r), [a for a, _ in op.k]).astype(lhs.dtype) for r in op.rhs]
     domain = range(len(op.domain))
     accs = [np.broadcast_to(frame.axes_only(a, domain), op.domain) for a in accs]
     _store(g, op, data, _Frame(op.domain, {}, data, (op.epilogue,), accs).full(op.epilogue, domain))

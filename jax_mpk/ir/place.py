@@ -9,7 +9,7 @@ from jax_mpk import abi
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Coord, Expr, Load
 from jax_mpk.ir.graph import Graph, itemsize
-from jax_mpk.ir.loops import Access, flatten
+from jax_mpk.ir.loops import Access, apart, flatten
 
 ALIGN = 256
 """Constant offsets that are multiples of this many bytes go into the slot, so that layers of one array share code."""
@@ -24,6 +24,12 @@ class Place:
     offset: int
     strides: Mapping[int, int]
     dyn: tuple[tuple[Expr, int, int], ...] = ()
+
+    def apart(self, box: Mapping[int, tuple[int, int]]) -> frozenset[int]:
+        """The axes of a box along which points are different elements (`loops.apart`); those of one index are."""
+        sizes = {a: hi - lo for a, (lo, hi) in box.items()}
+        known = apart((a, s, sizes[a]) for a, s in self.strides.items() if sizes.get(a, 1) > 1)
+        return known | {a for a, n in sizes.items() if n <= 1}
 
     @property
     def axes(self) -> frozenset[int]:

@@ -87,6 +87,8 @@ def _unary(x: Unary) -> Expr:
             return E.const(float(np.float32(v).astype(np.float16)), "f32")
         if x.op in ("i2b", "f2b"):
             return E.const(v != 0, "bool")
+    if isinstance(a, Unary) and (x.op, a.op) in (("u2i", "i2u"), ("i2u", "u2i")):
+        return a.a
     if x.op == "not" and isinstance(a, Unary) and a.op == "not" and a.dtype == "bool":
         return a.a
     return x

@@ -123,7 +123,7 @@ def _touches(graph: Graph, op: Op, axes: tuple[loops.LoopAxis, ...], buffer: dic
             yield touch(access, READ, ranges, False)
     for _role, access, append in loops.stores(graph, op):
         ranges = ((axes[-1].axis, 0, op.count),) if isinstance(op, Sort) else ()
-        if append is not None and append.mode == "add" and not access.dyn:
+        if append is not None and append.mode != "set" and not access.dyn:
             yield touch(access, READ, ranges, True)
         yield touch(access, WRITE if append is None else UPDATE, ranges, True)
 

@@ -51,7 +51,7 @@ PROLOGUE_BYTES = 192 << 10
 """A target that streams weights keeps a row that its every task would have to read more bytes than this to compute:
 beyond it, that takes longer than a hop (an SM reads about 40 kB/us from a cache that all others read too)."""
 NODES = 400
-"""Nodes of an expression up to which maps are written into the only one that reads them."""
+"""Nodes of an expression up to which maps are written into the only one that reads them, at all places where it does."""
 REDUCTIONS = 8
 """The same for its reductions: each walks its row again, through everything below it."""
 SHARED_NODES = 64
@@ -179,7 +179,7 @@ def _fuse_epilogue(op: Map, ops: dict[int, Op], users: dict[int, set[int]], resu
     point = dict(enumerate(back))
     try:
         for c, y in group:
-            accs = [E.acc(len(rhs) + j, range(len(first.domain))) for j in range(len(c.rhs))]
+            accs = [E.acc(len(rhs) + j, range(len(first.domain)), c.lhs.dtype) for j in range(len(c.rhs))]
             aligned[E.substitute_axes(y, point)] = replace_acc(c.epilogue, accs)
             rhs += c.rhs
         body = E.substitute_axes(op.expr, point)
@@ -295,6 +295,8 @@ def _inlines(g: Graph, m: Map, user: Op, ready: dict[int, int], users: dict[int,
         return False
     if users[m.out] > 1 and len(E.walk(e)) > SHARED_NODES:
         return False
+    if _places(user, m.out) * len(E.walk(e)) > NODES:
+        return False
     if e.cost <= CHEAP and not e.height:
         return True
     if target.gpu and isinstance(user, Contract) and e.height and _bytes(g, m) > PROLOGUE_BYTES:
@@ -303,6 +305,12 @@ def _inlines(g: Graph, m: Map, user: Op, ready: dict[int, int], users: dict[int,
     if max((ready.get(v, 0) for v in user.reads() if v != m.out), default=0) < ready[m.out] + 1:
         return True
     return REPEATS * users[m.out] * math.prod(m.domain) * e.cost < WORTH_KEEPING
+
+
+def _places(user: Op, value: int) -> int:
+    """At how many places an operator reads a value: the neighbours in a window, each of which would be computed."""
+    return len({x for e in user.exprs().values() if value in e.loads for x in E.walk(e)
+                if isinstance(x, Load) and x.value == value})  # fmt: skip
 
 
 def _bytes(g: Graph, m: Map) -> int:

@@ -192,7 +192,13 @@ def _build(g: Graph, op: Contract, soft: _Softmax, values: Load, contracts: dict
         return None
     load = next(iter(logits))
     dot = contracts[load.value]
-    if len(dot.k) != 1 or len(dot.rhs) != 1 or dot.store is not None or any(c.dyn is not None for c in load.coords):
+    if (
+        dot.lhs.dtype != "f32"
+        or len(dot.k) != 1
+        or len(dot.rhs) != 1
+        or dot.store is not None
+        or any(c.dyn is not None for c in load.coords)
+    ):
         return None
     head_axis, head = dot.k[0]
     key = {axis: E.coord_axis(KEY_AXIS, keys)}

@@ -119,7 +119,8 @@ class _Refiner:
                 self.fits.add(bound.key)
                 break
             role, part = _half(op, frozenset(extent), error)
-            rest = replace_nodes(op.exprs()[role], {part: self.materialise(part, extent, op.source)})
+            every = extent | _bound_extents(op.exprs()[role])
+            rest = replace_nodes(op.exprs()[role], {part: self.materialise(part, every, op.source)})
             op = op.with_exprs({role: rest})
         return op
 
@@ -338,12 +339,16 @@ def _nested(e: Expr, extent: Mapping[int, int]) -> tuple[Reduce, Reduce, dict[in
 
 
 def _half(op: Op, axes_: frozenset[int], error: str) -> tuple[str, Expr]:
-    """The role, and the part of its expression that is nearest to half of it and can be computed elsewhere."""
+    """The role, and the part of its expression that is nearest to half of it and can be computed elsewhere.
+
+    A part inside a reduction is one too (a recurrence of which the last state is summed), over its axes as well.
+    """
     best: tuple[float, str, Expr] | None = None
     for role, e in op.exprs().items():
         nodes = list(E.walk(e))
+        scope = axes_ | frozenset(_bound_extents(e))
         for x in nodes:
-            if isinstance(x, E.Unary | E.Binary | E.Select | Reduce | Piece) and x.axes <= axes_ and x is not e:
+            if isinstance(x, E.Unary | E.Binary | E.Select | Reduce | Piece) and x.axes <= scope and x is not e:
                 inside = list(E.walk(x))
                 if not any(isinstance(y, E.Acc) for y in inside):
                     off = abs(2 * len(inside) - len(nodes)) - len(nodes) / 4
@@ -352,3 +357,13 @@ def _half(op: Op, axes_: frozenset[int], error: str) -> tuple[str, Expr]:
     if best is None:
         raise _unsupported(op, error)
     return best[1], best[2]
+
+
+def _bound_extents(e: Expr) -> dict[int, int]:
+    """The extents of the axes that reductions in `e` bind, where all that bind an axis agree."""
+    found: dict[int, set[int]] = {}
+    for x in E.walk(e) if e.height else ():
+        if isinstance(x, Reduce):
+            for a, n in zip(x.bound, x.extents, strict=True):
+                found.setdefault(a, set()).add(n)
+    return {a: min(n) for a, n in found.items() if len(n) == 1}

@@ -135,7 +135,7 @@ def with_accumulators(op: Op) -> Op:
 
 def _with_axes(e: Expr, axes: frozenset[int]) -> Expr:
     old = [x for x in E.walk(e) if isinstance(x, E.Acc) and x.axes != axes]
-    return replace_nodes(e, {x: E.acc(x.index, axes) for x in old}) if old else e
+    return replace_nodes(e, {x: E.acc(x.index, axes, x.dtype) for x in old}) if old else e
 
 
 def replace_nodes(e: Expr, table: dict[Expr, Expr]) -> Expr:

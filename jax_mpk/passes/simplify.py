@@ -49,7 +49,7 @@ def _degenerate(op: Op) -> Op:
 
 
 def replace_acc(e: Expr, values: list[Expr]) -> Expr:
-    """`e` with accumulator j replaced by `values[j]` (an integer accumulator has the type of its use)."""
+    """`e` with accumulator j replaced by `values[j]`."""
     memo: dict[Expr, Expr] = {}
 
     def go(x: Expr) -> Expr:

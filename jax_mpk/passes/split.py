@@ -53,7 +53,10 @@ def run(g: Graph, target: Device) -> Graph:
 
 def _of_weights(values: dict[int, Value], op: Op) -> bool:
     return (
-        isinstance(op, Contract) and len(op.k) == 1 and all(values[v].role != "temp" for r in op.rhs for v in r.loads)
+        isinstance(op, Contract)
+        and op.lhs.dtype == "f32"
+        and len(op.k) == 1
+        and all(values[v].role != "temp" for r in op.rhs for v in r.loads)
     )
 
 

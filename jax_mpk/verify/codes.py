@@ -37,7 +37,7 @@ class Touch:
 _KIND = {n: name for n, name in enumerate(abi.ENUMS["Kind"])}
 _ROLE = {name: n for n, name in enumerate(abi.ENUMS["Role"])}
 _STORES = {abi.enum("Opcode", "STORE"): "set", abi.enum("Opcode", "STORE_IF"): "where",
-           abi.enum("Opcode", "STORE_ADD"): "add"}  # fmt: skip
+           **{abi.enum("Opcode", op): mode for mode, op in abi.COMBINES.items()}}  # fmt: skip
 _LOAD = abi.enum("Opcode", "LOAD")
 _REDUCE = abi.enum("StageKind", "REDUCE")
 _BYTES = {"F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16": 2, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -316,6 +316,9 @@ def _box(x: Touch, dims: list[tuple[int, int]]) -> list[tuple[int, int, list[tup
             run += (c - 1) * s
         elif levels and s == levels[-1][0] * levels[-1][1]:
             levels[-1] = (levels[-1][0] * c, levels[-1][1])
+        elif levels and x.mode != WRITE and s % levels[-1][1] == 0 and s < levels[-1][0] * levels[-1][1]:
+            n, t = levels[-1]  # windows that overlap by whole steps: all steps from the first to the last
+            levels[-1] = (n + (c - 1) * (s // t), t)
         elif s < span and x.mode != WRITE:
             run, levels = span + (c - 1) * s, []
         else:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import jax
 import numpy as np
 
+from tests.fuzz import windows
 from tests.fuzz.case import FLOATS, INTEGERS, NAMES, Case, Line, Operand, names, numpy_dtype, tidy
 
 SIZES = (1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8, 11, 13, 16, 17, 31, 32, 33, 40, 64)
@@ -524,7 +525,10 @@ def chance(g: Grower) -> None:
         )
     )
     g.add(str(g.one(f"jax.random.bits({key}, {shape})", f"jax.random.uniform({key}, {shape})", f"jax.random.bernoulli({key}, 0.4, {shape})",
-                    f"jax.random.randint({key}, {shape}, -5, 9)", f"jax.random.permutation({key}, 7)")), True)  # fmt: skip
+                    f"jax.random.randint({key}, {shape}, -5, 9)", f"jax.random.permutation({key}, 7)",
+                    f"jax.random.bits(jax.random.clone({key}), {shape})")), True)  # fmt: skip
+    if g.chance(0.3):
+        g.add(f"jax.random.normal({key}, {shape})", False)
 
 
 def index_space(g: Grower) -> None:
@@ -537,6 +541,6 @@ def index_space(g: Grower) -> None:
 FAMILIES: dict[Callable[[Grower], None], float] = {
     move: 6, join: 1.5, elementwise: 2.5, chosen: 0.7, binary: 2.5, integer: 1.5, compare: 1, logic: 0.6, select: 1.2, convert: 1.5,
     reduction: 3, cumulative: 1, contraction: 3, layer: 1.2, attention: 0.8, gather: 2.2, update: 3, control: 0.6, sorting: 0.8,
-    chance: 0.3, index_space: 0.5,
+    chance: 0.3, index_space: 0.5, **windows.FAMILIES,
 }  # fmt: skip
 """How often each family is tried."""

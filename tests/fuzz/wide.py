@@ -65,6 +65,8 @@ def _equation(eqn: Any, xs: list[Any], rounds: bool) -> list[Any]:
         cases = [_jaxpr(b, xs[1:], rounds) for b in params["branches"]]
         at = jnp.clip(xs[0].astype(jnp.int32), 0, len(cases) - 1)
         return [lax.select_n(at, *c) if len(c) > 1 else c[0] for c in zip(*cases, strict=True)]
+    if name in ("reduce", "reduce_window"):
+        return _reduced(name, params, xs)
     if inner is not None:
         return _jaxpr(inner, xs, rounds)
     if name in ("while", "custom_vjp_call", "custom_jvp_call", "random_bits"):
@@ -76,9 +78,17 @@ def _equation(eqn: Any, xs: list[Any], rounds: bool) -> list[Any]:
         return [_widen(lax.bitcast_convert_type(x, new))]
     if name == "reduce_precision":
         return [lax.reduce_precision(xs[0], params["exponent_bits"], params["mantissa_bits"]) if rounds else xs[0]]
-    if name in ("scatter-add", "scatter_add"):
-        return [lax.scatter_add(*xs, params["dimension_numbers"], indices_are_sorted=params["indices_are_sorted"],
-                                unique_indices=params["unique_indices"], mode=params["mode"])]  # fmt: skip
+    if name.startswith("scatter"):
+        how = name.replace("-", "_")
+        if how == "scatter" and params.get("update_jaxpr") is not None:
+            raise NoReference("a scatter with a function")
+        return [getattr(lax, how)(*xs, params["dimension_numbers"], indices_are_sorted=params["indices_are_sorted"],
+                                  unique_indices=params["unique_indices"], mode=params["mode"])]  # fmt: skip
+    if name == "select_and_gather_add":  # JAX's own would round: it packs two numbers into one
+        return [_tangents(*xs, **params)]
+    if name == "nextafter":
+        own = eqn.outvars[0].aval.dtype
+        return [_widen(lax.nextafter(*(x.astype(own) for x in xs)))]
     for key in ("new_dtype", "preferred_element_type", "dtype", "accumulation_type", "out_dtype"):
         if params.get(key) is not None and _real(params[key]):
             params[key] = np.dtype(np.float64)
@@ -87,6 +97,33 @@ def _equation(eqn: Any, xs: list[Any], rounds: bool) -> list[Any]:
     out = eqn.primitive.bind(*xs, **params)
     out = list(out) if eqn.primitive.multiple_results else [out]
     return [_widen(x) if _real(getattr(x, "dtype", np.int32)) else x for x in out]
+
+
+def _reduced(name: str, params: dict[str, Any], xs: list[Any]) -> list[Any]:
+    """A reduction by the jaxpr of a function of scalars."""
+    n, jaxpr = len(xs) // 2, params["jaxpr"]
+    if params.get("consts"):
+        raise NoReference("a function that captures arrays")
+
+    def f(a: Any, b: Any) -> Any:
+        return tuple(_jaxpr(jaxpr, [*a, *b], False))
+
+    xs, init = tuple(xs[:n]), tuple(xs[n:])
+    if name == "reduce":
+        return list(lax.reduce(xs, init, f, params["dimensions"]))
+    keys = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
+    return list(lax.reduce_window(xs, init, f, *(params[k] for k in keys)))
+
+
+def _tangents(t: Any, x: Any, *, select_prim: Any, window_dimensions: Any, window_strides: Any, padding: Any,
+              base_dilation: Any, window_dilation: Any) -> Any:  # fmt: skip
+    def step(a: Any, b: Any) -> Any:
+        keep = select_prim.bind(a[0], b[0])
+        return lax.select(keep, a[0], b[0]), lax.select(keep, a[1], b[1])
+
+    init = np.float64(-np.inf if select_prim.name == "ge" else np.inf)
+    return lax.reduce_window((x, t), (init, np.float64(0)), step, window_dimensions, window_strides, padding,
+                             base_dilation, window_dilation)[1]  # fmt: skip
 
 
 def _scan(params: dict[str, Any], xs: list[Any], rounds: bool) -> list[Any]:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jax_mpk import Options, megakernelize, options, override
@@ -24,6 +25,34 @@ def test_every_knob_comes_from_its_variable():
 def test_a_bad_variable_is_named(value):
     with pytest.raises(ValueError, match="JAX_MPK_DEADLINE_MS"):
         options.from_environment({"JAX_MPK_DEADLINE_MS": value})
+
+
+INTS = [f.name for f in dataclasses.fields(Options) if f.type == "int"]
+
+
+@pytest.mark.parametrize("name", INTS)
+def test_every_number_has_bounds(name):
+    """`workers=10**9` once took all memory: what is out of bounds is named, wherever it comes from."""
+    least, most = (Options.__dataclass_fields__[name].metadata[k] for k in ("least", "most"))
+    assert least <= Options.__dataclass_fields__[name].default <= most
+    for value, words in ((most + 1, f"option {name} is at most {most}, not {most + 1}"), (10**30, "at most"),
+                         (least - 1, f"option {name} is at least {least}, not {least - 1}")):  # fmt: skip
+        for give in (Options, options.current, lambda **k: override(**k).__enter__()):
+            with pytest.raises(ValueError, match=words):
+                give(**{name: value}) if give is not options.current else give({name: value})
+        with pytest.raises(ValueError, match=f"{options.variable(name)}.*{words}"):
+            options.from_environment({options.variable(name): str(value)})
+
+
+def test_the_largest_numbers_are_harmless():
+    """A program for as many workers, tasks and narrow columns as the bounds allow; threads and deadlines run."""
+    most = {f.name: f.metadata["most"] for f in dataclasses.fields(Options) if f.type == "int"}
+    planned = {k: most[k] for k in ("workers", "tasks")} | {"columns": 1}
+    run = {k: most[k] for k in ("threads", "deadline_ms", "cache_bytes", "cache_entries")}
+    x, w = np.ones((3, 40), np.float32), np.ones((40, 300), np.float32)
+    for knobs in (planned | run, {"columns": most["columns"]} | run, {"seed": most["seed"]}):
+        f = megakernelize(lambda x, w: jnp.tanh(x @ w), implementation="cpu", options=knobs | {"cache_dir": ""})
+        np.testing.assert_allclose(f(x, w), np.tanh(x @ w), rtol=1e-6)
 
 
 def test_precedence(monkeypatch):

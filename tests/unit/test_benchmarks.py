@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import cell, decode, gate, output, timing
+from benchmarks import cell, decode, gate, latency, output, timing
 from benchmarks import compile as compile_benchmark
 from benchmarks.subject import plain, start, subject, upcast
 from benchmarks.traffic import kv_bytes, step_traffic
@@ -234,6 +234,25 @@ def test_a_failed_gate_is_the_status(tmp_path, monkeypatch):
 def test_wrong_arguments(argv):
     with pytest.raises(SystemExit):
         decode.parse(argv)
+
+
+def test_latency_command(tmp_path, capsys):
+    """Results are compared first, then both are timed; a busy process is started and ended."""
+    file = tmp_path / "latency.json"
+    argv = ["--case", "two operators", "--case", "int8 matvec, 2048", "--turn", "0.02", "--turns", "2", "--busy", "1"]
+    assert latency.main([*argv, "--threads", "2", "--wide-first", "3", "--json", str(file)]) == 0
+    cases = json.loads(file.read_text())["cases"]
+    assert list(cases) == ["two operators", "int8 matvec, 2048"]
+    for found in cases.values():
+        for side in ("jit", "ours"):
+            assert found[side]["n"] > 1 and found[side]["median"] <= found[side]["p99"] <= found[side]["max"]
+    assert "two operators" in capsys.readouterr().out
+
+
+def test_latency_refuses_to_time_what_is_wrong(monkeypatch):
+    monkeypatch.setattr(latency, "megakernelize", lambda f, **how: lambda *a: jax.tree.map(lambda x: x + 1, f(*a)))
+    with pytest.raises(AssertionError):
+        latency.main(["--case", "two operators", "--turn", "0.01", "--turns", "1"])
 
 
 def test_compile_needs_no_weights():

@@ -55,8 +55,12 @@ def kernels(fn, *args):
     return jax.jit(fn).lower(*args).as_text().count("jax_mpk_cpu")
 
 
-NO_GRADIENT = {"concatenate, argmax", "nested, argmax", "argmin"}  # no float results
-NO_KERNEL = {"products"}  # the derivative of a product has a reshape with a transpose
+NO_GRADIENT = {"concatenate, argmax", "nested, argmax", "argmin", "search", "bits of other widths",  # of no float results
+               "pooling", "pooling, spread", "pooling by a function", "ragged dot, gradient", "scatter extremes",
+               "scatter extremes, narrow", "scatter by functions", "next after", "cumulative extremes, gradient"}  # fmt: skip
+"""Functions of which JAX has no derivative."""
+NO_KERNEL = {"special functions": "polygamma"}
+"""Functions whose forward pass has a gap that they have not."""
 FUNCTIONS = {n: c for n, c in CASES.items() if n not in NO_GRADIENT and any(map(is_float, c[1]))}
 FUNCTIONS |= {n: no_decoder(n, 3, np.float32) for n in NO_DECODERS}
 
@@ -70,7 +74,7 @@ def test_grad_of_every_function(case):
     tolerance = 0.03 if any(a.dtype in (jnp.bfloat16, jnp.float16) for a in args) else 1e-4
     got, want = (jax.jit(jax.grad(loss(f), where)) for f in (cpu(fn), fn))
     if case in NO_KERNEL:
-        with pytest.warns(jax_mpk.MegakernelWarning, match=r"_forward\) hands the function to XLA: reshape"):
+        with pytest.warns(jax_mpk.MegakernelWarning, match=rf"_forward\) hands the function to XLA: {NO_KERNEL[case]}"):
             close(got(*args), want(*args), tolerance)
     else:
         close(got(*args), want(*args), tolerance)
@@ -214,7 +218,7 @@ def test_under_a_mesh():
 
 def test_an_unsupported_forward_pass_warns_and_stays_right():
     """The function is a megakernel; a derivative never raises for what only its forward pass cannot do."""
-    f = cpu(lambda x: jnp.prod(x, 1) + 0.125)
-    close(f(X), jnp.prod(X, 1) + 0.125)
+    f = cpu(lambda x: lax.digamma(x) + 0.125)
+    close(f(X), lax.digamma(X) + 0.125)
     with pytest.warns(jax_mpk.MegakernelWarning, match="hands the function to XLA"):
-        close(jax.grad(lambda x: f(x).sum())(X), jax.grad(lambda x: jnp.prod(x, 1).sum())(X))
+        close(jax.grad(lambda x: f(x).sum())(X), jax.grad(lambda x: lax.digamma(x).sum())(X))

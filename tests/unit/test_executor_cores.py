@@ -34,12 +34,22 @@ def weights(k: int, n: int, dtype: str, layout: str) -> tuple[np.ndarray, np.nda
 
 
 def contract(
-    x: np.ndarray, w: np.ndarray, n: int, strides: tuple[int, int], tile: tuple[int, int], dtype: str, **how: object
+    x: np.ndarray,
+    w: np.ndarray,
+    n: int,
+    strides: tuple[int, int],
+    tile: tuple[int, int],
+    dtype: str,
+    integer: bool = False,
+    **how: object,
 ) -> np.ndarray:
     m, k = x.shape
     b = Builder(workers=3)
     slots = b.arg(x.nbytes), b.arg(w.nbytes, dtype), b.result(4 * m * n)
-    b.tasks(eb.matmul(b, "matmul", *slots, m, n, k, tile=tile, wtype=dtype, wstride=strides))
+    op = eb.matmul(b, "matmul", *slots, m, n, k, tile=tile, wtype=dtype, wstride=strides)
+    if integer:
+        b.rows["Op"][op]["params"][abi.enum("Param", "REDUCE_DTYPE")] = abi.enum("Dtype", "I32")
+    b.tasks(op)
     out = np.zeros((m, n), np.float32)
     _ext.run(b.blob(), [x, w.view(np.uint8)], [out], poison=True, **how)
     return out
@@ -77,6 +87,44 @@ def test_a_row_depends_on_itself_only(layout: str, dtype: str, isa: str) -> None
         y = x[:m].copy()
         y[:-1] = np.nan
         assert contract(y, w, n, strides, (m, 64), dtype, isa=isa)[-1].tobytes() == want[m - 1].tobytes(), m
+
+
+INTS = {
+    "I32": np.int32,
+    "U32": np.uint32,
+    "I16": np.int16,
+    "U16": np.uint16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", INTS)
+@pytest.mark.parametrize("layout", ["columns", "rows", "strided"])
+def test_contractions_of_integers(layout: str, dtype: str, isa: str) -> None:
+    """Exact modulo 2**32, with activations of 16 bits (two products at a time) and of 32; every number of rows and columns."""
+    top = 2 if dtype == "BOOL" else np.iinfo(INTS[dtype]).max
+    low = 0 if dtype == "BOOL" else np.iinfo(INTS[dtype]).min
+    for k, act in ((1, 1 << 31), (77, 1 << 15), (300, 1 << 15), (530, 1 << 31)):
+        for m, n in ((1, 37), (2, 2), (3, 150), (7, 33), (13, 16)):
+            w = RNG.integers(low, top, (k, n), endpoint=dtype != "BOOL").astype(INTS[dtype])
+            x = RNG.integers(-act, act, (m, k)).astype(np.int32)
+            x.reshape(-1)[0] = -act  # the extremes too
+            held = w if layout == "columns" else np.ascontiguousarray(w.T)
+            held, strides = (
+                (np.repeat(held, 2, 1), (2 * k, 2))
+                if layout == "strided"
+                else (held, (1, n) if layout == "columns" else (k, 1))
+            )
+            have = contract(x.view(np.float32), held, n, strides, (5, 64), dtype, integer=True, isa=isa).view(np.int32)
+            want = (
+                (x.astype(np.int64).astype(np.uint64) @ w.astype(np.int64).astype(np.uint64))
+                .astype(np.uint32)
+                .view(np.int32)
+            )
+            np.testing.assert_array_equal(have, want, f"{m}x{k}x{n}")
 
 
 def test_vector_instruction_sets_agree() -> None:

@@ -255,7 +255,7 @@ def rehash(blob: bytearray) -> bytes:
 
 
 def test_damaged_programs_are_refused_or_harmless() -> None:
-    """Bit flips with a matching hash. What loads is run too, unless its loops became endless: it may not crash."""
+    """Bit flips with a matching hash. What loads is run too: it may neither crash nor go on for ever."""
     blob, flat, want = compiled(*decoder())
     rng = np.random.default_rng(11)
     p = abi.decode(blob)
@@ -276,12 +276,6 @@ def test_damaged_programs_are_refused_or_harmless() -> None:
         except _ext.ProgramError as e:
             refused += 1
             assert str(e)
-            continue
-        q = abi.decode(whole)
-        if (
-            len(q["Op"])
-            and max(np.abs(q["Op"]["extent"].astype(np.int64)).max(), np.abs(q["Stage"]["hi"]).max()) > 1 << 12
-        ):
             continue
         ran += 1
         try:
@@ -319,16 +313,16 @@ def test_errors_of_the_loader_name_the_record() -> None:
 # ------------------------------------------------------------------------------------------------------ sanitizers
 
 
-def build_stress(sanitizer: str) -> Path:
-    """The standalone binary, kept in build/ from run to run."""
+def build_standalone(sanitizer: str, binary: str) -> Path:
+    """A standalone binary, kept in build/ from run to run."""
     cmake = shutil.which("cmake") or pytest.fail("cmake is part of the test environment")
     folder = ROOT / "build" / sanitizer
     configure = [cmake, "-S", str(ROOT), "-B", str(folder), "-DMPK_STANDALONE=ON", f"-DMPK_SANITIZE={sanitizer}"]
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-    for command in ([*configure, *generator], [cmake, "--build", str(folder), "-j1"]):
+    for command in ([*configure, *generator], [cmake, "--build", str(folder), "-j1", "--target", binary]):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "mpk_stress"
+    return folder / binary
 
 
 def test_thread_sanitizer(tmp_path: Path) -> None:
@@ -338,7 +332,9 @@ def test_thread_sanitizer(tmp_path: Path) -> None:
     for n, (f, args) in enumerate(cases):
         files.append(tmp_path / f"program{n}.mpk")
         files[-1].write_bytes(compiled(f, args)[0])
-    run = subprocess.run([build_stress("thread"), *files], capture_output=True, text=True, timeout=300)
+    run = subprocess.run(
+        [build_standalone("thread", "mpk_stress"), *files], capture_output=True, text=True, timeout=300
+    )
     assert run.returncode == 0 and "WARNING" not in run.stderr, run.stdout + run.stderr
     assert run.stdout.count("0 of 100 launches differ") == len(files)
 

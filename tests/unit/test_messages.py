@@ -35,7 +35,7 @@ def many(x):
     c = jnp.fft.fft(b)
     for _ in range(3):
         a = jax.lax.linalg.cholesky(a + 1)
-    return a, (c * 2 + 1).real, jax.lax.conv_general_dilated(x[None, None], x[None, None], (1, 1), "SAME")
+    return a, (c * 2 + 1).real, jax.lax.igamma(x, x)
 
 
 def test_every_gap_is_named():
@@ -50,12 +50,12 @@ def test_every_gap_is_named():
         ("fft", "complex64[4,4]", line(many, 4)),
         ("cholesky", "float32[4,4]", line(many, 6)),
         ("real", "complex64[4,4]", line(many, 7)),
-        ("conv_general_dilated", "float32[1,1,4,4], float32[1,1,4,4]", line(many, 7)),
+        ("igamma", "float32[4,4], float32[4,4]", line(many, 7)),
     ], "once a place, and not what follows from another gap (c * 2 + 1)"
     text = str(e.value)
     assert all(f"{p}({s}): " in text and f"\n  at {w}" in text for p, s, w in found)
     assert (e.value.primitive, e.value.where) == (gaps[0].primitive, gaps[0].where)
-    with pytest.warns(jax_mpk.MegakernelWarning, match=r"(?s)cholesky.*while.*fft.*conv_general"):
+    with pytest.warns(jax_mpk.MegakernelWarning, match=r"(?s)cholesky.*while.*fft.*igamma"):
         jax.jit(megakernelize(many))(X)
 
 
@@ -93,7 +93,6 @@ ARGUMENTS = {
     "of a module": (lambda: cpu(lambda x, net: net(x))(X, Net()), "args[1].layers[1]: complex64[4,4]"),
     "of a module that is called": (lambda: cpu(Net())(X), "self.layers[1]: complex64[4,4]"),
     "of a method": (lambda: cpu(Net().__call__)(X), "self.layers[1]: complex64[4,4]"),
-    "without elements": (lambda: cpu(lambda x: x * 2)(X[:0]), "args[0]: float32[0,4]"),
     "in jit": (lambda: jax.jit(cpu(lambda x, y: x * y))(X, C), "args[1]: complex64[4,4]"),
     "under grad": (lambda: jax.grad(lambda x: cpu(lambda x, y: (x * y).real.sum())(x, C))(X), None),
 }
@@ -113,11 +112,7 @@ def test_arguments_are_named(kind):
     assert gap.where.startswith(f"{__file__}:{call.__code__.co_firstlineno} ("), "the line of the call"
 
 
-def test_results_and_captured_arrays_are_named():
-    with pytest.raises(
-        UnsupportedError, match=r"result\(result\['a'\]: float32\[0,4\]\): it has no elements\n  at .*py:"
-    ):
-        cpu(lambda x: {"a": (x * 2)[:0]})(X)
+def test_captured_arrays_are_named():
     table = np.asarray(C)
     with pytest.raises(UnsupportedError, match=r"captured array\(complex64\[4,4\]\): elements of type complex64"):
         cpu(lambda x: (x * table).real)(X)

@@ -27,6 +27,7 @@ class CodeRunner {
   const abi::Code* c_ = nullptr;
   const abi::Access* access_ = nullptr;
   bool scalar_ = true;            // the running stage is SCALAR
+  bool ahead_ = false;            // and runs for many points: its registers are strips too
   int loops_ = 0;                 // loop variables of the running stage: the last one is in strips
   u32 axis_[4];
   i64 at_[4];
@@ -36,6 +37,7 @@ class CodeRunner {
   void run(const abi::Code& c, const TaskRange& range) {
     i32 lo[abi::MAX_AXES], len[abi::MAX_AXES], done[abi::MAX_AXES];
     int outer[abi::MAX_AXES], n_outer = 0;
+    spend(*t_.pulse, 16);
     for (u32 a = 0; a < c.n_axes; ++a) {
       lo[a] = range.lo[a], len[a] = 1;
       if (c.axes >> a & 1) {
@@ -56,10 +58,14 @@ class CodeRunner {
         if (scratch) start -= x.stride[a] * range.lo[a];
       }
       s_.base[j] = base;
-      s_.origin[j] = (scratch ? scratch_slot(x.slot) : t_.slots[op_.slot + x.slot]) + start * size_of(x.dtype);
+      s_.origin[j] = moved(scratch ? scratch_slot(x.slot) : t_.slots[op_.slot + x.slot], start * size_of(x.dtype));
     }
+    const u64 ahead = n_outer ? t_.view->code_info[&c - t_.view->codes].ahead : 0;
+    const int inner = n_outer ? outer[n_outer - 1] : 0;
     for (;;) {
-      for (u32 i = c.stage; i < c.stage + c.stages; ++i) stage(t_.view->stages[i], c.vector < 0 ? 1 : len[c.vector]);
+      spend(*t_.pulse, 1 + c.accesses);
+      if (ahead) first_stage(t_.view->stages[c.stage], inner, done[n_outer - 1], len[inner], ahead);
+      for (u32 i = c.stage + (ahead != 0); i < c.stage + c.stages; ++i) stage(t_.view->stages[i], c.vector < 0 ? 1 : len[c.vector]);
       int d = n_outer - 1;
       for (; d >= 0; --d) {
         const int a = outer[d];
@@ -76,7 +82,23 @@ class CodeRunner {
   char* scratch_slot(u32 slot) const {
     if (slot == abi::SLOT_ACT) return s_.act;
     if (slot == abi::SLOT_LIMIT) return reinterpret_cast<char*>(s_.limit);
-    return slot - abi::SLOT_ACC <= MAX_ACC ? s_.acc[slot - abi::SLOT_ACC] : nullptr;  // INDEX names no slot
+    return s_.acc[slot - abi::SLOT_ACC];
+  }
+
+  // The scalar registers of point `at` of `points` along `axis`, which is the innermost outer loop: computed for a strip
+  // of points at its first one.
+  void first_stage(const abi::Stage& st, int axis, int at, int points, u64 registers) {
+    if (at % STRIP == 0) {
+      ahead_ = true, scalar_ = false, loops_ = 1, axis_[0] = static_cast<u32>(axis), at_[0] = 0;
+      strip(t_.view->instrs + st.first, st.count, points - at < STRIP ? points - at : STRIP);
+      ahead_ = false;
+    }
+    for (u64 left = registers; left; left &= left - 1) {
+      const int r = __builtin_ctzll(left);
+      const u32 v = s_.ahead[r * STRIP + at % STRIP];
+      u32* d = s_.scalars + r * abi::LANES;
+      LOOP (u32 j = 0; j < abi::LANES; ++j) d[j] = v;
+    }
   }
 
   void stage(const abi::Stage& st, int length) {
@@ -129,6 +151,7 @@ class CodeRunner {
 
   const u32* operand(u32 r) {
     if (r & abi::VECTOR_REG) return s_.vectors + (r & ~abi::VECTOR_REG) * STRIP;
+    if (ahead_) return s_.ahead + r * STRIP;
     const u32* v = s_.scalars + r * abi::LANES;
     if (scalar_) return v;
     u32* wide = s_.spread + r * STRIP;
@@ -149,7 +172,7 @@ class CodeRunner {
     for (int d = 0; d < x.n_dyn; ++d) {
       const u32 r = x.dyn_reg[d];
       const i32 limit = x.dyn_limit[d];
-      if (!(r & abi::VECTOR_REG)) {
+      if (!(r & abi::VECTOR_REG) && !ahead_) {
         i32 v = static_cast<i32>(s_.scalars[r * abi::LANES]);
         off += x.dyn_stride[d] * (v < 0 ? 0 : v > limit ? limit : v);
         continue;
@@ -171,15 +194,17 @@ class CodeRunner {
     i64 gathered[STRIP];
     Lanes l;
     const i64 off = lanes(x, in.aux, n, l, gathered);
-    char* at = s_.origin[in.aux] + off * size_of(x.dtype);
+    char* at = moved(s_.origin[in.aux], off * size_of(x.dtype));
     if (op == abi::Opcode::LOAD) {
       u32* d = result(in.dst);
       load_any(x.dtype, d, at, l, n);
       if (scalar_)
         for (u32 j = 1; j < abi::LANES; ++j) d[j] = d[0];
     } else {
-      const u32* where = op == abi::Opcode::STORE ? nullptr : operand(in.b);
-      store_any(x.dtype, operand(in.a), where, op == abi::Opcode::STORE_ADD, at, l, n);
+      const bool one = !scalar_ && !(in.b & abi::VECTOR_REG);  // condition for all lanes
+      if (op != abi::Opcode::STORE && one && !s_.scalars[in.b * abi::LANES]) return;
+      const u32* where = op == abi::Opcode::STORE || one ? nullptr : operand(in.b);
+      store_any(x.dtype, operand(in.a), where, op, at, l, n);
     }
   }
 
@@ -192,17 +217,24 @@ class CodeRunner {
     LOOP (int i = 0; i < lanes_; ++i) d[i] = first + static_cast<u32>(i) * step;
   }
 
-  u32* result(u32 r) { return r & abi::VECTOR_REG ? s_.vectors + (r & ~abi::VECTOR_REG) * STRIP : s_.scalars + r * abi::LANES; }
+  u32* result(u32 r) {
+    if (r & abi::VECTOR_REG) return s_.vectors + (r & ~abi::VECTOR_REG) * STRIP;
+    return ahead_ ? s_.ahead + r * STRIP : s_.scalars + r * abi::LANES;
+  }
 
   void strip(const abi::Instr* code, u32 count, int n) {
     const int lanes = (n + static_cast<int>(abi::LANES) - 1) / static_cast<int>(abi::LANES) * static_cast<int>(abi::LANES);
+    spend(*t_.pulse, i64{lanes} * (count + 1));
     for (const abi::Instr* in = code; in < code + count; ++in) {
       const auto op = static_cast<abi::Opcode>(in->op);
       switch (op) {
         case abi::Opcode::LOAD:
         case abi::Opcode::STORE:
         case abi::Opcode::STORE_IF:
-        case abi::Opcode::STORE_ADD: memory(*in, op, n); break;
+        case abi::Opcode::STORE_ADD:
+        case abi::Opcode::STORE_MUL:
+        case abi::Opcode::STORE_MAX:
+        case abi::Opcode::STORE_MIN: memory(*in, op, n); break;
         case abi::Opcode::INDEX: index(*in, lanes); break;
         case abi::Opcode::CONST: {
           u32* d = result(in->dst);
@@ -211,9 +243,8 @@ class CodeRunner {
         }
         case abi::Opcode::SELECT: select(result(in->dst), operand(in->a), operand(in->b), operand(in->c), lanes); break;
         default: {
-          const bool unary = op <= abi::Opcode::F_TO_B || (op >= abi::Opcode::I_NEG && op <= abi::Opcode::I_WRAP_U16);
           const u32* a = operand(in->a);
-          arithmetic(op, result(in->dst), a, unary ? a : operand(in->b), lanes);
+          arithmetic(op, result(in->dst), a, abi::ARITY[in->op] == 1 ? a : operand(in->b), lanes);
         }
       }
     }

@@ -407,16 +407,3 @@ static void gemm(i64 rows, i64 n, i64 k, const f32* act, i64 lda, const Matrix& 
   }
   panels(rows, 0, n, k, act, lda, x, o, acc, ldc, panel);
 }
-
-// Integers: exact modulo 2**32, so in any order.
-static void gemm_int(i64 rows, i64 n, i64 k, const i32* act, i64 lda, const Matrix& x, i32* acc, i64 ldc, f32* panel) {
-  u32* w = reinterpret_cast<u32*>(panel);
-  for (i64 c = 0; c < n; ++c) {
-    load_any(x.dtype, w, x.w + c * x.stride_n * size_of(x.dtype), Lanes{x.stride_k, nullptr}, static_cast<int>(k));
-    for (i64 m = 0; m < rows; ++m) {
-      u32 sum = 0;
-      for (i64 i = 0; i < k; ++i) sum += static_cast<u32>(act[m * lda + i]) * w[i];
-      acc[m * ldc + c] = static_cast<i32>(sum);
-    }
-  }
-}

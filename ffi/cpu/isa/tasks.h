@@ -36,6 +36,7 @@ class TaskBody {
     const TaskRange all = r_;
     for (int a = from; a < to; ++a) r_.hi[a] = r_.lo[a] + 1;
     for (;;) {
+      spend(*t_.pulse, 16);
       (this->*body)();
       int a = to - 1;
       for (; a >= from; --a) {
@@ -66,7 +67,7 @@ class TaskBody {
   char* core(const abi::Access& x, int from, int to) const {
     i64 off = x.offset;
     for (int a = from; a < to; ++a) off += x.stride[a] * r_.lo[a];
-    return t_.slots[op_.slot + x.slot] + off * size_of(x.dtype);
+    return moved(t_.slots[op_.slot + x.slot], off * size_of(x.dtype));
   }
 
   const abi::Access& access(abi::Param p) const { return t_.view->accesses[op_.access + param(p)]; }
@@ -87,10 +88,25 @@ class TaskBody {
       const char* w = core(x, 0, op_.n_axes);
       r_ = keep;
       const Matrix matrix{w, x.dtype, info_.stride_n[j], info_.stride_k[j]};
-      if (integer) gemm_int(rows, columns, k, reinterpret_cast<const i32*>(s_.act), k, matrix, reinterpret_cast<i32*>(s_.acc[j]), info_.acc_row, s_.panel);
-      else gemm(rows, columns, k, reinterpret_cast<const f32*>(s_.act), k, matrix, Order::spread(k), reinterpret_cast<f32*>(s_.acc[j]), info_.acc_row, s_.panel);
+      pieces(rows, columns, k, matrix, [&](i64 c, i64 n, const Matrix& part) {
+        if (integer) gemm_int(rows, n, k, reinterpret_cast<const i32*>(s_.act), k, part, reinterpret_cast<i32*>(s_.acc[j]) + c, info_.acc_row, s_.panel);
+        else gemm(rows, n, k, reinterpret_cast<const f32*>(s_.act), k, part, Order::spread(k), reinterpret_cast<f32*>(s_.acc[j]) + c, info_.acc_row, s_.panel);
+      });
     }
     code_.role(abi::Role::EPILOGUE, r_);
+  }
+
+  // Calls f(first column, columns, the part of w) for pieces of columns that take a fraction of a second, in which a launch
+  // can be given up. Nothing depends on where they are cut.
+  template <class F>
+  void pieces(i64 rows, i64 columns, i64 k, const Matrix& w, F f) {
+    constexpr i64 MACS = i64{1} << 28, UNIT = 64;
+    const i64 most = MACS / (rows * k), step = most >= UNIT ? most / UNIT * UNIT : most > 0 ? most : 1;
+    for (i64 c = 0; c < columns; c += step) {
+      const i64 n = columns - c < step ? columns - c : step;
+      spend(*t_.pulse, rows * n * k);
+      f(c, n, Matrix{w.w + c * w.stride_n * size_of(w.dtype), w.dtype, w.stride_n, w.stride_k});
+    }
   }
 
   void attention() {
@@ -111,18 +127,22 @@ class TaskBody {
     auto* act = reinterpret_cast<f32*>(s_.act);
     auto* score = reinterpret_cast<f32*>(s_.acc[0]);
     const abi::Access &kx = access(abi::Param::KEY), &vx = access(abi::Param::VALUE);
-    gemm(rows, keys, depth, act, info_.act_row, {core(kx, 0, info_.n_batch), kx.dtype, info_.stride_n[0], info_.stride_k[0]}, Order::natural(depth), score, info_.acc_row, s_.panel);
+    pieces(rows, keys, depth, {core(kx, 0, info_.n_batch), kx.dtype, info_.stride_n[0], info_.stride_k[0]}, [&](i64 c, i64 n, const Matrix& part) {
+      gemm(rows, n, depth, act, info_.act_row, part, Order::natural(depth), score + c, info_.acc_row, s_.panel);
+    });
     code_.role(Role::SCORE, r_);
-    for (i64 m = 0; m < rows; ++m) softmax(score + m * info_.acc_row, keys);
+    for (i64 m = 0; m < rows; ++m) spend(*t_.pulse, 8 * keys), softmax(score + m * info_.acc_row, keys);
     code_.role(Role::PROB, r_);
     const i64 columns = r_.hi[column] - r_.lo[column];
-    const char* v = core(vx, 0, info_.n_batch) + vx.stride[column] * r_.lo[column] * size_of(vx.dtype);
+    const char* v = moved(core(vx, 0, info_.n_batch), vx.stride[column] * r_.lo[column] * size_of(vx.dtype));
     // Keys are summed one after the other, whatever the layout: a dot product over contiguous keys would not be that.
     const Matrix values{v, vx.dtype, info_.stride_n[1], info_.stride_k[1]};
     const Order order = Order::natural(keys);
     auto* out = reinterpret_cast<f32*>(s_.acc[1]);
-    if (values.stride_n == 1) gemm(rows, columns, keys, score, info_.acc_row, values, order, out, info_.acc1_row, s_.panel);
-    else panels(rows, 0, columns, keys, score, info_.acc_row, values, order, out, info_.acc1_row, s_.panel);
+    pieces(rows, columns, keys, values, [&](i64 c, i64 n, const Matrix& part) {
+      if (part.stride_n == 1) gemm(rows, n, keys, score, info_.acc_row, part, order, out + c, info_.acc1_row, s_.panel);
+      else panels(rows, 0, n, keys, score, info_.acc_row, part, order, out + c, info_.acc1_row, s_.panel);
+    });
     code_.role(Role::EPILOGUE, r_);
   }
 
@@ -144,6 +164,7 @@ class TaskBody {
   void sort() {
     const int last = op_.n_axes - 1;
     const i64 length = op_.extent[last], keep = param(abi::Param::COUNT);
+    spend(*t_.pulse, 64 * length);
     code_.role(abi::Role::MAIN, r_);
     const auto type = static_cast<abi::Dtype>(param(abi::Param::KEY_DTYPE));
     const bool down = param(abi::Param::DESCENDING);
@@ -164,7 +185,7 @@ class TaskBody {
     const bool positions = param(abi::Param::PAYLOAD);
     for (i64 i = 0; i < keep; ++i) {
       const u32 from = static_cast<u32>(s_.keys[i]), v = positions ? from : row[from];
-      store_any(out.dtype, &v, nullptr, false, at + i * out.stride[last] * size_of(out.dtype), Lanes{1, nullptr}, 1);
+      store_any(out.dtype, &v, nullptr, abi::Opcode::STORE, at + i * out.stride[last] * size_of(out.dtype), Lanes{1, nullptr}, 1);
     }
   }
 };

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from jax_mpk import abi
 from jax_mpk.backends.cpu.registers import Code, Instr, Stage, encode
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.body import Nest
@@ -69,10 +70,9 @@ class _Coder:
         """The store instruction."""
         s = self.store
         srcs = [regs[alias(self.value)]]
-        op = "STORE_ADD" if s.mode == "add" else "STORE"
+        op = abi.COMBINES.get(s.mode, "STORE" if s.where is None else "STORE_IF")
         if s.where is not None:
             srcs.append(regs[alias(s.where)])
-            op = "STORE_ADD" if s.mode == "add" else "STORE_IF"
         dyn = tuple(regs[alias(e)] for e, _, _ in s.place.dyn)
         stage.instrs.append(Instr(op, None, tuple(srcs), s.place, dyn))
 
@@ -142,10 +142,13 @@ class _Coder:
     # ------------------------------------------------------------------------------------------------------ vector axis
 
     def vector(self, roots: list[Expr], reduces: list[Reduce]) -> int | None:
-        """The axis whose strips cost least; no reduction may depend on it."""
+        """The axis whose strips cost least; no reduction may depend on it, and points that may store to one element stay in
+        their order."""
         fixed = frozenset().union(*(self.deps(r) for r in reduces))
         size = {a: hi - lo for a, (lo, hi) in self.box.items()}
-        fits = [a for a in self.box if size[a] > 1 and a not in fixed]
+        apart = self.store.place.apart(self.box)
+        meet = [a for a in self.box if a not in apart]
+        fits = [a for a in self.box if size[a] > 1 and a not in fixed and a not in meet[:-1]]
         if not fits:
             return None
         nodes = self.walk_outside(roots)

@@ -127,8 +127,9 @@ class Printer:
     def store(self, place: Place, names: Names, value: str, where: str = "") -> None:
         """The statement that stores; `value`, `where`: names."""
         pointer, at, dtype = self.element(place, names)
-        if self.nest.store.mode == "add":
-            value = f"add_as<{dtype}>(load<{dtype}>({pointer}, {at}), {value})"
+        if (mode := self.nest.store.mode) != "set":
+            kind = "F" if "F" in dtype else "I" if dtype[0] == "I" or mode in ("add", "mul") else "U"
+            value = f"{kind}_{mode.upper()}(load<{dtype}>({pointer}, {at}), {value})"
         self.out(f"{f'if ({where}) ' if where else ''}store<{dtype}>({pointer}, {at}, {value});")
 
     # ------------------------------------------------------------------------------------------------------- addresses

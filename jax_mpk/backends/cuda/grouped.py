@@ -32,7 +32,7 @@ def grouped(w: Writer, p: Printer, loops: list[Loop]) -> None:
     points, most = math.prod(x.most for x in outer), math.prod(x.most for x in inner)
     work = max(most, *(math.prod(r.extents) for r in reduces))
     warp = -(-points // WARPS) * (work / 32 + 8) < points * (work / THREADS + 32)
-    if any(w.collides(p.nest.store.place, x) for x in outer):
+    if any(w.collides(p.nest, x) for x in outer):
         warp = False  # the points one after the other: each has a reduction, and with it barriers
     out(f"const int points = {' * '.join(x.count for x in outer) or '1'};")
     index = w.warp(points) if warp else "BlockGroup::index()"
@@ -65,7 +65,7 @@ class _Point:
         mine = frozenset(axis[a] for x in inner for a in x.axes)
         self.local = {x for x in p.order(roots) if p.depends(x, self.depends) & mine}
         self.turns = -(-math.prod(x.most for x in inner) // self.size)
-        if inner and not any(w.collides(p.nest.store.place, x) for x in inner):
+        if inner and not any(w.collides(p.nest, x) for x in inner):
             whole = all(len(x.axes) == 1 and x.base == "0" and x.count == str(x.most) for x in inner)
             loops = [(axis[x.axes[0]], x.most) for x in inner] if whole else []
             self.carry = keep.carried(p, roots, self.local, loops, self.turns)

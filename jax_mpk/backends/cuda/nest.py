@@ -209,7 +209,7 @@ class Writer:
         """All points of `loops`, a thread a point, stored. `given`: names of what is known; `kept`: of what a thread
         has for each of its points (`name[u]`, point u of the thread), all in one turn."""
         out, roots, store = self.out, roots_of(p.nest), p.nest.store
-        serial = [x for x in loops if self.collides(store.place, x)]
+        serial = [x for x in loops if self.collides(p.nest, x)]
         if serial and not kept:
             self._serially(p, [x for x in loops if x not in serial], serial, rank, size, given)
             return
@@ -272,10 +272,9 @@ class Writer:
         p.store(p.nest.store.place, names, names[roots[0]], self.where(p, names))
         out("}")
 
-    def collides(self, place: Place, x: Loop) -> bool:
-        """Whether two indices of a loop may store to one element: a place known at run time, and not apart by the loop."""
-        strides = {self.number[a]: v for a, v in place.strides.items() if a in self.number}
-        return bool(place.dyn) and not all(strides.get(a) for a in x.axes)
+    def collides(self, nest: Nest, x: Loop) -> bool:
+        """Whether two indices of a loop may store to one element."""
+        return not {self.number[a] for a in nest.store.place.apart(nest.box)} >= set(x.axes)
 
     def _flat(self, p: Printer, loops: list[Loop]) -> None:
         if self._copies(p, loops):

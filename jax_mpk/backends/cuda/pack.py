@@ -133,7 +133,7 @@ class _Packer(Tables):
                     record["lo"][j], record["hi"][j] = box[a]
             else:
                 s = nest.store
-                op = "STORE_ADD" if s.mode == "add" else "STORE" if s.where is None else "STORE_IF"
+                op = abi.COMBINES.get(s.mode, "STORE" if s.where is None else "STORE_IF")
                 instrs.append(_instr(op, s.place, axes, accesses))
             record["count"], record["first"] = len(instrs), self.pools["Instr"].add(b"".join(instrs))
             stages.append(record.tobytes())

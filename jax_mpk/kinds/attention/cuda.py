@@ -48,7 +48,7 @@ def variant(b: Bound, body: Body, device: Device, fixed: Collection[int]) -> Att
     tasks = math.prod(-(-b.extent[a] // t) for a, t in tile.items())
     nests = body.nests
     exact = not all(_rounds_only(x) for x in nests.get("PROB", ()))
-    adds = any(x.store.mode == "add" for x in _appends(body))
+    adds = any(x.store.mode != "set" for x in _appends(body))
     parts = 1 if exact or adds else max(1, min(PARTS // tasks, keys // 32, 32))
     rows_k, rows_v = _wide(b, body.cores["KEY"], head), _wide(b, body.cores["VALUE"], column)
     single = not _reduces([*nests.get("SCORE", ()), *nests.get("LIMIT", ())])

@@ -41,10 +41,14 @@ def tile(graph: Graph, op: Contract, target: Device) -> dict[int, int]:
         rows = m
         if m > ROWS[1] or (m > ROWS[0] and across < wanted):
             rows = min(ROWS[1], max(ROWS[0], math.ceil(m * across / wanted)))
-        x = role["m"][0]
-        tile[x.axis] = min(x.extent, max(1, rows // max(1, m // max(1, x.extent))))
-        m = tile[x.axis] * (m // max(1, x.extent))
-        wanted = math.ceil(wanted / max(1, math.ceil(x.extent / tile[x.axis])))
+        left = m
+        for x in role["m"]:  # single steps of the outer axes, then the one that is cut, so that rows are one range
+            left //= max(1, x.extent)
+            tile[x.axis] = min(x.extent, max(1, rows // max(1, left)))
+            wanted = math.ceil(wanted / max(1, math.ceil(x.extent / tile[x.axis])))
+            if tile[x.axis] > 1 or left <= rows:
+                break
+        m = math.prod(tile.get(x.axis, x.extent) for x in role["m"])
     for axis, t in cut(role["batch"], wanted).items():
         tile[axis] = t
         wanted = math.ceil(wanted / math.ceil(op.domain[axis] / t))
@@ -102,6 +106,11 @@ CASES = (
     Case("residual", lambda x, w: x + x @ w, lambda r: (normal(r, 5, 48), normal(r, 48, 48))),
     Case("batched", lambda x, y: jnp.einsum("bij,bkj->kbi", x, y),
          lambda r: (normal(r, 3, 5, 17), normal(r, 3, 9, 17))),
+    Case("integers", lambda x, w: x @ w,
+         lambda r: (r.integers(-(1 << 31), 1 << 31, (3, 40)).astype("int32"),
+                    r.integers(-(1 << 31), 1 << 31, (40, 30)).astype("int32"))),
+    Case("small integers", lambda x, w: jax.lax.dot(x, w.T, preferred_element_type=jnp.int32),
+         lambda r: (r.integers(-128, 128, (7, 75)).astype("int8"), r.integers(-128, 128, (90, 75)).astype("int8"))),
     Case("many rows", lambda x, w: x @ w, lambda r: (normal(r, 150, 64), normal(r, 64, 100))),
 )  # fmt: skip
 

@@ -63,7 +63,7 @@ def source(s: Struct, v: Contraction) -> tuple[str, str]:
     batch, m, n, k = (s.axes(r) for r in ("batch", "m", "n", "k"))
     M, N, K = math.prod(s.tile[a] for a in m), math.prod(s.tile[a] for a in n), math.prod(s.extent[a] for a in k)
     rhs, params = _rhs(s.body), s.body.params
-    integer = params["REDUCE_DTYPE"] != abi.enum("Dtype", "F32")
+    integer = params["REDUCE_DTYPE"] != abi.enum("Dtype", "F32")  # its sums wrap around
     points, space = s.points(batch)
     chunks = (Span((k[-1],), "k0", f"k0 + {v.chunk}", v.chunk),) if v.chunk < K else ()
     act = Scratch("act_", "BF16" if v.streamed else "", K, (*batch, *m), v.row, col0="k0" if chunks else "0",
@@ -73,20 +73,18 @@ def source(s: Struct, v: Contraction) -> tuple[str, str]:
     flat = "0"
     for a in (*batch, *m):
         flat = f"({flat}) * {s.extent[a]} + {space.lo(a)}" if flat != "0" else space.lo(a)
-    parts = [f"using Sum = {'int' if integer else 'float'};", s.range(), points,
+    parts = [f"using Sum = {'u32' if integer else 'float'};", s.range(), points,
              s.pick("int tile(const Range& r)", flat),
              s.pick("int rows(const Range& r)", s.product(m)), s.pick("int columns(const Range& r)", s.product(n)),
              s.scratch("act", "act", 0, v.act_at), s.scratch("red", "acc", 0, -1),
              s.scratch("acc", "acc", v.sums, v.acc_at)]  # fmt: skip
     if not v.streamed:
-        dtype = rhs[0].dtype.upper()
-        number = "(int)x" if integer else "f(x)" if dtype in ("F32", "BF16", "F16") else "(float)(int)x"
         parts += [s.pick("const void* rhs(const Desc& d, int j)", _choose([f"d.ptr[{x.slot}]" for x in rhs])),
                   s.pick("i64 rhs_offset(const Range& r, int j)", _choose([f"({s.offset(x, (*batch, *n), space)})" for x in rhs])),
                   s.pick("i64 rhs_n(int j)", _choose([_step(s, x, n) for x in rhs])),
                   s.pick("i64 rhs_k(int j)", _choose([_step(s, x, k) for x in rhs])),
-                  s.pick("u32 load_rhs(const void* p, i64 i)", f"load<{dtype}>(p, i)"),
-                  s.pick("Sum number(u32 x)", number)]  # fmt: skip
+                  s.pick("u32 load_rhs(const void* p, i64 i, int j)", _choose([f"load<{x.dtype.upper()}>(p, i)" for x in rhs])),
+                  s.pick("Sum number(u32 x)", "x" if integer else "f(x)")]  # fmt: skip
     parts += [lhs, s.function("epilogue", "", s.body.nests["EPILOGUE"], acc, space)]
     text = s.text(*parts, N_RHS=len(rhs), M=M, N=N, K=K, KC=v.chunk, LDA=v.row, LAYOUT=int(v.streamed),
                   TOGETHER=v.together, COLUMNS_INNER=_step(s, rhs[0], n) == 1)  # fmt: skip
