@@ -42,8 +42,8 @@ def programs(names: Iterable[str] | None = None) -> dict[str, bytes]:
     import test_emit
     import test_executor_launch as launch
 
+    from jax_mpk.kinds import KINDS, contract, rows, sort
     from jax_mpk.passes import refine
-    from jax_mpk.tasks import KINDS, contract, rows, sort
 
     cases = dict(test_emit.CASES)
     cases |= {

@@ -12,11 +12,11 @@ import jax.extend.core as jc
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax_mpk.targets import CPU
 
 import jax_mpk
 from jax_mpk import Options, abi, compiler
 from jax_mpk.cache import Disk, Memory
+from jax_mpk.device import CPU
 from jax_mpk.fingerprint import Unhashable, fingerprint
 from jax_mpk.frontend import registry
 from jax_mpk.ir import expr as E

@@ -99,12 +99,12 @@ def test_targets_are_adjusted_and_part_of_the_key(counted):
     from jax_mpk import backends
 
     cpu = backends.get("cpu")
-    assert cpu.target(Options()) == CPU
-    assert cpu.target(Options(workers=5, tasks=7, columns=32)).workers == 5
+    assert cpu.device(Options()) == CPU
+    assert cpu.device(Options(workers=5, tasks=7, columns=32)).workers == 5
     f = lambda x, w: x @ w
     args = jnp.ones((64, 256)), jnp.ones((256, 512))
-    few = compiler.compile(trace(f, *args), cpu.target(Options(columns=64)), Options(columns=64))
-    many = compiler.compile(trace(f, *args), cpu.target(Options(columns=16, tasks=64)), Options(columns=16, tasks=64))
+    few = compiler.compile(trace(f, *args), cpu.device(Options(columns=64)), Options(columns=64))
+    many = compiler.compile(trace(f, *args), cpu.device(Options(columns=16, tasks=64)), Options(columns=16, tasks=64))
     assert len(counted) == 2 and few.program != many.program
 
 
@@ -193,5 +193,5 @@ def test_what_has_no_stable_text_is_not_cached():
 
 def test_the_cpu_target_is_this_machine():
     backend = backends.get("cpu")
-    assert backend.target(Options()) == device.cpu(os.cpu_count() or 2)
-    assert backend.target(Options(workers=24)) == device.cpu(24)
+    assert backend.device(Options()) == device.cpu(os.cpu_count() or 2)
+    assert backend.device(Options(workers=24)) == device.cpu(24)

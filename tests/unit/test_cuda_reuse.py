@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import pytest
 
 from jax_mpk import abi
-from jax_mpk.backends import cuda_source
+from jax_mpk.backends.cuda.build import text
 from jax_mpk.device import H100
 
 
 def after_reduction(f, *args) -> list[str]:
     """For every code with a reduction, the lines after its last one."""
     blob = execute.Runner(f, *args, target=H100).blob
-    text = cuda_source.generate(abi.decode(blob), "sm_90a").text
-    bodies = re.findall(r"^struct V\d+ \{.*?^\};", text, re.M | re.S)
+    source = text(abi.decode(blob))
+    bodies = re.findall(r"^struct V\d+ \{.*?^\};", source, re.M | re.S)
     codes = [x for body in bodies for x in body.split("static __device__") if re.search(r"= reduce(_extreme)?<", x)]
     assert codes, "no reduction"
     return [re.split(r"= reduce(?:_extreme)?<", x)[-1] for x in codes]

@@ -18,17 +18,20 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import vm
 from functions import BF16, CASES, data, ints
-from jax_mpk.emit import check, disassemble, emit
 
 from benchmarks import decoders as spellings
 from jax_mpk import abi
 from jax_mpk.abi import Program, ProgramError
+from jax_mpk.backends.cpu.check import check
+from jax_mpk.backends.cpu.pack import pack
 from jax_mpk.device import Device
 from jax_mpk.frontend import lower
+from jax_mpk.inspect.dump import listing
 from jax_mpk.ir import interpret
 from jax_mpk.ir.graph import Attention, Contract, Graph
 from jax_mpk.kinds import contract, rows, sort
 from jax_mpk.passes import (
+    bodies,
     decompose,
     dependencies,
     events,
@@ -49,11 +52,11 @@ SMALL = Device("cpu", workers=2, columns=16, tasks=5)
 
 def finish(g: Graph, target: Device = SMALL) -> bytes:
     """The program of a refined graph."""
-    tg = decompose.run(g, target)
+    tg = bodies.run(decompose.run(g, target), g, target)
     for p in (dependencies, events, normalise, linearise):
         tg = p.run(tg)
     tg = memory.run(placement.run(tg, g, target))
-    blob = emit(g, tg)
+    blob = pack(g, tg)
     verify(blob, target=target)
     return blob
 
@@ -309,7 +312,7 @@ def test_check_finds_damage(section: str, field: str, value: int) -> None:
 
 def test_the_listing_names_everything() -> None:
     blob = finish(refine.run(graphs(lambda x: jax.nn.softmax(x), data(5, 70))[1]))
-    text = disassemble(blob)
+    text = listing(abi.decode(blob))
     for word in ("ROWS", "REDUCE MAX", "REDUCE SUM", "F_EXP", "VECTOR", "task 0"):
         assert word in text
 

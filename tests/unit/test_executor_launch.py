@@ -341,7 +341,7 @@ def test_thread_sanitizer(tmp_path: Path) -> None:
 
 def test_builder_matches_the_compiler_on_slots() -> None:
     """The hand-built programs of these tests pass the compiler's own checker."""
-    from jax_mpk.emit import check
+    from jax_mpk.backends.cpu.check import check
 
     check(chain())
     b = Builder()

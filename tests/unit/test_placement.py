@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jax_mpk.targets import CPU
 
 import jax_mpk
 from jax_mpk import Options, compiler, megakernelize, primitive
+from jax_mpk.device import CPU
 from jax_mpk.fingerprint import fingerprint
 
 cpu = functools.partial(megakernelize, implementation="cpu")

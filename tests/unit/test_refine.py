@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import vm
-from jax_mpk.emit import emit
 
 from jax_mpk import abi
+from jax_mpk.backends.cpu.pack import pack
 from jax_mpk.device import Device
 from jax_mpk.errors import UnsupportedError
 from jax_mpk.frontend import lower
@@ -41,6 +41,7 @@ from jax_mpk.ir.graph import (
     Value,
 )  # fmt: skip
 from jax_mpk.passes import (
+    bodies,
     decompose,
     dependencies,
     events,
@@ -57,10 +58,10 @@ TARGET = Device("cpu", workers=2, columns=16, tasks=5)
 
 
 def program(g: Graph) -> bytes:
-    tg = decompose.run(g, TARGET)
+    tg = bodies.run(decompose.run(g, TARGET), g, TARGET)
     for p in (dependencies, events, normalise, linearise):
         tg = p.run(tg)
-    return emit(g, memory.run(placement.run(tg, g, TARGET)))
+    return pack(g, memory.run(placement.run(tg, g, TARGET)))
 
 
 def executable(g: Graph) -> Graph:

@@ -16,7 +16,6 @@ from jax_mpk.ir import expr as E
 from jax_mpk.ir.body import Nest
 from jax_mpk.ir.expr import Acc, Const, Expr, Load
 from jax_mpk.ir.opcodes import alias
-from jax_mpk.ir.place import Place
 
 THREADS = 512
 WARPS = THREADS // 32
