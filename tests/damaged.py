@@ -42,6 +42,7 @@ def programs(names: Iterable[str] | None = None) -> dict[str, bytes]:
     import test_emit
     import test_executor_launch as launch
 
+    from jax_mpk.backends.cpu.operators import pressure
     from jax_mpk.kinds import KINDS, contract, rows, sort
     from jax_mpk.passes import refine
 
@@ -60,7 +61,7 @@ def programs(names: Iterable[str] | None = None) -> dict[str, bytes]:
         patch.setattr(contract, "MIN_MACS", 256)
         for name in names if names is not None else cases:
             for how, graph in zip(("", ", fused"), test_emit.graphs(cases[name][0], *cases[name][1]), strict=True):
-                out[name + how] = test_emit.finish(refine.run(graph))
+                out[name + how] = test_emit.finish(refine.run(graph, pressure))
     return out
 
 

@@ -20,6 +20,7 @@ from executor_builder import Builder, V, elementwise, instr
 
 from benchmarks import decoders as spellings
 from jax_mpk import _ext, abi
+from jax_mpk.backends.cpu.operators import pressure
 from jax_mpk.ir import interpret
 from jax_mpk.kinds import contract, rows, sort
 from jax_mpk.passes import refine
@@ -41,7 +42,7 @@ def compiled(f: Any, args: tuple[Any, ...]) -> tuple[bytes, list[np.ndarray], li
     """The program of the fused graph, cut small; its flat operands; the results that the interpreter gives."""
     flat = [np.asarray(x) for x in jax.tree.leaves(args)]
     g = test_emit.graphs(f, *args)[1]
-    return test_emit.finish(refine.run(g)), flat, interpret.run(g, flat)
+    return test_emit.finish(refine.run(g, pressure)), flat, interpret.run(g, flat)
 
 
 def raw(arrays: list[np.ndarray]) -> list[np.ndarray]:
@@ -74,7 +75,7 @@ def test_compiled_functions(name: str) -> None:
     f, args = test_emit.CASES[name]
     flat = [np.asarray(x) for x in jax.tree.leaves(args)]
     for g in test_emit.graphs(f, *args):
-        blob, want = test_emit.finish(refine.run(g)), interpret.run(g, flat)
+        blob, want = test_emit.finish(refine.run(g, pressure)), interpret.run(g, flat)
         have = execute(blob, flat, want, threads=1)
         for i, (x, y) in enumerate(zip(have, want, strict=True)):
             test_emit.close(x, y, f"{name}, result {i}")

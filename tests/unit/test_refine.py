@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import vm
 
 from jax_mpk import abi
+from jax_mpk.backends.cpu.operators import pressure
 from jax_mpk.backends.cpu.pack import pack
 from jax_mpk.device import Device
 from jax_mpk.errors import UnsupportedError
@@ -95,7 +96,7 @@ def executable(g: Graph) -> Graph:
 
 def refined(g: Graph, *args: np.ndarray, exact: bool = True) -> Graph:
     """The refined graph; it and its program give what `g` gives."""
-    r = executable(refine.run(g))
+    r = executable(refine.run(g, pressure))
     want = interpret.run(g, args)
     for x, y in itertools.chain(zip(interpret.run(r, args), want, strict=True),
                                 zip(vm.results(program(r), args, want), want, strict=True)):  # fmt: skip
@@ -247,7 +248,7 @@ def test_unit_axes_vanish() -> None:
 def test_too_many_axes_is_an_error_with_a_name() -> None:
     shape = (2,) * 13
     with pytest.raises(UnsupportedError, match="13 loop axes"):
-        refine.run(lower(jax.make_jaxpr(lambda x: x.T + 1)(np.zeros(shape, np.float32))))
+        refine.run(lower(jax.make_jaxpr(lambda x: x.T + 1)(np.zeros(shape, np.float32))), pressure)
 
 
 def test_reductions_over_many_axes() -> None:
@@ -385,7 +386,7 @@ def test_values_keep_their_places() -> None:
         return jnp.einsum("bk,hkd->bhd", x, w), x + np.arange(6, dtype=np.float32)
 
     g = lower(jax.make_jaxpr(f)(data(3, 6), data(4, 6, 8)))
-    r = refine.run(g)
+    r = refine.run(g, pressure)
     assert (r.args, r.results) == (g.args, g.results)
     for i, v in r.values.items():
         assert g.values.get(i, v) == v
@@ -397,4 +398,4 @@ def test_refining_twice_changes_nothing() -> None:
         return jax.nn.softmax(jnp.einsum("bk,hkd->bhd", x, w)).transpose(2, 0, 1).reshape(8, 12)
 
     once = of(f, data(3, 6), data(4, 6, 8), exact=False)
-    assert str(refine.run(once)) == str(once)
+    assert str(refine.run(once, pressure)) == str(once)
