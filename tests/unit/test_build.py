@@ -61,6 +61,7 @@ def test_the_package_holds_what_it_needs() -> None:
     for name in ("ffi/event.h", "cuda/"):
         assert name in cmake and (ROOT / name).exists()
     listed = set(re.findall(r"ffi/cpu/(\w+)\.cc", cmake)) | set(re.findall(r"mpk_isa\((\w+)", cmake))
+    listed |= set(re.search(r"foreach\(name ([\w ]+)\)", cmake)[1].split())  # type: ignore[index]
     assert {f.stem for f in (ROOT / "ffi" / "cpu").glob("**/*.cc")} <= listed
 
 
