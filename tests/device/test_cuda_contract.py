@@ -5,11 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-import programs
 import pytest
 
 import jax_mpk
 from jax_mpk.backends.cuda import backend as cuda
+from tests.device import programs
 
 pytestmark = pytest.mark.device
 

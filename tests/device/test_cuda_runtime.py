@@ -6,14 +6,13 @@ import threading
 
 import jax
 import jax.numpy as jnp
-import launch
 import numpy as np
-import programs
 import pytest
 
 import jax_mpk
 from jax_mpk.backends.cuda import backend as cuda
 from jax_mpk.errors import ExecutionError
+from tests.device import launch, programs
 
 pytestmark = pytest.mark.device
 

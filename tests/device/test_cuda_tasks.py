@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-import programs
 import pytest
 
 import jax_mpk
+from tests.device import programs
 
 pytestmark = pytest.mark.device
 

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from execute import Runner
 from flax import nnx
 
 import jax_mpk
 from jax_mpk import device
 from jax_mpk.ir.graph import Attention
 from models import decode, registry
+from tests.execute import Runner
 
 SLOTS = 72
 NAMES = ["qwen3-tiny", "llama-tiny"]

@@ -8,20 +8,19 @@ import shutil
 from dataclasses import replace
 from typing import Any
 
-import emulator
-import functions
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from execute import Runner
 from flax import nnx
 
 from jax_mpk import device
 from jax_mpk.kinds.contract import cuda as contract_cuda
 from models import decode, registry
+from tests import emulator, functions
 from tests.device import launch, programs
+from tests.execute import Runner
 
 if shutil.which("g++") is None:
     pytest.skip("the emulator needs g++", allow_module_level=True)
@@ -68,7 +67,7 @@ def test_an_activation_that_does_not_fit(room, chunks, columns_inner, monkeypatc
     for kilobytes in (room, 64):
         monkeypatch.setattr(contract_cuda, "ROOM", kilobytes << 10)
         runner = Runner(programs.chain(columns_inner=columns_inner), x, *programs.layout(w, columns_inner),
-                        target=gpu("sm_90a", 3, ring=4))  # fmt: skip
+                        target=device.cuda("sm_90a", 3, ring=4))  # fmt: skip
         site = emulator.Site(runner.blob)
         found = set(map(int, re.findall(r"int KC = (\d+)", site.text)))
         assert found == (chunks if kilobytes == room else {256, 384}), found

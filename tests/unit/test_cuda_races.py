@@ -6,13 +6,13 @@ from __future__ import annotations
 import re
 import shutil
 
-import emulator
 import jax.numpy as jnp
 import pytest
-from execute import Runner
-from test_cuda_emulated import gpu, model
 
+from tests import emulator
 from tests.device import programs
+from tests.execute import Runner
+from tests.unit.test_cuda_emulated import gpu, model
 
 if shutil.which("g++") is None:
     pytest.skip("the emulator needs g++", allow_module_level=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-import execute
 import jax
 import jax.numpy as jnp
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from jax_mpk import abi
 from jax_mpk.backends.cuda.build import text
 from jax_mpk.device import H100
+from tests import execute
 
 
 def after_reduction(f, *args) -> list[str]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,11 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import vm
-from functions import BF16, CASES, data, ints
 
 from benchmarks import decoders as spellings
 from jax_mpk import abi
@@ -46,6 +39,8 @@ from jax_mpk.passes import (
     simplify,
 )  # fmt: skip
 from jax_mpk.verify import verify
+from tests import vm
+from tests.functions import BF16, CASES, data, ints
 
 SMALL = Device("cpu", workers=2, columns=16, tasks=5)
 """Cuts even small operators, at places that do not divide them."""

@@ -11,12 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import executor_builder as eb
 import jax
 import numpy as np
 import pytest
-import test_emit
-from executor_builder import Builder, V, elementwise, instr
 
 from benchmarks import decoders as spellings
 from jax_mpk import _ext, abi
@@ -24,6 +21,9 @@ from jax_mpk.backends.cpu.operators import pressure
 from jax_mpk.ir import interpret
 from jax_mpk.kinds import contract, rows, sort
 from jax_mpk.passes import refine
+from tests.unit import executor_builder as eb
+from tests.unit import test_emit
+from tests.unit.executor_builder import Builder, V, elementwise, instr
 
 ROOT = Path(__file__).parents[2]
 THREADS = (1, 2, 3, 8)

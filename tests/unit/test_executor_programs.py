@@ -5,12 +5,12 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from test_emit import CASES, close, finish, graphs, small_tasks  # noqa: F401  (the fixture cuts operators small)
 
 from jax_mpk import _ext, abi
 from jax_mpk.backends.cpu.operators import pressure
 from jax_mpk.ir import interpret
 from jax_mpk.passes import refine
+from tests.unit.test_emit import CASES, close, finish, graphs, small_tasks  # noqa: F401  (the fixture cuts operators small)
 
 
 def _bytes(x: np.ndarray) -> np.ndarray:

@@ -6,9 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from execute import Runner
-from functions import data
-from lowering import graph_of
 
 from benchmarks import decoders as S
 from jax_mpk import compiler, device
@@ -17,6 +14,9 @@ from jax_mpk.ir.graph import Attention, Contract, Graph, check
 from jax_mpk.options import Options
 from jax_mpk.passes import fission, simplify
 from jax_mpk.passes.hops import hops
+from tests.execute import Runner
+from tests.functions import data
+from tests.unit.lowering import graph_of
 
 SHAPE = S.Shape(layers=2, width=128, heads=4, kv_heads=2, head=32, hidden=256, vocab=128)
 

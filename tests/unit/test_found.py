@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from execute import Runner
-from functions import data, ints
 from jax import lax
 
 import jax_mpk
 from jax_mpk import compiler, device
 from jax_mpk.options import Options
+from tests.execute import Runner
+from tests.functions import data, ints
 
 UNCACHED = Options(cache_entries=0)
 

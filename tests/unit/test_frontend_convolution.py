@@ -4,16 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from execute import Runner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
-from lowering import close, graph_of, integers, normal, run_graph, same
 
 from jax_mpk import UnsupportedError, compiler, device
 from jax_mpk.ir.expr import Load, Piece, Select, walk
 from jax_mpk.ir.graph import Contract, Map
 from jax_mpk.options import Options
+from tests.execute import Runner
+from tests.unit.lowering import close, graph_of, integers, normal, run_graph, same
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 DIMS = st.sampled_from([

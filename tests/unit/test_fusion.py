@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functions
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -18,6 +17,7 @@ from jax_mpk.ir.graph import Attention, Contract, Graph
 from jax_mpk.passes import fuse, layout, recognise, simplify
 from jax_mpk.passes.hops import hops
 from models import decode, registry
+from tests import functions
 
 PASSES = {"simplify": simplify.run, "recognise": recognise.run, "fuse": fuse.run, "layout": layout.run}
 

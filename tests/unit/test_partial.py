@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import execute
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +17,7 @@ from jax_mpk.ir.graph import Map
 from jax_mpk.options import Options
 from jax_mpk.passes import fuse, partial, recognise, simplify
 from models import decode, registry
+from tests import execute
 
 WIDE = Device("cpu", workers=132, columns=64, tasks=132)
 """The executor with as many workers as a GPU."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-import execute
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +14,7 @@ from jax_mpk.device import CPU, H100
 from jax_mpk.ir.graph import Contract
 from jax_mpk.options import Options
 from jax_mpk.passes import placement, split
+from tests import execute
 
 BF16 = jnp.bfloat16
 

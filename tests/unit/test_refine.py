@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,10 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import vm
 
 from jax_mpk import abi
 from jax_mpk.backends.cpu.operators import pressure
@@ -54,6 +48,7 @@ from jax_mpk.passes import (
     refine,
     simplify,
 )  # fmt: skip
+from tests import vm
 
 TARGET = Device("cpu", workers=2, columns=16, tasks=5)
 

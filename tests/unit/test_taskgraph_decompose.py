@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from graphs_by_hand import TINY, Builder, cut_small, decoder, dynamic, task_bytes
 
 from jax_mpk.device import CPU, H100, Device, cpu
 from jax_mpk.ir import expr as E
@@ -20,6 +19,7 @@ from jax_mpk.kinds.contract import ACCUMULATORS, SHARED_ACCUMULATORS
 from jax_mpk.passes import decompose
 from jax_mpk.passes.boxes import take
 from jax_mpk.passes.decompose import buffer_of, tiles
+from tests.unit.graphs_by_hand import TINY, Builder, cut_small, decoder, dynamic, task_bytes
 
 
 def points(op, tg: TaskGraph, t: int, skip: frozenset = frozenset()):

@@ -6,7 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from graphs_by_hand import (
+
+from jax_mpk.abi import MAX_TRIGGERS, MAX_WAITS
+from jax_mpk.device import CPU, Device
+from jax_mpk.ir import expr as E
+from jax_mpk.ir.expr import coord_axis
+from jax_mpk.ir.graph import Graph, itemsize
+from jax_mpk.ir.tasks import READ, WRITE, Buffer, Csr, Grid, TaskGraph
+from jax_mpk.passes import decompose, dependencies, events, hops, linearise, memory, normalise
+from jax_mpk.passes.boxes import bytes_of, from_rows
+from jax_mpk.verify import verify
+from tests.unit.graphs_by_hand import (
     TINY,
     Builder,
     brute_conflicts,
@@ -19,19 +29,9 @@ from graphs_by_hand import (
     random_program,
     task_bytes,
 )
-from test_taskgraph_decompose import everything
-from test_taskgraph_dependencies import boxes as contiguous
-from test_taskgraph_dependencies import chain, random_graph
-
-from jax_mpk.abi import MAX_TRIGGERS, MAX_WAITS
-from jax_mpk.device import CPU, Device
-from jax_mpk.ir import expr as E
-from jax_mpk.ir.expr import coord_axis
-from jax_mpk.ir.graph import Graph, itemsize
-from jax_mpk.ir.tasks import READ, WRITE, Buffer, Csr, Grid, TaskGraph
-from jax_mpk.passes import decompose, dependencies, events, hops, linearise, memory, normalise
-from jax_mpk.passes.boxes import bytes_of, from_rows
-from jax_mpk.verify import verify
+from tests.unit.test_taskgraph_decompose import everything
+from tests.unit.test_taskgraph_dependencies import boxes as contiguous
+from tests.unit.test_taskgraph_dependencies import chain, random_graph
 
 LIMITS = [(4, 4), (2, 2), (1, 2), (2, 1)]
 

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import vm
-from functions import CASES, TASKS, data
 
 from jax_mpk import abi, compiler, device
 from jax_mpk.errors import VerifyError
 from jax_mpk.options import Options
 from jax_mpk.verify import verify
+from tests import vm
+from tests.functions import CASES, TASKS, data
 
 FUNCTIONS = CASES | TASKS
 STORES = [abi.enum("Opcode", x) for x in ("STORE", "STORE_IF", *abi.COMBINES.values())]
