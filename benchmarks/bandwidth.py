@@ -35,7 +35,7 @@ def read_only(platform: str, nbytes: int, threads: int) -> Bandwidth:
         rate = max(_ext.read_bandwidth(nbytes, threads) for _ in range(PASSES))
         return Bandwidth(float(rate), f"read stream, {threads} threads")
     if platform == "gpu" and hasattr(_ext, "cuda_read_bandwidth"):
-        from jax_mpk.backends import cuda
+        from jax_mpk.backends.cuda import backend as cuda
 
         return Bandwidth(cuda.read_bandwidth(nbytes), "read stream")
     return Bandwidth(by_reduction(nbytes), "jnp.sum, a stand-in that may be slower than a read stream")

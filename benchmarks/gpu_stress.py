@@ -23,7 +23,7 @@ from jax import lax
 
 from benchmarks.subject import start, subject
 from jax_mpk import _ext, megakernelize
-from jax_mpk.backends import cuda
+from jax_mpk.backends.cuda import backend as cuda
 from models import registry
 from models.common.initialize import random_model
 

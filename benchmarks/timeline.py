@@ -11,7 +11,6 @@ import argparse
 import collections
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -22,7 +21,8 @@ from benchmarks import output
 from benchmarks.decode import DTYPES
 from benchmarks.subject import start, subject
 from jax_mpk import Options, abi, megakernelize
-from jax_mpk.backends import cuda, cuda_build
+from jax_mpk.backends.cuda import backend as cuda
+from jax_mpk.backends.cuda.build import build
 from models import registry
 
 LAUNCHES = 8
@@ -30,11 +30,11 @@ LAUNCHES = 8
 HEAD = "calls", "tasks", "span us", "wait us", "hop us", "prologue", "sums", "epilogue", "last - first"
 
 
-def call(lowered: Any, device: cuda_build.Device) -> tuple[Any, abi.Program]:
-    """The custom call of a lowered function, with its workspace as a last result, and the planned program."""
+def call(lowered: Any) -> tuple[Any, abi.Program]:
+    """The custom call of a lowered function, with its workspace as a last result, and its program."""
     cuda.ready()
-    e = cuda_build.build(lowered.program, device)
-    p = abi.decode(e.plan.blob)
+    e = build(lowered.program, lowered.compiled.target)
+    p = abi.decode(e.blob)
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in lowered.jaxpr.out_avals]
     shapes.append(jax.ShapeDtypeStruct((int(p.header["workspace"]),), np.uint8))
     b = p["Buffer"]
@@ -42,22 +42,22 @@ def call(lowered: Any, device: cuda_build.Device) -> tuple[Any, abi.Program]:
     f = jax.ffi.ffi_call(
         cuda.TARGET_NAME, shapes, input_output_aliases={int(x["alias"]): int(x["index"]) for x in kept}
     )
-    attributes = {"program": np.frombuffer(e.plan.blob, np.uint8), **e.attributes()}
+    attributes = {"program": np.frombuffer(e.blob, np.uint8), **e.attributes()}
     return jax.jit(lambda *args: f(*args, **attributes)), p
 
 
-def stamps(
-    name: str, batch: int, context: int, dtype: Any, device: cuda_build.Device
-) -> tuple[abi.Program, np.ndarray]:
+def stamps(name: str, batch: int, context: int, dtype: Any, knobs: dict[str, Any]) -> tuple[abi.Program, np.ndarray]:
     """The program, and for every task four times in us from the first one."""
     model, _ = registry.load(name, dtype=dtype, seed=0)
     made = subject(model)
     token, cache = start(model, batch, context)
     args = (jax.tree.unflatten(made.treedef, made.leaves), token, cache, np.int32(context - 1))
-    lowered = megakernelize(made.step, implementation="cuda", options=Options(cache_dir="")).lower(*args)
+    lowered = megakernelize(
+        made.step, implementation="cuda", options=Options(cache_dir="", profile=True, **knobs)
+    ).lower(*args)
     operands = jax.tree.leaves(args)
     assert len(operands) == len(lowered.jaxpr.in_avals), "the step captures arrays"
-    run, p = call(lowered, replace(device, profile=True))
+    run, p = call(lowered)
     for _ in range(LAUNCHES):
         last = jax.block_until_ready(run(*operands))[-1]
     cuda.check()
@@ -139,12 +139,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--dtype", default="bf16", choices=DTYPES)
     add("--window", type=int, help="copies in flight")
     args = parser.parse_args(argv)
-    device = cuda.device()
-    if args.window:
-        device = replace(device, window=args.window)
+    knobs = {"window": args.window} if args.window else {}
     for name in args.model.split(","):
         for batch in args.batch:
-            p, at = stamps(name, batch, args.context, DTYPES[args.dtype], device)
+            p, at = stamps(name, batch, args.context, DTYPES[args.dtype], knobs)
             table = Table(
                 title=f"{name}, batch {batch}: {at.max():.0f} us; idle {_idle(p, at):.0%} of the blocks' time"
             )

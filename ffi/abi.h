@@ -214,6 +214,8 @@ enum class Section : uint8_t {
   Const = 11,
   Name = 12,
   Unit = 13,
+  Kernel = 14,
+  Source = 15,
 };
 
 struct Header {
@@ -414,7 +416,7 @@ struct Task {
   uint16_t worker;
   uint8_t n_waits;
   uint8_t n_triggers;
-  uint32_t pad;
+  uint32_t part;
   uint32_t wait[4];
   uint32_t want[4];
   uint32_t trigger[4];
@@ -425,7 +427,7 @@ static_assert(offsetof(Task, index) == 4);
 static_assert(offsetof(Task, worker) == 8);
 static_assert(offsetof(Task, n_waits) == 10);
 static_assert(offsetof(Task, n_triggers) == 11);
-static_assert(offsetof(Task, pad) == 12);
+static_assert(offsetof(Task, part) == 12);
 static_assert(offsetof(Task, wait) == 16);
 static_assert(offsetof(Task, want) == 32);
 static_assert(offsetof(Task, trigger) == 48);
@@ -492,8 +494,12 @@ struct Unit {
   uint32_t ticket;
   uint32_t name;
   uint64_t partial;
+  uint32_t parts;
+  uint16_t flags;
+  uint16_t buffer;
+  uint64_t share;
 };
-static_assert(sizeof(Unit) == 32);
+static_assert(sizeof(Unit) == 48);
 static_assert(offsetof(Unit, variant) == 0);
 static_assert(offsetof(Unit, slot) == 4);
 static_assert(offsetof(Unit, slots) == 8);
@@ -501,6 +507,36 @@ static_assert(offsetof(Unit, prologue) == 12);
 static_assert(offsetof(Unit, ticket) == 16);
 static_assert(offsetof(Unit, name) == 20);
 static_assert(offsetof(Unit, partial) == 24);
+static_assert(offsetof(Unit, parts) == 32);
+static_assert(offsetof(Unit, flags) == 36);
+static_assert(offsetof(Unit, buffer) == 38);
+static_assert(offsetof(Unit, share) == 40);
+
+struct Kernel {
+  uint32_t act;
+  uint32_t acc;
+  uint32_t shared;
+  uint32_t ring;
+  uint64_t spill_at;
+  uint32_t spill;
+  uint32_t tickets;
+  uint64_t profile;
+};
+static_assert(sizeof(Kernel) == 40);
+static_assert(offsetof(Kernel, act) == 0);
+static_assert(offsetof(Kernel, acc) == 4);
+static_assert(offsetof(Kernel, shared) == 8);
+static_assert(offsetof(Kernel, ring) == 12);
+static_assert(offsetof(Kernel, spill_at) == 16);
+static_assert(offsetof(Kernel, spill) == 24);
+static_assert(offsetof(Kernel, tickets) == 28);
+static_assert(offsetof(Kernel, profile) == 32);
+
+struct Source {
+  uint8_t byte;
+};
+static_assert(sizeof(Source) == 1);
+static_assert(offsetof(Source, byte) == 0);
 
 #ifdef MPK_ABI_FIELDS  // what records consist of, for tools that walk them; section -1 is the header
 struct Field {
@@ -614,13 +650,26 @@ constexpr Field FIELDS[] = {
   {10, 48, 44, 4, 1},
   {11, 1, 0, 1, 1},
   {12, 1, 0, 1, 1},
-  {13, 32, 0, 4, 1},
-  {13, 32, 4, 4, 1},
-  {13, 32, 8, 4, 1},
-  {13, 32, 12, 4, 1},
-  {13, 32, 16, 4, 1},
-  {13, 32, 20, 4, 1},
-  {13, 32, 24, 8, 1},
+  {13, 48, 0, 4, 1},
+  {13, 48, 4, 4, 1},
+  {13, 48, 8, 4, 1},
+  {13, 48, 12, 4, 1},
+  {13, 48, 16, 4, 1},
+  {13, 48, 20, 4, 1},
+  {13, 48, 24, 8, 1},
+  {13, 48, 32, 4, 1},
+  {13, 48, 36, 2, 1},
+  {13, 48, 38, 2, 1},
+  {13, 48, 40, 8, 1},
+  {14, 40, 0, 4, 1},
+  {14, 40, 4, 4, 1},
+  {14, 40, 8, 4, 1},
+  {14, 40, 12, 4, 1},
+  {14, 40, 16, 8, 1},
+  {14, 40, 24, 4, 1},
+  {14, 40, 28, 4, 1},
+  {14, 40, 32, 8, 1},
+  {15, 1, 0, 1, 1},
 };
 #endif
 

@@ -87,6 +87,11 @@ comparison is modulo 2**32: (i32)(counter - want) >= 0.
 
 Linear order. Task records are sorted by linear order, which is a topological order of the dependencies. `worker` is a
 proposal: any assignment in which each worker runs its tasks in record order is free of deadlock.
+
+CUDA. A program for a GPU has a Kernel and a Unit for every operator. Its task records are sorted by worker, and in linear
+order for each; a task of `Unit.parts` parts has as many records, `part` 0, 1, ...: the worker that finishes last (a ticket
+decides) ends it and triggers its events. Streams are sorted by worker, too. What runs is the text of Source; the codes
+have the loads and stores of the same bodies, in stages without registers, for the proof.
 """
 
 from __future__ import annotations
@@ -149,6 +154,8 @@ COMBINES = {"add": "STORE_ADD", "mul": "STORE_MUL", "max": "STORE_MAX", "min": "
 """The stores that combine with what is in memory, by the name of the operation."""
 ACCUMULATE = 1
 """Stage flag: a further range of the same reduction (concatenated bodies)."""
+STREAMED = 1
+"""Unit flag: the stream has the frames of the operator's right sides."""
 IN_PLACE = 1
 """Op flag (ROWS): what MAIN stores over holds data, of which the rest keeps its value."""
 
@@ -184,7 +191,7 @@ RECORDS: dict[str, np.dtype] = {
                     ("extent", _i32, (MAX_AXES,)), ("tile", _i32, (MAX_AXES,)),
                     ("code", _u32, (12,)), ("codes", _u32, (12,)), ("params", _i64, (20,))]),
     "Task": np.dtype([("op", _u32), ("index", _u32), ("worker", _u16), ("n_waits", _u8), ("n_triggers", _u8),
-                      ("pad", _u32), ("wait", _u32, (MAX_WAITS,)), ("want", _u32, (MAX_WAITS,)),
+                      ("part", _u32), ("wait", _u32, (MAX_WAITS,)), ("want", _u32, (MAX_WAITS,)),
                       ("trigger", _u32, (MAX_TRIGGERS,))]),
     "Event": np.dtype([("threshold", _u32)]),
     "TensorMap": np.dtype([("buffer", _u32), ("dtype", _u8), ("rank", _u8), ("pad", _u16), ("offset", _u64),
@@ -193,11 +200,17 @@ RECORDS: dict[str, np.dtype] = {
                         ("worker", _u32)]),
     "Const": np.dtype([("byte", _u8)]),
     "Name": np.dtype([("byte", _u8)]),
-    # What a CUDA worker knows of an operator; only in programs prepared by jax_mpk.backends.cuda_plan. Their tasks are
-    # sorted by worker, `Task.pad` is the part of a task that several workers share, and codes are absent (they are in
-    # the source). ticket: first of the operator's tickets. partial: byte offset in the workspace.
+    # What a CUDA worker knows of an operator. ticket: the first of the operator's tickets, of which a task that several
+    # workers share has one; partial: byte offset in the workspace of what its parts leave, `share` bytes a task in
+    # `buffer`. Flag STREAMED: the loader brings the right sides.
     "Unit": np.dtype([("variant", _u32), ("slot", _u32), ("slots", _u32), ("prologue", _u32), ("ticket", _u32),
-                      ("name", _u32), ("partial", _u64)]),
+                      ("name", _u32), ("partial", _u64), ("parts", _u32), ("flags", _u16), ("buffer", _u16), ("share", _u64)]),
+    # One record in programs for CUDA: bytes of shared memory (activations, sums, all), frames of the ring, scratch of the
+    # workers in the workspace (`spill` bytes each from `spill_at`), counters of split tasks, bytes of a profile.
+    "Kernel": np.dtype([("act", _u32), ("acc", _u32), ("shared", _u32), ("ring", _u32), ("spill_at", _u64), ("spill", _u32),
+                        ("tickets", _u32), ("profile", _u64)]),
+    # The text of the kernel, of which the codes of the operators are the loads and stores only.
+    "Source": np.dtype([("byte", _u8)]),
 }  # fmt: skip
 """Names are NUL-terminated UTF-8; a `name` field is a byte offset into that section. Constants are 64-byte aligned."""
 
@@ -261,6 +274,15 @@ def encode(sections: dict[str, np.ndarray], *, key: bytes = b"", **header: int) 
     body = b"".join(chunks)
     head["hash"] = np.frombuffer(content_hash(head.tobytes() + body), np.uint8)
     return head.tobytes() + body
+
+
+def with_key(blob: bytes, key: bytes) -> bytes:
+    """The program with another key, and a hash that fits."""
+    size = RECORDS["Header"].itemsize
+    head = np.frombuffer(blob, RECORDS["Header"], 1).copy()
+    head["key"], head["hash"] = np.frombuffer(key, np.uint8), 0
+    head["hash"] = np.frombuffer(content_hash(head.tobytes() + blob[size:]), np.uint8)
+    return head.tobytes() + blob[size:]
 
 
 class ProgramError(Exception):

@@ -20,8 +20,11 @@ from typing import Any
 import jax.extend.core as jc
 
 from jax_mpk import _compat, abi
+from jax_mpk.backends.cpu import pack as cpu
+from jax_mpk.backends.cpu.operators import pressure
+from jax_mpk.backends.cuda import pack as cuda
 from jax_mpk.cache import Disk, Memory
-from jax_mpk.emit import emit
+from jax_mpk.device import Device
 from jax_mpk.errors import OptionError, UnsupportedError
 from jax_mpk.fingerprint import Unhashable, fingerprint, package_digest
 from jax_mpk.frontend import lower
@@ -30,6 +33,7 @@ from jax_mpk.ir.graph import Graph, check
 from jax_mpk.ir.tasks import TaskGraph
 from jax_mpk.options import Options
 from jax_mpk.passes import (
+    bodies,
     decompose,
     dependencies,
     events,
@@ -45,7 +49,6 @@ from jax_mpk.passes import (
     refine,
     simplify,
 )
-from jax_mpk.targets import Target
 from jax_mpk.verify import Certificate, verify
 
 
@@ -56,7 +59,7 @@ class Unit:
 
     name: str
     jaxpr: jc.ClosedJaxpr
-    target: Target
+    target: Device
     key: bytes = b""
     graph: Graph | None = None
     tasks: TaskGraph | None = None
@@ -73,6 +76,12 @@ class Pass:
     run: Callable[[Any], Any]
 
 
+def _emit(u: Unit) -> bytes:
+    if u.target.gpu:
+        return cuda.pack(u.graph, u.tasks, u.target, name=u.name, key=u.key)
+    return cpu.pack(u.graph, u.tasks, name=u.name, key=u.key)
+
+
 PASSES: tuple[Pass, ...] = (
     Pass("lower", "graph", lambda u: lower(u.jaxpr, name=u.name, platform=u.target.name)),
     Pass("simplify", "graph", lambda u: simplify.run(u.graph)),
@@ -81,15 +90,16 @@ PASSES: tuple[Pass, ...] = (
     Pass("fuse", "graph", lambda u: fuse.run(u.graph, u.target)),
     Pass("partial", "graph", lambda u: partial.run(u.graph, u.target)),
     Pass("layout", "graph", lambda u: layout.run(u.graph)),
-    Pass("refine", "graph", lambda u: refine.run(u.graph)),
+    Pass("refine", "graph", lambda u: refine.run(u.graph, None if u.target.gpu else pressure)),
     Pass("decompose", "tasks", lambda u: decompose.run(u.graph, u.target)),
+    Pass("bodies", "tasks", lambda u: bodies.run(u.tasks, u.graph, u.target)),
     Pass("dependencies", "tasks", lambda u: dependencies.run(u.tasks)),
     Pass("events", "tasks", lambda u: events.run(u.tasks)),
     Pass("normalise", "tasks", lambda u: normalise.run(u.tasks)),
     Pass("linearise", "tasks", lambda u: linearise.run(u.tasks)),
     Pass("placement", "tasks", lambda u: placement.run(u.tasks, u.graph, u.target)),
     Pass("memory", "tasks", lambda u: memory.run(u.tasks)),
-    Pass("emit", "program", lambda u: emit(u.graph, u.tasks, name=u.name, key=u.key)),
+    Pass("emit", "program", _emit),
     Pass("verify", "certificate", lambda u: verify(u.program, target=u.target)),
 )
 
@@ -101,7 +111,7 @@ class Compiled:
 
     name: str
     jaxpr: jc.ClosedJaxpr
-    target: Target
+    target: Device
     program: bytes | None
     stages: dict[str, Any] = field(default_factory=dict, repr=False)
     times: dict[str, float] = field(default_factory=dict)
@@ -163,7 +173,7 @@ def _recursive() -> Iterator[None]:
 
 @_recursive()
 @_uncollected()
-def compile(closed: jc.ClosedJaxpr, target: Target, options: Options, *, name: str = "fn") -> Compiled:
+def compile(closed: jc.ClosedJaxpr, target: Device, options: Options, *, name: str = "fn") -> Compiled:
     """Runs the passes, or finds the result in memory. The returned stages are complete up to `options.stop_after`.
 
     Raises `UnsupportedError` (the function), `VerifyError` or `GraphError` (the compiler), `OptionError` (the options).
@@ -192,7 +202,7 @@ def compile(closed: jc.ClosedJaxpr, target: Target, options: Options, *, name: s
     return out
 
 
-def program(closed: jc.ClosedJaxpr, target: Target, options: Options, *, name: str = "fn") -> bytes:
+def program(closed: jc.ClosedJaxpr, target: Device, options: Options, *, name: str = "fn") -> bytes:
     """The verified program of a jaxpr: from memory, from disk, or compiled (and then kept). Raises like `compile`."""
     key = _key(closed, target, options, name)
     path = options.cache_path()
@@ -217,7 +227,7 @@ def _may_reuse(options: Options) -> bool:
     return not (options.dump or options.stop_after)
 
 
-def _key(closed: jc.ClosedJaxpr, target: Target, options: Options, name: str) -> bytes:
+def _key(closed: jc.ClosedJaxpr, target: Device, options: Options, name: str) -> bytes:
     """Everything that a program depends on; empty if it cannot be written down."""
     try:
         random = _compat.threefry_partitionable()  # decides what random bits are

@@ -92,7 +92,7 @@ def lower(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Lowere
     if platform in (None, "xla"):
         platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
     options = opts.current(wrapped._options)
-    target = backends.get(platform).target(options)
+    target = backends.get(platform).device(options)
     try:
         return Lowered(compiler.compile(eqn.params["jaxpr"], target, options, name=eqn.params["name"]))
     except UnsupportedError as error:

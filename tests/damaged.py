@@ -1,4 +1,4 @@
-"""Programs of every kind as files, for `mpk_fuzz`: `python tests/damaged.py DIR` writes them all."""
+"""Programs of every kind as files, for `mpk_fuzz`: `python -m tests.damaged DIR` writes them all."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from pathlib import Path
 import jax
 import pytest
 
-ROOT = Path(__file__).parent
-sys.path[:0] = [str(ROOT.parent), str(ROOT), str(ROOT / "unit")]
 SOME = ("softmax", "integers", "gather of gather", "update", "scatter add, drop", "concatenate, argmax", "top k, bf16", "sort",
         "norm, two matmuls", "matmul, bf16", "integer matmul", "batched, permuted", "cumulative", "products")  # fmt: skip
 
 
 def more_cores() -> dict[str, tuple]:
     """Contractions and attentions of several axes each way, cut along the first: what their accesses must flatten to."""
-    import test_emit as e
+    from tests.unit import test_emit as e
 
     x, w = e.data(2, 3, 4, 5, 6), e.data(2, 5, 6, 7, 8)
     cases = {"axes of each kind": (lambda x, w: e.jnp.einsum("bmnkl,bklpq->bmnpq", x, w), (x, w))}
@@ -39,11 +37,11 @@ def more_cores() -> dict[str, tuple]:
 
 def programs(names: Iterable[str] | None = None) -> dict[str, bytes]:
     """Programs of these functions of `test_emit` (all, and a decoder, by default), unfused and fused, cut small."""
-    import test_emit
-    import test_executor_launch as launch
-
+    from jax_mpk.backends.cpu.operators import pressure
+    from jax_mpk.kinds import KINDS, contract, rows, sort
     from jax_mpk.passes import refine
-    from jax_mpk.tasks import KINDS, contract, rows, sort
+    from tests.unit import test_emit
+    from tests.unit import test_executor_launch as launch
 
     cases = dict(test_emit.CASES)
     cases |= {
@@ -60,7 +58,7 @@ def programs(names: Iterable[str] | None = None) -> dict[str, bytes]:
         patch.setattr(contract, "MIN_MACS", 256)
         for name in names if names is not None else cases:
             for how, graph in zip(("", ", fused"), test_emit.graphs(cases[name][0], *cases[name][1]), strict=True):
-                out[name + how] = test_emit.finish(refine.run(graph))
+                out[name + how] = test_emit.finish(refine.run(graph, pressure))
     return out
 
 

@@ -8,7 +8,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from jax_mpk import _ext, abi, compiler, targets
+from jax_mpk import _ext, abi, compiler, device
 from jax_mpk.options import Options
 
 _NUMPY = {"f32": np.float32, "bf16": ml_dtypes.bfloat16, "f16": np.float16, "i32": np.int32, "i16": np.int16,
@@ -18,7 +18,7 @@ _NUMPY = {"f32": np.float32, "bf16": ml_dtypes.bfloat16, "f16": np.float16, "i32
 class Runner:
     """A compiled function; `runner(threads=, seed=)` gives its results as a list of NumPy arrays."""
 
-    def __init__(self, fn: Any, *args: Any, target: targets.Target = targets.CPU, options: Options | None = None):
+    def __init__(self, fn: Any, *args: Any, target: device.Device = device.CPU, options: Options | None = None):
         closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
         self.compiled = compiler.compile(closed, target, options or Options(cache_entries=0))
         self.blob = self.compiled.program

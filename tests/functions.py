@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jax_mpk.tasks import KINDS
+from jax_mpk.kinds import KINDS
 
 
 def data(*shape: int, dtype: Any = np.float32, seed: int = 0) -> np.ndarray:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jax_mpk import abi
-from jax_mpk.emit.check import check
+from jax_mpk.backends.cpu.check import check
 from jax_mpk.ir import scalar
 from jax_mpk.ir.interpret import NUMPY_DTYPES
 

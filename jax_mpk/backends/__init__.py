@@ -1,6 +1,6 @@
-"""Backends: one module a platform, named like XLA's platform, with the interface below.
+"""Backends: a package a platform, named like XLA's platform, whose module `backend` has the interface below.
 
-    target(options) -> Target                            the device that programs are compiled for
+    device(options) -> Device                            the device that programs are compiled for
     ready() -> None                                      registers the FFI handlers; `UnsupportedError` if it cannot
     lower(ctx, operands, jaxpr, options, name) -> list   the lowering rule: compiles, emits one custom call
 
@@ -19,9 +19,9 @@ import jax
 import numpy as np
 
 from jax_mpk import abi
+from jax_mpk.device import Device
 from jax_mpk.errors import UnsupportedError
 from jax_mpk.options import Options
-from jax_mpk.targets import Target
 
 NAMES = ("cpu", "cuda")
 
@@ -31,14 +31,14 @@ def get(name: str) -> ModuleType:
     if name not in NAMES:
         raise UnsupportedError("megakernel", f"there is no backend for {name!r}; there are {', '.join(NAMES)}")
     try:
-        return importlib.import_module(f"jax_mpk.backends.{name}")
+        return importlib.import_module(f"jax_mpk.backends.{name}.backend")
     except ModuleNotFoundError as e:
         if e.name != f"jax_mpk.backends.{name}":
             raise
         raise UnsupportedError("megakernel", f"the {name!r} backend is not part of this build") from None
 
 
-def adjusted(target: Target, options: Options) -> Target:
+def adjusted(target: Device, options: Options) -> Device:
     """The target with the overrides of the options (0 keeps the target's own value)."""
     knobs = {k: getattr(options, k) for k in ("workers", "tasks", "columns") if getattr(options, k)}
     return replace(target, **knobs)

@@ -8,7 +8,7 @@ import numpy as np
 
 from jax_mpk.ir.graph import Graph
 from jax_mpk.ir.tasks import READ, WRITE, TaskGraph
-from jax_mpk.tasks import kind_of
+from jax_mpk.kinds import kind_of
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from jax_mpk.ir import expr as E
@@ -119,6 +119,21 @@ def flatten(value: Value, coords: tuple[Coord, ...]) -> Access:
             if c.dyn is not None:
                 dyn.append(Dyn(c, c.limit, stride, extent))
     return Access(value.id, flat.const, tuple(strides), tuple(dyn))
+
+
+def apart(strides: Iterable[tuple[int, int, int]]) -> frozenset[int]:
+    """Of axes (id, stride, extent) of an address those along which different indices are different addresses, whatever
+    the indices along the others. All others together may name one address twice."""
+    groups: list[tuple[list[int], int, int]] = []  # axes, common divisor of their strides, what is reached below them
+    reach = 1
+    for axis, stride, n in sorted(strides, key=lambda x: abs(x[1])):
+        axes, step, below = [axis], abs(stride), reach
+        while groups and step < below:
+            others, divisor, below = groups.pop()
+            axes, step = others + axes, math.gcd(step, divisor)
+        groups.append((axes, step, below))
+        reach += abs(stride) * (n - 1)
+    return frozenset(axes[0] for axes, step, _ in groups if len(axes) == 1 and step)
 
 
 def identity(op: Op) -> tuple[Coord, ...]:

@@ -11,6 +11,7 @@ follows the operators of the op graph). Any parallel execution must be equivalen
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -155,7 +156,8 @@ class TaskGraph:
     After `events`: `waits` (row = task, data = events), `triggers` (row = task, data = events), `threshold` per event.
     A task starts when every event in its row of `waits` has been triggered `threshold` times, and triggers its events
     once each when its writes are done. After `linearise`: `order` (a permutation: position -> task). After
-    `placement`: `worker` per task; a worker runs its tasks in the order of `order`.
+    `placement`: `worker` per task; a worker runs its tasks in the order of `order`. `shares` (GPUs): the workers of every
+    task, one a part. After `bodies`: `units` per grid, and `shared` (GPUs), as `jax_mpk.passes.bodies` has them.
     """
 
     grids: tuple[Grid, ...]
@@ -172,6 +174,9 @@ class TaskGraph:
     worker: np.ndarray | None = None  # i32 [tasks]
     maps: tuple[TensorMap, ...] = ()
     streams: Streams | None = None
+    shares: Csr | None = None
+    units: tuple[Any, ...] = ()
+    shared: Any = None
     workspace: int = 0
 
     @property
@@ -181,6 +186,10 @@ class TaskGraph:
     @property
     def events(self) -> int:
         return 0 if self.threshold is None else len(self.threshold)
+
+    def unit(self, grid: int) -> Any:
+        """What the tasks of a grid do; None for those that normalisation inserted."""
+        return self.units[grid] if grid < len(self.units) else None
 
     def task_name(self, t: int) -> str:
         """`task 17 (gate_up[3] on worker 5)`: how every message names a task."""

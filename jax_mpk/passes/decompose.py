@@ -11,16 +11,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jax_mpk.device import Device
 from jax_mpk.ir import expr as E
 from jax_mpk.ir import loops
 from jax_mpk.ir.graph import Graph, GraphError, Op, Sort, itemsize
 from jax_mpk.ir.tasks import READ, UPDATE, WRITE, Buffer, Grid, TaskGraph
+from jax_mpk.kinds import kind_of
 from jax_mpk.passes.boxes import Touch, expand, from_rows, rows_of
-from jax_mpk.targets import Target
-from jax_mpk.tasks import kind_of
 
 
-def run(graph: Graph, target: Target) -> TaskGraph:
+def run(graph: Graph, target: Device) -> TaskGraph:
     """The task graph with `grids`, `buffers`, `grid_of`, `index` and `boxes`; `graph` is refined."""
     buffers, buffer = _buffers(graph)
     cache: dict[tuple, np.ndarray] = {}
@@ -131,7 +131,7 @@ def _touches(graph: Graph, op: Op, axes: tuple[loops.LoopAxis, ...], buffer: dic
 # ---------------------------------------------------------------------------------------------------------------- tiles
 
 
-def tiles(graph: Graph, op: Op, target: Target) -> tuple[int, ...]:
+def tiles(graph: Graph, op: Op, target: Device) -> tuple[int, ...]:
     """The tile of every loop axis, as the operator's task kind cuts it."""
     tile = kind_of(op).tile(graph, op, target)
     return tuple(tile.get(x.axis, max(1, x.extent)) for x in loops.loop_axes(op))

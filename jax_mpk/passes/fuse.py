@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from jax_mpk.device import CPU, Device
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Coord, Expr, Load
 from jax_mpk.ir.graph import (
@@ -37,7 +38,6 @@ from jax_mpk.passes.inplace import run as make_inplace_legal
 from jax_mpk.passes.simplify import dead, replace_acc
 from jax_mpk.passes.split import run as split
 from jax_mpk.passes.substitute import at, expand, inline, settle
-from jax_mpk.targets import CPU, Target
 
 REPEATS = 16
 """How often a prologue is assumed to be evaluated: once per task of its operator."""
@@ -63,7 +63,7 @@ APPEND_ROWS = 64
 """Attention rows (query heads of a group x positions) up to which appends are done inside the attention tasks."""
 
 
-def run(g: Graph, target: Target = CPU) -> Graph:
+def run(g: Graph, target: Device = CPU) -> Graph:
     """The fused graph; `target` decides whether contractions are split over k on the way."""
     g = results.run(_epilogues(g))
     g = _appends(g)
@@ -259,7 +259,7 @@ def _linked(op: Attention, a: Append, x: Load, number: int) -> Append | None:
 # ------------------------------------------------------------------------------------------------------------ prologues
 
 
-def _prologues(g: Graph, target: Target) -> Graph:
+def _prologues(g: Graph, target: Device) -> Graph:
     """Decides for every load of a map's value whether to write the map there or to read what it has stored.
 
     One map may be written into one consumer, which would otherwise wait a hop longer, and be read by another, for
@@ -286,7 +286,7 @@ def _prologues(g: Graph, target: Target) -> Graph:
     return dead(g.with_ops(ops))
 
 
-def _inlines(g: Graph, m: Map, user: Op, ready: dict[int, int], users: dict[int, int], target: Target) -> bool:
+def _inlines(g: Graph, m: Map, user: Op, ready: dict[int, int], users: dict[int, int], target: Device) -> bool:
     """True if `user` should compute the map itself."""
     e = m.expr
     if algebra.is_view(e):
@@ -299,7 +299,7 @@ def _inlines(g: Graph, m: Map, user: Op, ready: dict[int, int], users: dict[int,
         return False
     if e.cost <= CHEAP and not e.height:
         return True
-    if target.ring and isinstance(user, Contract) and e.height and _bytes(g, m) > PROLOGUE_BYTES:
+    if target.gpu and isinstance(user, Contract) and e.height and _bytes(g, m) > PROLOGUE_BYTES:
         return False
     # Reading it costs no hop if the user waits for something that is at least as late anyway.
     if max((ready.get(v, 0) for v in user.reads() if v != m.out), default=0) < ready[m.out] + 1:

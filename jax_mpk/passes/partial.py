@@ -20,19 +20,19 @@ from __future__ import annotations
 
 import math
 
+from jax_mpk.device import Device
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Coord, Expr, Reduce
 from jax_mpk.ir.graph import Graph, Map, Op, Value
-from jax_mpk.targets import Target
 
 SLICE = 2048
 """Elements of a slice, at least: a task of its own, whose threads read all they need at once. Shorter slices share tasks
-(`MIN_COST` of `jax_mpk.tasks.rows`) and make the second step longer."""
+(`MIN_COST` of `jax_mpk.kinds.rows`) and make the second step longer."""
 SLICES = 8
 """Slices of a row, at least: with fewer the second step costs more than it saves."""
 
 
-def run(g: Graph, target: Target) -> Graph:
+def run(g: Graph, target: Device) -> Graph:
     """The graph with argmax and argmin over long rows in two steps, where `target` has workers for the first one."""
     values = dict(g.values)
     ops: list[Op] = []
@@ -48,7 +48,7 @@ def run(g: Graph, target: Target) -> Graph:
     return g.with_ops(ops, values)
 
 
-def _long(op: Op, target: Target) -> list[Reduce]:
+def _long(op: Op, target: Device) -> list[Reduce]:
     """The reductions of a map that are worth two steps. One that depends on another reduction would repeat that one."""
     if not isinstance(op, Map):
         return []
@@ -57,12 +57,12 @@ def _long(op: Op, target: Target) -> list[Reduce]:
             and x.axes <= axes and _slices(op, x, target) >= SLICES]  # fmt: skip
 
 
-def _slices(op: Op, r: Reduce, target: Target) -> int:
+def _slices(op: Op, r: Reduce, target: Device) -> int:
     """How many slices keep the workers busy."""
     return min(r.extents[0] // SLICE, target.tasks // math.prod(op.domain[a] for a in r.axes))
 
 
-def _two_steps(values: dict[int, Value], op: Op, r: Reduce, target: Target) -> tuple[Map, Expr]:
+def _two_steps(values: dict[int, Value], op: Op, r: Reduce, target: Device) -> tuple[Map, Expr]:
     """The map that finds the candidates, and the index of the best of them in place of `r`."""
     (n,), (axis,), free = r.extents, r.bound, sorted(r.axes)
     least = math.ceil(n / _slices(op, r, target) / target.columns) * target.columns

@@ -7,8 +7,8 @@ On a target that streams weights, the operators of one level (Q, K and V) are de
 all of them, and what a worker got too much of before decides only between workers that are level now. Tasks of a level with
 equal prologues go to one worker where that costs no balance: it computes the prologue once (`prologue` in `jax_mpk.abi`).
 
-A *stream operand* is a weight that the program only reads, through a plain strided access. Its tiles are cut into
-frames, listed in the order of consumption, so that a loader can run ahead of every event.
+The frames of stream operands are listed in the order of consumption, so that a loader can run ahead of every event. What
+has to be even on a GPU is that stream: frames count there, and not the activations, which come from a cache.
 """
 
 from __future__ import annotations
@@ -19,28 +19,44 @@ from dataclasses import replace
 
 import numpy as np
 
-from jax_mpk.ir import loops
-from jax_mpk.ir.expr import Load
-from jax_mpk.ir.graph import Contract, Graph, itemsize
-from jax_mpk.ir.tasks import READ, WRITE, Grid, Streams, TaskGraph, TensorMap
-from jax_mpk.passes.boxes import bytes_of, ragged
+from jax_mpk.device import Device
+from jax_mpk.ir.graph import Contract, Graph
+from jax_mpk.ir.tasks import READ, WRITE, Csr, Streams, TaskGraph, TensorMap
+from jax_mpk.kinds.contract.stream import RANK, Operand, entries, operands
+from jax_mpk.passes.boxes import bytes_of
 from jax_mpk.passes.decompose import buffer_of
 from jax_mpk.passes.hops import levels
-from jax_mpk.targets import Target
 
 WINDOW = 8
 """Operators over which uneven work is remembered."""
-RANK = 4
-"""Dimensions of a tensor map."""
 
 
-def run(tg: TaskGraph, graph: Graph, target: Target, workers: int | None = None) -> TaskGraph:
+def run(tg: TaskGraph, graph: Graph, target: Device, workers: int | None = None) -> TaskGraph:
     """`tg` with `workers`, `worker`, `maps` and `streams`."""
     workers = target.workers if workers is None else workers
-    maps, streams = _streams(tg, graph, target)
-    same = None if streams is None else _prologues(tg, graph)
-    worker = _workers(tg, _cost(tg, streams, target), same, workers)
-    return replace(tg, workers=workers, worker=worker, maps=maps, streams=streams)
+    if not target.gpu:
+        return replace(tg, workers=workers, worker=_workers(tg, _cost(tg), None, workers))
+    frames, tables = _frames(tg, target)
+    cost = np.where(frames > 0, frames * target.frame, _cost(tg, split=True))
+    worker = _workers(tg, cost, _prologues(tg), workers)
+    maps, streams = _streams(tg, graph, tables)
+    return replace(tg, workers=workers, worker=worker, maps=maps, streams=streams, shares=_shares(tg, worker, workers))
+
+
+def _shares(tg: TaskGraph, worker: np.ndarray, workers: int) -> Csr:
+    """The workers of every task, part by part: the parts of split tasks go round, each operator starting where the last
+    one stopped, in linear order."""
+    assert tg.order is not None
+    count = np.array([getattr(getattr(u, "variant", None), "parts", 1) for u in tg.units], np.int64)
+    parts = np.append(count, np.ones(len(tg.grids) - len(count), np.int64))[tg.grid_of]
+    start = np.zeros(tg.tasks + 1, np.int64)
+    np.cumsum(parts, out=start[1:])
+    data = np.repeat(worker, parts)
+    at = 0
+    for t in tg.order[parts[tg.order] > 1]:
+        data[start[t] : start[t + 1]] = (at + np.arange(parts[t])) % workers
+        at += int(parts[t])
+    return Csr(start, data.astype(np.int32))
 
 
 # ------------------------------------------------------------------------------------------------------------- workers
@@ -105,43 +121,32 @@ def _beside(same: np.ndarray, held: np.ndarray, own: np.ndarray, load: np.ndarra
     return out
 
 
-def _prologues(tg: TaskGraph, graph: Graph) -> np.ndarray:
-    """A number per task, -1 if it has no prologue: equal numbers, equal activations (expression, slice and rows)."""
+def _prologues(tg: TaskGraph) -> np.ndarray:
+    """A number per task, -1 if it has no prologue: equal numbers, equal activations (prologue, slice and rows)."""
     out = np.full(tg.tasks, -1, np.int64)
-    number: dict[tuple, int] = {}
+    number: dict[int, int] = {}
     used = 0
-    for grid in tg.grids:
-        op = graph.ops[grid.op] if grid.op >= 0 else None
-        if not isinstance(op, Contract):
+    for grid, unit in zip(tg.grids, tg.units, strict=False):
+        if unit is None or not unit.prologue:
             continue
-        rows = [(x, t) for x, t in zip(loops.loop_axes(op), grid.tile, strict=True) if x.role != "n"]
-        key = (op.lhs, tuple(rows))
         parts = [math.ceil(e / t) for e, t in zip(grid.extent, grid.tile, strict=True)]
         flat, size = np.zeros(grid.count, np.int64), 1
-        for x, n, digit in zip(loops.loop_axes(op), parts, np.unravel_index(np.arange(grid.count), parts), strict=True):
+        digits = np.unravel_index(np.arange(grid.count), parts)
+        for x, n, digit in zip(unit.bound.axes, parts, digits, strict=True):
             if x.role != "n":
                 flat, size = flat * n + digit, size * n
-        first = number.setdefault(key, used)
+        first = number.setdefault(unit.prologue, used)
         used = max(used, first + size)
         out[grid.first : grid.first + grid.count] = first + flat
     return out
 
 
-def _cost(tg: TaskGraph, streams: Streams | None, target: Target) -> np.ndarray:
-    """Bytes that a task moves: what cores read, and writes. The read box of a gather says nothing about its size.
-
-    On a target that streams, the stream of weights is what has to be even: its frames count, and not the activations,
-    which come from a cache. An attention is split over all workers when the program is planned for a device.
-    """
-    core = np.array([g.kind in ("contract", "attention", "sort") for g in tg.grids], bool)
-    if streams is not None:
-        core &= np.array([g.kind != "attention" for g in tg.grids], bool)
+def _cost(tg: TaskGraph, split: bool = False) -> np.ndarray:
+    """Bytes that a task moves: what cores read, and writes. The read box of a gather says nothing about its size. `split`:
+    an attention is shared by all workers."""
+    core = np.array([g.kind in ("contract", "sort") or (g.kind == "attention" and not split) for g in tg.grids], bool)
     count = (tg.boxes.mode == WRITE) | ((tg.boxes.mode == READ) & core[tg.grid_of[tg.boxes.task]])
-    cost = np.maximum(np.bincount(tg.boxes.task, np.where(count, bytes_of(tg.boxes), 0), tg.tasks), 1.0)
-    if streams is None:
-        return cost
-    frames = np.bincount(streams.task, streams.frames, tg.tasks)
-    return np.where(frames > 0, frames * target.frame, cost)
+    return np.maximum(np.bincount(tg.boxes.task, np.where(count, bytes_of(tg.boxes), 0), tg.tasks), 1.0)
 
 
 def _quota(load: np.ndarray, total: float) -> np.ndarray:
@@ -155,91 +160,36 @@ def _quota(load: np.ndarray, total: float) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------------- streams
 
 
-def _streams(tg: TaskGraph, graph: Graph, target: Target) -> tuple[tuple[TensorMap, ...], Streams | None]:
-    if not target.ring:
-        return (), None
+def _frames(tg: TaskGraph, target: Device) -> tuple[np.ndarray, list[tuple[int, Operand, np.ndarray]]]:
+    """Frames of every task, were all that can be streamed; and (grid, operand, entries) of the right sides."""
+    frames, tables = np.zeros(tg.tasks, np.int64), []
+    for n, (grid, unit) in enumerate(zip(tg.grids, tg.units, strict=False)):
+        if unit is None or not isinstance(unit.bound.op, Contract):
+            continue
+        found = operands(unit.bound, target, unit.fixed) or []
+        for j, x in enumerate(found):
+            table = entries(grid, unit.bound, x)
+            table[:, 1] = table[:, 1] * len(found) + j
+            frames += np.bincount(table[:, 0], table[:, 3], tg.tasks).astype(np.int64)
+            tables.append((n, x, table))
+    return frames, tables
+
+
+def _streams(
+    tg: TaskGraph, graph: Graph, tables: list[tuple[int, Operand, np.ndarray]]
+) -> tuple[tuple[TensorMap, ...], Streams]:
+    """The entries of the operators that are streamed, in the order in which a worker consumes them."""
     assert tg.order is not None
     buffer = buffer_of(graph)
-    written = set(tg.boxes.buffer[tg.boxes.mode != READ].tolist())
     maps: dict[TensorMap, int] = {}
-    tables = [np.zeros((0, 4 + 2 * RANK), np.int64)]  # task, place inside the task, map, frames, start, step
-    for grid in tg.grids:
-        op = graph.ops[grid.op] if grid.op >= 0 else None
-        for j, rhs in enumerate(op.rhs if isinstance(op, Contract) else ()):
-            if isinstance(rhs, Load) and graph.values[rhs.value].role != "temp" and buffer[rhs.value] not in written:
-                plan = _plan(graph, op, rhs, buffer[rhs.value], target)
-                if plan is not None:
-                    table = _entries(grid, op, plan)
-                    table[:, 1] = table[:, 1] * len(op.rhs) + j
-                    table[:, 2] = maps.setdefault(plan[0], len(maps))
-                    tables.append(table)
-    table = np.concatenate(tables)
+    out = [np.zeros((0, 4 + 2 * RANK), np.int64)]
+    for n, x, table in tables:
+        if tg.units[n].variant.streamed:
+            table[:, 2] = maps.setdefault(x.map(buffer[x.value], graph.values[x.value].dtype), len(maps))
+            out.append(table)
+    table = np.concatenate(out)
     place = np.empty(tg.tasks, np.int64)
     place[tg.order] = np.arange(tg.tasks)
     table = table[np.lexsort((table[:, 1], place[table[:, 0]]))].astype(np.int32)
     streams = Streams(table[:, 0], table[:, 2], table[:, 4 : 4 + RANK], table[:, 4 + RANK :], table[:, 3])
     return tuple(maps), streams
-
-
-def _plan(graph: Graph, op: Contract, rhs: Load, buffer: int, target: Target) -> tuple[TensorMap, tuple] | None:
-    """The tensor map of a stream operand, and (columns a frame, dim of the columns, dim of k, k a step, batch dims)."""
-    value = graph.values[rhs.value]
-    access = loops.flatten(value, rhs.coords)
-    size = itemsize(value.dtype)
-    inner, rows = target.inner // size, target.frame // target.inner
-    axes = [x for x in loops.loop_axes(op) if x.extent > 1]
-    n, k, batch = ([x for x in axes if x.role == r] for r in ("n", "k", "batch"))
-    extent_n, extent_k = math.prod(x.extent for x in n), math.prod(x.extent for x in k)
-    step_n, step_k = access.stride(n[-1].axis) if n else 0, access.stride(k[-1].axis) if k else 0
-    if access.dyn or 1 not in (step_n, step_k) or not step_n or not step_k:
-        return None
-    if step_n == 1:
-        dims, strides, box = [extent_n, extent_k], [1, step_k], [inner, rows]
-        shape = (inner, 0, 1, rows)
-    else:
-        if extent_k % inner:
-            return None  # the last run of a row would reach into the next row
-        dims, strides, box = [inner, extent_n, extent_k // inner], [1, step_n, inner], [inner, target.columns]
-        box.append(max(1, rows // target.columns))
-        shape = (target.columns, 1, 2, box[2])
-    where = tuple(range(len(dims), len(dims) + len(batch)))
-    dims += [x.extent for x in batch]
-    strides += [access.stride(x.axis) for x in batch]
-    if len(dims) > RANK or any(s <= 0 or s * size % 16 for s in strides[1:]) or access.offset * size % 16:
-        return None
-    box += [1] * len(batch)
-    if any(b > d for b, d in zip(box, dims, strict=True)):
-        return None  # smaller than a frame: not worth a stream
-    fit = TensorMap(
-        buffer, access.offset * size, value.dtype, tuple(dims), tuple(s * size for s in strides), tuple(box)
-    )
-    return fit, (*shape, where)
-
-
-def _entries(grid: Grid, op: Contract, plan: tuple[TensorMap, tuple]) -> np.ndarray:
-    """One row per task, batch point of its tile, and group of columns of its tile."""
-    fit, (columns, dim_n, dim_k, step, batch_dims) = plan
-    axes = loops.loop_axes(op)
-    parts = [math.ceil(e / t) for e, t in zip(grid.extent, grid.tile, strict=True)]
-    digit = np.unravel_index(np.arange(grid.count), parts)
-    row = np.arange(grid.count)
-    start = np.zeros((grid.count, RANK), np.int64)
-    at = iter(batch_dims)
-    for n, x in enumerate(axes):
-        if x.role == "batch" and x.extent > 1:
-            lo = digit[n][row] * grid.tile[n]
-            i, value = ragged(lo, np.minimum(lo + grid.tile[n], x.extent))
-            row, start = row[i], start[i]
-            start[:, next(at)] = value
-    n_axes = [n for n, x in enumerate(axes) if x.role == "n"]
-    inner = math.prod(axes[n].extent for n in n_axes[1:])
-    lo = digit[n_axes[0]] * grid.tile[n_axes[0]]
-    hi = np.minimum(lo + grid.tile[n_axes[0]], grid.extent[n_axes[0]])
-    i, group = ragged(np.zeros_like(row), -(-(hi - lo)[row] * inner // columns))
-    row, start = row[i], start[i]
-    start[:, dim_n] = lo[row] * inner + group * columns
-    out = np.zeros((len(row), 4 + 2 * RANK), np.int64)
-    out[:, 0], out[:, 1] = grid.first + row, np.arange(len(row))
-    out[:, 3], out[:, 4 : 4 + RANK] = math.ceil(fit.dims[dim_k] / step), start
-    out[:, 4 + RANK + dim_k] = step
-    return out

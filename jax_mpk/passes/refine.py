@@ -8,18 +8,17 @@ inside a reduction, and an expression that needs too many registers, become oper
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from jax_mpk import abi
-from jax_mpk.emit import operators
-from jax_mpk.emit.registers import RegisterPressure
 from jax_mpk.errors import UnsupportedError
 from jax_mpk.ir import expr as E
 from jax_mpk.ir import loops
 from jax_mpk.ir.expr import Coord, Expr, Load, Piece, Reduce, Term
 from jax_mpk.ir.graph import Attention, Contract, Graph, Map, Op, Source, Update, Value
+from jax_mpk.kinds.bound import Bound, bind
 from jax_mpk.passes import axes, digits
 from jax_mpk.passes.reindex import cut, fixed, identity, merge_bound, merged, reindex, replace_nodes
 
@@ -29,9 +28,10 @@ MAX_BOUND = 4
 """Axes of a reduction in the program format."""
 
 
-def run(graph: Graph) -> Graph:
-    """The refined graph: `loops.flatten` never raises, and the constraints of `jax_mpk.abi` hold."""
-    r = _Refiner(graph)
+def run(graph: Graph, pressure: Callable[[Bound], str] | None = None) -> Graph:
+    """The refined graph: `loops.flatten` never raises, and the constraints of `jax_mpk.abi` hold. `pressure` says why an
+    operator is too much for the registers of the device, if it is."""
+    r = _Refiner(graph, pressure)
     for op in graph.ops:
         r.refine(op)
     return graph.with_ops(r.ops, r.g.values)
@@ -45,7 +45,8 @@ def core_operands(op: Op) -> dict[str, Load]:
 
 
 class _Refiner:
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: Graph, pressure: Callable[[Bound], str] | None):
+        self.pressure = pressure
         self.g = replace(graph, values=dict(graph.values))  # new temporaries are added as they are made
         self.ops: list[Op] = []
         self.next = max(graph.values, default=0) + 1
@@ -108,20 +109,19 @@ class _Refiner:
     def fit(self, op: Op) -> Op:
         """Splits off subexpressions until the registers suffice."""
         self.check_axes(op)
-        while sum(1 for e in op.exprs().values() for _ in E.walk(e)) > SMALL:
+        while self.pressure is not None and sum(1 for e in op.exprs().values() for _ in E.walk(e)) > SMALL:
             extent = {x.axis: x.extent for x in loops.loop_axes(op)}
-            bound = operators.bind(self.g, op, tuple(extent.values()))
+            bound = bind(self.g, op, tuple(extent.values()))
             if bound.key in self.fits:
                 break
-            try:
-                operators.compile(bound)
-            except RegisterPressure as error:
-                role, part = _half(op, frozenset(extent), error)
-                every = extent | _bound_extents(op.exprs()[role])
-                rest = replace_nodes(op.exprs()[role], {part: self.materialise(part, every, op.source)})
-                op = op.with_exprs({role: rest})
-            else:
+            error = self.pressure(bound)
+            if not error:
                 self.fits.add(bound.key)
+                break
+            role, part = _half(op, frozenset(extent), error)
+            every = extent | _bound_extents(op.exprs()[role])
+            rest = replace_nodes(op.exprs()[role], {part: self.materialise(part, every, op.source)})
+            op = op.with_exprs({role: rest})
         return op
 
     def check_axes(self, op: Op) -> None:
@@ -338,7 +338,7 @@ def _nested(e: Expr, extent: Mapping[int, int]) -> tuple[Reduce, Reduce, dict[in
     return None
 
 
-def _half(op: Op, axes_: frozenset[int], error: RegisterPressure) -> tuple[str, Expr]:
+def _half(op: Op, axes_: frozenset[int], error: str) -> tuple[str, Expr]:
     """The role, and the part of its expression that is nearest to half of it and can be computed elsewhere.
 
     A part inside a reduction is one too (a recurrence of which the last state is summed), over its axes as well.
@@ -355,7 +355,7 @@ def _half(op: Op, axes_: frozenset[int], error: RegisterPressure) -> tuple[str, 
                     if best is None or off < best[0]:
                         best = (off, role, x)
     if best is None:
-        raise _unsupported(op, str(error))
+        raise _unsupported(op, error)
     return best[1], best[2]
 
 

@@ -18,13 +18,13 @@ import functools
 import heapq
 import math
 
+from jax_mpk.device import Device
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Expr
 from jax_mpk.ir.graph import Contract, Graph, Map, Op, Value
 from jax_mpk.passes.axes import inverse
 from jax_mpk.passes.simplify import replace_acc
 from jax_mpk.passes.substitute import at
-from jax_mpk.targets import Target
 
 SLICES = 8
 """At most this many slices: the consumer of the sum reads all of them."""
@@ -38,12 +38,12 @@ ROWS_M = 16
 """Rows of the other operand up to which a contraction is a stream of weights rather than arithmetic."""
 
 
-def run(g: Graph, target: Target) -> Graph:
+def run(g: Graph, target: Device) -> Graph:
     """The graph with every contraction over weights cut as `target` likes it."""
-    if not target.ring and not target.rows:
+    if not target.gpu and not target.rows:
         return g
     values = dict(g.values)
-    together = _together(g, target) if target.ring else {}
+    together = _together(g, target) if target.gpu else {}
     ops: list[Op] = []
     for op in g.ops:
         pieces = _split(values, op, target, together.get(op.out, 0)) if isinstance(op, Contract) else None
@@ -60,13 +60,13 @@ def _of_weights(values: dict[int, Value], op: Op) -> bool:
     )
 
 
-def _split(values: dict[int, Value], op: Contract, target: Target, slices: int) -> list[Op] | None:
+def _split(values: dict[int, Value], op: Contract, target: Device, slices: int) -> list[Op] | None:
     """`op` in `slices` slices (0: as many as suit it alone), or None to leave it."""
     if not _of_weights(values, op):
         return None
     tasks = _tasks(op, target)
-    slices = slices or (_slices(op.k[0][1], tasks, target) if target.ring else _row_slices(values, op, target))
-    if slices == 1 and not target.ring:
+    slices = slices or (_slices(op.k[0][1], tasks, target) if target.gpu else _row_slices(values, op, target))
+    if slices == 1 and not target.gpu:
         return None
     if slices == 1 and (len(op.rhs) == 1 or tasks > target.tasks):
         return None
@@ -91,19 +91,19 @@ def _columns(op: Contract) -> int:
     return math.prod(op.domain[a] for a in op.axes("n"))
 
 
-def _tasks(op: Contract, target: Target) -> int:
+def _tasks(op: Contract, target: Device) -> int:
     """Tasks without slices, of the fewest columns."""
     batch = math.prod(op.domain[a] for a in op.axes("batch"))
     return -(-_columns(op) // target.columns) * batch * len(op.rhs)
 
 
-def _slices(k: int, tasks: int, target: Target) -> int:
+def _slices(k: int, tasks: int, target: Device) -> int:
     """The largest number of equal slices, of whole frames, that keeps the tasks within one per worker."""
     fits = [s for s in range(1, SLICES + 1) if k % (s * SLICE_K) == 0 and tasks * s <= target.tasks]
     return max(fits, default=1)
 
 
-def _together(g: Graph, target: Target) -> dict[int, int]:
+def _together(g: Graph, target: Device) -> dict[int, int]:
     """Output -> slices, for contractions that share a left operand: the fewest that balance all of them."""
     groups: dict[tuple, list[Contract]] = {}
     for op in g.ops:
@@ -123,7 +123,7 @@ def _together(g: Graph, target: Target) -> dict[int, int]:
 
 
 @functools.cache
-def _load(k: int, columns: tuple[int, ...], slices: int, target: Target) -> int:
+def _load(k: int, columns: tuple[int, ...], slices: int, target: Device) -> int:
     """The most weights (k x columns) that a worker gets when contractions over one k, cut into `slices`, are dealt to
     the workers; their tasks are as wide as `target.tasks` tasks an operator allow."""
     sizes: list[int] = []
@@ -137,7 +137,7 @@ def _load(k: int, columns: tuple[int, ...], slices: int, target: Target) -> int:
     return max(load)
 
 
-def _row_slices(values: dict[int, Value], op: Contract, target: Target) -> int:
+def _row_slices(values: dict[int, Value], op: Contract, target: Device) -> int:
     """One slice of contiguous rows a task, for large weights whose columns are contiguous; 1 for all others."""
     k, columns = op.k[0][1], op.axes("n")
     if op.axes("batch") or math.prod(op.domain[a] for a in op.axes("m")) > ROWS_M:

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jax_mpk import abi
+from jax_mpk.device import Device
 from jax_mpk.errors import VerifyError
 from jax_mpk.ir.tasks import TaskGraph
-from jax_mpk.targets import Target
 from jax_mpk.verify import events, memory, streams, structure
 from jax_mpk.verify.program import task_graph
 
@@ -34,7 +34,7 @@ class Certificate:
                 f"in order; {self.covered} bytes written once; workspace {self.workspace} bytes")  # fmt: skip
 
 
-def verify(program: bytes | TaskGraph, *, target: Target | None = None) -> Certificate:
+def verify(program: bytes | TaskGraph, *, target: Device | None = None) -> Certificate:
     """Prove a program sound (a blob, or a complete task graph), or raise `VerifyError` naming tasks and bytes."""
     try:
         tg = task_graph(abi.decode(program)) if isinstance(program, bytes) else program

@@ -86,7 +86,7 @@ def _nop(x: Operator) -> Iterator[Touch]:
 
 
 def _rows(x: Operator) -> Iterator[Touch]:
-    yield from _role(x, "MAIN", bool(int(x.op["flags"]) & abi.IN_PLACE))
+    yield from accessed(x, "MAIN", bool(int(x.op["flags"]) & abi.IN_PLACE))
 
 
 def _contract(x: Operator) -> Iterator[Touch]:
@@ -96,13 +96,13 @@ def _contract(x: Operator) -> Iterator[Touch]:
     rows, columns, inner = range(batch, batch + m), range(batch + m, x.axes - k), range(x.axes - k, x.axes)
     _tiled_first(x, rows), _tiled_first(x, columns), _tiled_first(x, inner, whole=True)
     for j in range(x.param("N_RHS")):
-        a = _core(x, f"RHS{j}")
+        a = core(x, f"RHS{j}")
         for axes in (columns, inner):
             _one_stride(x, a, axes, f"right side {j}")
         yield _touch(x, a, READ, [(0, e) for e in x.extent])
     _fills(x, "LHS", abi.SLOT_ACT, rows, inner, batch)
-    yield from _role(x, "LHS")
-    yield from _role(x, "EPILOGUE")
+    yield from accessed(x, "LHS")
+    yield from accessed(x, "EPILOGUE")
 
 
 def _attention(x: Operator) -> Iterator[Touch]:
@@ -115,15 +115,15 @@ def _attention(x: Operator) -> Iterator[Touch]:
     if any(t != 1 for t in x.tile[:batch]):
         x.fail("a batch axis is not cut into single points")
     for name in ("KEY", "VALUE"):
-        yield _touch(x, _core(x, name), READ, [(0, e) for e in x.extent])
+        yield _touch(x, core(x, name), READ, [(0, e) for e in x.extent])
     for j in range(4):
-        yield from _role(x, f"APPEND{j}", True)
+        yield from accessed(x, f"APPEND{j}", True)
     _fills(x, "Q", abi.SLOT_ACT, rows, range(head, head + 1), batch)
     for role in ("SCORE", "PROB"):
         if x.has(role):
             _fills(x, role, abi.SLOT_ACC, rows, range(key, key + 1), batch)
     for role in ("Q", "SCORE", "PROB", "LIMIT", "EPILOGUE"):
-        yield from _role(x, role)
+        yield from accessed(x, role)
 
 
 def _sort(x: Operator) -> Iterator[Touch]:
@@ -132,14 +132,15 @@ def _sort(x: Operator) -> Iterator[Touch]:
         x.fail("a sort without a row")
     _tiled_first(x, range(last, x.axes), whole=True)
     _fills(x, "MAIN", abi.SLOT_ACC, range(0), range(last, x.axes), last)
-    yield from _role(x, "MAIN")
-    yield _touch(x, _core(x, "OUT"), WRITE, [*((0, e) for e in x.extent[:last]), (0, x.param("COUNT"))])
+    yield from accessed(x, "MAIN")
+    yield _touch(x, core(x, "OUT"), WRITE, [*((0, e) for e in x.extent[:last]), (0, x.param("COUNT"))])
 
 
 _KINDS = {"NOP": _nop, "ROWS": _rows, "CONTRACT": _contract, "ATTENTION": _attention, "SORT": _sort}
 
 
-def _core(x: Operator, name: str) -> np.void:
+def core(x: Operator, name: str) -> np.void:
+    """The access that the core of an operator makes as parameter `name`."""
     number = x.param(name)
     if not 0 <= number < x.op["accesses"]:
         x.fail(f"{name} is access {number} of {x.op['accesses']}")
@@ -174,8 +175,9 @@ def _one_stride(x: Operator, a: np.void, axes: range, what: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------- codes
 
 
-def _role(x: Operator, role: str, in_place: bool = False) -> Iterator[Touch]:
-    for number in x.codes(role):
+def accessed(x: Operator, name: str, in_place: bool = False) -> Iterator[Touch]:
+    """What the codes of a role touch."""
+    for number in x.codes(name):
         code, ranges = _code(x, number)
         if ranges is None:
             continue

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from jax_mpk import abi
 from jax_mpk.errors import VerifyError
-from jax_mpk.ir.tasks import Boxes, Buffer, Csr, Grid, Streams, TaskGraph, TensorMap
-from jax_mpk.verify.codes import expand, touches
+from jax_mpk.ir.tasks import WRITE, Boxes, Buffer, Csr, Grid, Streams, TaskGraph, TensorMap
+from jax_mpk.verify import frames, gpu
+from jax_mpk.verify.codes import Operator, Touch, accessed, expand, touches
 
 
 def task_graph(program: abi.Program) -> TaskGraph:
     """Grids, boxes, events, order, workers and streams as the program has them. Tasks are numbered in program order
     (operator by operator, grid index by grid index); the records' own order is `order`."""
+    on_gpu = gpu.is_gpu(program)
+    if on_gpu:
+        gpu.check_units(program)
     buffers = _buffers(program)
     grids, rows = [], [np.zeros((0, 13), np.int64)]
     known: dict[bytes, np.ndarray] = {}
+    prologues: dict[int, list[Touch]] = {}
     first = 0
     for n, op in enumerate(program["Op"]):
         name, axes = program.name(int(op["name"])), int(op["n_axes"])
@@ -27,6 +34,10 @@ def task_graph(program: abi.Program) -> TaskGraph:
         if key not in known:
             known[key] = expand(extent, tile, touches(program, op, name))
         rows.append(_bound(program, op, name, known[key], first))
+        if on_gpu:
+            rows.append(_left(program, n, first, count))
+            if op["prologue"]:
+                prologues[n] = list(accessed(Operator(program, op, name), "LHS"))
         kind = abi.ENUMS["Kind"][int(op["kind"])].lower()
         grids.append(Grid(-1 if kind == "nop" else n, kind, name, tuple(extent), tuple(tile), first, count))
         first += count
@@ -34,10 +45,28 @@ def task_graph(program: abi.Program) -> TaskGraph:
     grid_of = np.repeat(np.arange(len(grids), dtype=np.int32), sizes)
     index = (np.arange(first) - np.repeat(np.cumsum(sizes) - sizes, sizes)).astype(np.int32)
     table = np.concatenate(rows)
+    table = table[np.argsort(table[:, 0], kind="stable")]
     boxes = Boxes(table[:, 0].astype(np.int32), table[:, 1].astype(np.int32), table[:, 2].astype(np.uint8), table[:, 3],
                   table[:, 4], table[:, 5:9], table[:, 9:])  # fmt: skip
-    out = TaskGraph(tuple(grids), buffers, grid_of, index, boxes, workspace=int(program.header["workspace"]))
-    return _records(program, out)
+    workspace = int(program["Kernel"][0]["spill_at"]) if on_gpu else int(program.header["workspace"])
+    out = _records(program, TaskGraph(tuple(grids), buffers, grid_of, index, boxes, workspace=workspace))
+    if on_gpu:
+        gpu.check_prologues(program, out, prologues)
+    return out
+
+
+def _left(p: abi.Program, n: int, first: int, count: int) -> np.ndarray:
+    """The boxes of what the parts of an operator's tasks leave for the last one: a slice a task."""
+    op = p["Op"][n]
+    if p["Unit"][n]["parts"] == 1:
+        return np.zeros((0, 13), np.int64)
+    x = Operator(p, op, p.name(int(op["name"])))
+    batch, rows = x.param("N_BATCH"), x.param("N_ROWS")
+    buffer, nbytes = gpu.share(p, n, math.prod(x.tile[batch : batch + rows]), x.extent[batch + rows])
+    out = np.zeros((count, 13), np.int64)
+    out[:, 0], out[:, 1], out[:, 2] = first + np.arange(count), buffer, WRITE
+    out[:, 3], out[:, 4], out[:, 5:9] = np.arange(count) * nbytes, nbytes, 1
+    return out
 
 
 def _structure(op: np.void) -> bytes:
@@ -78,6 +107,10 @@ def _records(p: abi.Program, tg: TaskGraph) -> TaskGraph:
     if len(t) and (t["op"].max() >= len(first) or (t["index"] >= count[t["op"]]).any()):
         raise VerifyError("a task record names a task that its operator does not have")
     number = (first[t["op"]] + t["index"]).astype(np.int64) if len(t) else np.zeros(0, np.int64)
+    every, order = number, number
+    if gpu.is_gpu(p):
+        keep = gpu.parts(p, number)
+        t, number = t[keep], number[keep]
     missing = np.setdiff1d(np.arange(tg.tasks), number)
     if len(missing) or len(t) != tg.tasks:
         which = tg.task_name(int(missing[0])) + " has no record" if len(missing) else "a task has two records"
@@ -101,10 +134,18 @@ def _records(p: abi.Program, tg: TaskGraph) -> TaskGraph:
         raise VerifyError(f"{tg.task_name(int(source[e]))} triggers event {fired[e]} of {len(threshold)}")
     worker = np.empty(tg.tasks, np.int32)
     worker[number] = t["worker"]
-    maps, streams = _streams(p, number)
+    maps, streams = _streams(p, every)
+    if gpu.is_gpu(p):
+        order = gpu.order(p, every, tg.tasks)
+        frames.check(p, every, first)
+        if streams is not None:
+            rank = np.empty(tg.tasks, np.int64)
+            rank[order] = np.arange(tg.tasks)
+            by = np.argsort(rank[streams.task], kind="stable")
+            streams = Streams(*(getattr(streams, f)[by] for f in ("task", "map", "start", "step", "frames")))
     return TaskGraph(tg.grids, tg.buffers, tg.grid_of, tg.index, tg.boxes, None, _csr(task, event, tg.tasks),
-                     _csr(source, fired, tg.tasks), threshold, number.astype(np.int32), int(p.header["workers"]), worker,
-                     maps, streams, tg.workspace)  # fmt: skip
+                     _csr(source, fired, tg.tasks), threshold, order.astype(np.int32), int(p.header["workers"]), worker,
+                     maps, streams, workspace=tg.workspace)  # fmt: skip
 
 
 def _csr(row: np.ndarray, data: np.ndarray, rows: int) -> Csr:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from jax_mpk.device import Device
 from jax_mpk.errors import VerifyError
 from jax_mpk.ir.tasks import READ, TaskGraph
-from jax_mpk.targets import Target
 
 
 def itemsize(dtype: str) -> int:
@@ -14,9 +14,9 @@ def itemsize(dtype: str) -> int:
     return int("".join(c for c in dtype if c.isdigit()) or 8) // 8
 
 
-def check(tg: TaskGraph, target: Target | None) -> None:
+def check(tg: TaskGraph, target: Device | None) -> None:
     """`target` limits the size of a frame and says how many of them a worker can hold."""
-    frame = None if target is None or target.ring == 0 else target.frame
+    frame = target.frame if target is not None and target.gpu else None
     for n, m in enumerate(tg.maps):
         at = f"tensor map {n}"
         if not 0 <= m.buffer < len(tg.buffers):
@@ -35,8 +35,6 @@ def check(tg: TaskGraph, target: Target | None) -> None:
             raise VerifyError(f"{at}: a frame of {nbytes} bytes, the ring has room for {frame} each")
     if tg.streams is None or not len(tg.streams.task):
         return
-    if target is not None and 0 < target.ring < 2:
-        raise VerifyError(f"a ring of {target.ring} frame cannot stream: the next one must load while one is in use")
     _entries(tg)
 
 

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import launch
-import ml_dtypes
 import numpy as np
-import programs
 import pytest
+
+import jax_mpk
+from jax_mpk.backends.cuda import backend as cuda
+from tests.device import programs
 
 pytestmark = pytest.mark.device
 
 
-def operands(
-    batch: int, d: int, ff: int, layers: int, dtype: type, columns_inner: bool = True
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    rng = np.random.default_rng(batch + d + layers)
-    x = rng.standard_normal((batch, d), np.float32)
-    shapes = [(d, ff), (d, ff), (ff, d)] * layers
-    return x, [(rng.standard_normal(s, np.float32) / np.sqrt(s[0])).astype(dtype) for s in shapes]
+def run(f, **options):
+    return jax.jit(jax_mpk.megakernelize(f, implementation="cuda", options=options))
 
 
 def error(got: np.ndarray, want: np.ndarray) -> float:
@@ -30,83 +26,45 @@ def error(got: np.ndarray, want: np.ndarray) -> float:
 @pytest.mark.parametrize("batch", [1, 3, 8, 16, 33])
 @pytest.mark.parametrize("stream", [True, False])
 def test_bf16(batch, columns_inner, stream):
-    d, ff, layers = 512, 1024, 2
-    x, w = operands(batch, d, ff, layers, ml_dtypes.bfloat16)
-    blob = programs.decoder_step(batch, d, ff, layers, columns_inner=columns_inner)
-    f = jax.jit(launch.function(blob, [((batch, d), jnp.float32)], launch.device(stream=stream)))
-    held = [jnp.asarray(a if columns_inner else a.T.copy()) for a in w]
-    got = [np.asarray(f(x, *held)[0]) for _ in range(3)]
-    assert error(got[0], programs.decoder_reference(x, w)) < 3e-3
+    x, w = programs.chain_operands(batch, 512, 1024, 2)
+    f = run(programs.chain(columns_inner=columns_inner), stream=stream)
+    held = [jnp.asarray(a) for a in programs.layout(w, columns_inner)]
+    got = [np.asarray(f(x, *held)) for _ in range(3)]
+    assert error(got[0], programs.chain_reference(x, w)) < 3e-3
     assert all((g == got[0]).all() for g in got), "launches differ"
 
 
-@pytest.mark.parametrize("batch,slices", [(1, 4), (16, 2), (5, 1)])
-def test_split_over_depth(batch, slices):
-    d, ff, layers = 512, 1024, 3
-    x, w = operands(batch, d, ff, layers, ml_dtypes.bfloat16)
-    blob = programs.split_chain(batch, d, ff, layers, slices)
-    f = jax.jit(launch.function(blob, [((batch, d), jnp.float32)], launch.device()))
-    assert error(np.asarray(f(x, *map(jnp.asarray, w))[0]), programs.decoder_reference(x, w)) < 3e-3
-
-
 def test_rows_do_not_depend_on_their_neighbours():
-    d, ff, layers = 512, 1024, 2
-    x, w = operands(16, d, ff, layers, ml_dtypes.bfloat16)
-    run = {}
-    for batch in (1, 5, 16):
-        blob = programs.decoder_step(batch, d, ff, layers)
-        f = launch.function(blob, [((batch, d), jnp.float32)], launch.device())
-        run[batch] = np.asarray(jax.jit(f)(x[:batch], *map(jnp.asarray, w))[0])
-    assert (run[1][0] == run[16][0]).all() and (run[5] == run[16][:5]).all()
+    x, w = programs.chain_operands(16, 512, 1024, 2)
+    held = list(map(jnp.asarray, w))
+    got = {batch: np.asarray(run(programs.chain())(x[:batch], *held)) for batch in (1, 5, 16)}
+    assert (got[1][0] == got[16][0]).all() and (got[5] == got[16][:5]).all()
 
 
 @pytest.mark.parametrize("columns_inner", [True, False])
 def test_f32(columns_inner):
-    batch, d, ff, layers = 2, 384, 640, 2
-    x, w = operands(batch, d, ff, layers, np.float32)
-    blob = programs.decoder_step(batch, d, ff, layers, columns_inner=columns_inner, dtype="F32", stream=False)
-    f = jax.jit(launch.function(blob, [((batch, d), jnp.float32)], launch.device()))
-    got = np.asarray(f(x, *[jnp.asarray(a if columns_inner else a.T.copy()) for a in w])[0])
-    assert error(got, programs.decoder_reference(x, w, round_=False)) < 1e-5
+    x, w = programs.chain_operands(2, 384, 640, 2, np.float32)
+    f = run(programs.chain(dtype=jnp.float32, columns_inner=columns_inner))
+    got = np.asarray(f(x, *map(jnp.asarray, programs.layout(w, columns_inner))))
+    assert error(got, programs.chain_reference(x, w, round_=False)) < 1e-5
 
 
 def test_ragged_depth():
     """k that is no multiple of a frame, columns that are no multiple of a tile."""
-    batch, d, ff = 2, 200, 328
-    x, w = operands(batch, d, ff, 1, ml_dtypes.bfloat16)
-    blob = programs.decoder_step(batch, d, ff, 1)
-    f = jax.jit(launch.function(blob, [((batch, d), jnp.float32)], launch.device()))
-    assert error(np.asarray(f(x, *map(jnp.asarray, w))[0]), programs.decoder_reference(x, w)) < 3e-3
-
-
-def test_a_stuck_launch_ends_and_the_next_one_works():
-    batch, d, ff = 1, 512, 1024
-    x, w = operands(batch, d, ff, 1, ml_dtypes.bfloat16)
-    held = [jnp.asarray(x), *map(jnp.asarray, w)]
-    stuck = programs.decoder_step(batch, d, ff, 1, lose_event=True)
-    f = jax.jit(launch.function(stuck, [((batch, d), jnp.float32)], launch.device(), deadline_ms=50))
-    jax.block_until_ready(f(*held))
-    text = launch.extension().cuda_check()
-    assert "down0" in text and "event 0" in text and "gave up" in text
-    jax.block_until_ready(f(*held))  # gives up again: the counters were cleared, and nothing hangs
-    with pytest.raises(Exception, match="down0"):
-        jax.block_until_ready(f(*held))
-    good = jax.jit(
-        launch.function(programs.decoder_step(batch, d, ff, 1), [((batch, d), jnp.float32)], launch.device())
-    )
-    assert error(np.asarray(good(*held)[0]), programs.decoder_reference(x, w)) < 3e-3
+    x, w = programs.chain_operands(2, 200, 328, 1)
+    got = np.asarray(run(programs.chain())(x, *map(jnp.asarray, w)))
+    assert error(got, programs.chain_reference(x, w)) < 3e-3
 
 
 def test_many_launches_in_a_loop_and_in_command_buffers():
-    batch, d, ff = 1, 512, 1024
-    x, w = operands(batch, d, ff, 1, ml_dtypes.bfloat16)
+    x, w = programs.chain_operands(1, 512, 1024, 1)
     held = list(map(jnp.asarray, w))
-    run = launch.function(programs.decoder_step(batch, d, ff, 1), [((batch, d), jnp.float32)], launch.device())
+    one = run(programs.chain())
     want = jnp.asarray(x)
-    one = jax.jit(run)
     for _ in range(20):
-        want = one(want, *held)[0] * 0.5
-    looped = jax.jit(lambda x, *w: jax.lax.fori_loop(0, 20, lambda _, v: run(v, *w)[0] * 0.5, x))
+        want = one(want, *held) * 0.5
+    looped = jax.jit(lambda x, *w: jax.lax.fori_loop(0, 20, lambda _, v: one(v, *w) * 0.5, x))
     for _ in range(5):
         got = looped(jnp.asarray(x), *held)
     assert (np.asarray(got) == np.asarray(want)).all()
+    cuda.check()

@@ -6,14 +6,14 @@ import subprocess
 import sys
 import textwrap
 
-import functions
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jax_mpk
-from jax_mpk.backends import cuda
+from jax_mpk.backends.cuda import backend as cuda
+from tests import functions
 
 pytestmark = pytest.mark.device
 ARCHS = pytest.mark.parametrize("arch", ["", "sm_80"], ids=["own", "sm_80"])

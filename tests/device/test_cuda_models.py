@@ -13,7 +13,7 @@ from flax import nnx
 
 import jax_mpk
 from benchmarks import decoders as spellings
-from jax_mpk.backends import cuda
+from jax_mpk.backends.cuda import backend as cuda
 from models import decode, registry
 
 pytestmark = pytest.mark.device

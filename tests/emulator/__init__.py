@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from jax_mpk import abi
-from jax_mpk.backends import cuda_build, cuda_plan, cuda_source
+from jax_mpk.backends.cuda import source
+from jax_mpk.backends.cuda.build import text as text_of
 
 HERE = Path(__file__).parent
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-w", f"-I{HERE}", "-U_FORTIFY_SOURCE", "-ffp-contract=off", "-fno-strict-aliasing",
@@ -75,7 +76,7 @@ def _runtime() -> ctypes.CDLL:
 
 def _host(text: str) -> str:
     """The generated source as the host compiler takes it."""
-    ptx = (cuda_source.root() / "ptx.cuh").read_text().replace("#pragma once", "")
+    ptx = (source.root() / "ptx.cuh").read_text().replace("#pragma once", "")
     assert ptx in text
     text = text.replace(ptx, "")
     text = text.replace("extern __shared__ __align__(1024) u8 smem[];", "u8* const smem = emulated_thread->shared;")
@@ -102,17 +103,15 @@ class Site:
     """A program with its tables and counters: `site(operands)` is one launch and gives the results' bytes. It raises
     `Race` where two threads' accesses to shared memory, the workspace or a result have no order."""
 
-    def __init__(self, blob: bytes, on: cuda_build.Device, limit_steps: int = 1 << 40):
-        program = abi.decode(blob)
-        self.source = cuda_source.generate(program, on.arch, stream=on.stream, window=on.window, ring=on.ring)
-        self.plan = cuda_plan.plan(program, self.source, on.workers)
-        self.program = p = abi.decode(self.plan.blob)
-        self.grid = on.workers
+    def __init__(self, blob: bytes, limit_steps: int = 1 << 40):
+        self.program = p = abi.decode(blob)
+        self.text, self.kernel = text_of(p), p["Kernel"][0]
+        self.grid = workers = int(p.header["workers"])
         _runtime()
-        self.library = _library("kernel", _host(self.source.text), flags=INSTRUMENTED)
+        self.library = _library("kernel", _host(self.text), flags=INSTRUMENTED)
         self.entry = ctypes.cast(self.library.emulated_entry, ctypes.c_void_p)
         first, stream_first = (
-            np.searchsorted(p[s]["worker"], np.arange(on.workers + 1)).astype(np.uint32) for s in ("Task", "Stream")
+            np.searchsorted(p[s]["worker"], np.arange(workers + 1)).astype(np.uint32) for s in ("Task", "Stream")
         )
         slots = p["Slot"].copy()
         buffers = p["Buffer"]
@@ -125,14 +124,14 @@ class Site:
         tables = dict(tasks=p["Task"].copy(), first=first, units=p["Unit"].copy(), slots=slots, stream=p["Stream"].copy(),
                       stream_first=stream_first, maps=self.maps, status=self.status,
                       counters=np.zeros(len(p["Event"]) * EVENT_WORDS + 1, np.uint32),
-                      tickets=np.zeros(self.plan.tickets + 1, np.uint32))  # fmt: skip
+                      tickets=np.zeros(int(self.kernel["tickets"]) + 1, np.uint32))  # fmt: skip
         self.tables = tables
         self.state = np.zeros(1, STATE)
         for name, table in tables.items():
             self.state[name] = table.ctypes.data
-        self.state["limit_ns"], self.state["spill"] = limit_steps * 1000, self.plan.spill
+        self.state["limit_ns"], self.state["spill"] = limit_steps * 1000, self.kernel["spill_at"]
         self.state["counter_words"] = len(p["Event"]) * EVENT_WORDS
-        self.state["ticket_words"], self.state["epoch"] = self.plan.tickets, 1
+        self.state["ticket_words"], self.state["epoch"] = self.kernel["tickets"], 1
 
     def _base(self, b: np.void) -> int:
         space, h = int(b["space"]), self.program.header
@@ -150,7 +149,7 @@ class Site:
         for m, t in zip(self.maps, self.program["TensorMap"], strict=False):
             self._encode(m, t, held)
         self.status[:] = 0
-        smem = self.source.smem
+        smem = int(self.kernel["shared"])
         run = _runtime()
         run.emulated_watch(None, 0, 0)
         for n, x in enumerate([*results, held[-2]]):

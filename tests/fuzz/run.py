@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -90,12 +90,13 @@ def _direct(f: Any, case: Case, data: list[np.ndarray]) -> list[np.ndarray]:
 
 def _emulated(f: Any, case: Case, data: list[np.ndarray], arch: str) -> list[np.ndarray]:
     """The CUDA program on the host: threads in an order of this case, accesses without an order are errors."""
-    from jax_mpk import targets
-    from jax_mpk.backends.cuda_build import Device
+
+    from jax_mpk import device
     from tests.emulator import Site
 
-    run = Runner(f, *data, target=targets.SM90)
-    site = Site(run.blob, Device(arch=arch or ("sm_90a", "sm_80")[case.seed % 2], workers=4))
+    gpu = replace(device.cuda(arch or ("sm_90a", "sm_80")[case.seed % 2]), workers=4)
+    run = Runner(f, *data, target=gpu)
+    site = Site(run.blob)
     return site.run(run, seed=case.seed)
 
 
@@ -109,7 +110,7 @@ def _jitted(f: Any, case: Case, data: list[np.ndarray], implementation: str, arc
         out = jax.jit(wrapped, donate_argnums=donate)(*(jnp.array(x) for x in data))
     out = [np.asarray(x) for x in jax.tree.leaves(jax.block_until_ready(out))]
     if implementation == "cuda":
-        from jax_mpk.backends import cuda
+        from jax_mpk.backends.cuda import backend as cuda
 
         cuda.check()
     return out

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from execute import Runner
 from flax import nnx
 
 import jax_mpk
-from jax_mpk import targets
+from jax_mpk import device
 from jax_mpk.ir.graph import Attention
 from models import decode, registry
+from tests.execute import Runner
 
 SLOTS = 72
 NAMES = ["qwen3-tiny", "llama-tiny"]
@@ -124,7 +124,7 @@ def test_the_gpu_program_computes_the_same_on_the_cpu():
     step, state, model = step_of("qwen3-tiny", jnp.float32)
     args = state, jnp.array([1, 2], jnp.int32), filled_cache(model, 2, jnp.float32), jnp.int32(40)
     want = jax.tree.leaves(jax.jit(step)(*args))
-    for a, b in zip(Runner(step, *args, target=targets.SM90)(threads=2), want, strict=True):
+    for a, b in zip(Runner(step, *args, target=device.H100)(threads=2), want, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 

@@ -5,10 +5,8 @@ import os
 import shutil
 import socket
 
-import hf_reference as reference
 import numpy as np
 import pytest
-from malformed import header_of, safetensors, unblocked
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
 
@@ -17,6 +15,8 @@ from models.common import limits, memory
 from models.common.checkpoint import load_model
 from models.common.errors import CheckpointError, ConfigError, TokenizerError
 from models.common.tokenizer import encode, load_tokenizer
+from tests.models import hf_reference as reference
+from tests.models.malformed import header_of, safetensors, unblocked
 
 HF = reference.QWEN3 | dict(num_hidden_layers=1)
 TENSORS = reference.random_tensors(HF)

@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hf_reference as reference
 import pytest
 
 from models import registry
 from models.common.errors import TokenizerError
 from models.common.tokenizer import load_tokenizer
+from tests.models import hf_reference as reference
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "models.generate"]

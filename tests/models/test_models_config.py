@@ -3,9 +3,7 @@
 import json
 import os
 
-import hf_reference as reference
 import pytest
-from malformed import unblocked
 
 from models import registry
 from models.common import limits
@@ -13,6 +11,8 @@ from models.common.config import DecoderConfig, Llama3RopeScaling
 from models.common.errors import CheckpointError, ConfigError, ModelError
 from models.llama import LlamaConfig
 from models.qwen3 import Qwen3Config
+from tests.models import hf_reference as reference
+from tests.models.malformed import unblocked
 
 QWEN3, LLAMA = reference.QWEN3, reference.LLAMA
 SCALING = LLAMA["rope_scaling"]

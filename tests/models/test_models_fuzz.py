@@ -2,14 +2,14 @@
 
 import json
 
-import hf_reference as reference
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from malformed import header_of, safetensors
 
 from models import registry
 from models.common.errors import CheckpointError, ConfigError
+from tests.models import hf_reference as reference
+from tests.models.malformed import header_of, safetensors
 
 HF = reference.LLAMA | dict(num_hidden_layers=1, eos_token_id=[3, 4], torch_dtype="float32")
 HEADER, DATA = header_of(reference.random_tensors(HF))

@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import hf_reference as reference
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +13,7 @@ from models.common.initialize import random_model
 from models.common.rope import frequencies
 from models.llama import LlamaConfig
 from models.qwen3 import Qwen3, Qwen3Config
+from tests.models import hf_reference as reference
 
 LENGTH = 80  # beyond the 64 positions of the reference's original context, so that rope scaling matters
 SHAPES = {

@@ -2,7 +2,6 @@
 
 import json
 
-import hf_reference as reference
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -18,6 +17,7 @@ from models.common.checkpoint import CheckpointError
 from models.common.config import ConfigError, Llama3RopeScaling
 from models.common.initialize import abstract_model, random_model
 from models.common.tokenizer import StreamDecoder, TokenizerError, check_vocabulary, load_tokenizer
+from tests.models import hf_reference as reference
 
 QWEN3 = reference.QWEN3 | dict(num_hidden_layers=2)
 UNTIED = QWEN3 | dict(tie_word_embeddings=False)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jax_mpk.device import CPU, Device
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Coord, coord_axis, coord_const
 from jax_mpk.ir.graph import (
@@ -26,9 +27,8 @@ from jax_mpk.ir.graph import (
     compute_dtype,
 )
 from jax_mpk.ir.tasks import READ, Boxes, Csr, TaskGraph
+from jax_mpk.kinds import contract, rows, sort
 from jax_mpk.passes import decompose, dependencies, events, linearise, memory, normalise, placement
-from jax_mpk.targets import CPU, Target
-from jax_mpk.tasks import contract, rows, sort
 
 
 def cut_small(monkeypatch: Any, cost: int = 1, macs: int = 1) -> None:
@@ -38,10 +38,10 @@ def cut_small(monkeypatch: Any, cost: int = 1, macs: int = 1) -> None:
     monkeypatch.setattr(contract, "MIN_MACS", macs)
 
 
-TINY = Target("cpu", workers=2, columns=4, tasks=4)
+TINY = Device("cpu", workers=2, columns=4, tasks=4)
 
 
-def compile_(graph: Graph, target: Target = CPU, workers: int | None = None) -> TaskGraph:
+def compile_(graph: Graph, target: Device = CPU, workers: int | None = None) -> TaskGraph:
     """All the passes."""
     tg = normalise.run(events.run(dependencies.run(decompose.run(graph, target))))
     return memory.run(placement.run(linearise.run(tg), graph, target, workers))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import executor_builder as eb
 import numpy as np
 import pytest
 
 from jax_mpk import _ext, abi
+from tests.unit import executor_builder as eb
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from jax_mpk import Options, megakernelize, options, override
+from jax_mpk.device import SHARED
 
 
 def test_every_knob_comes_from_its_variable():
     text = {"str": ("there", "there"), "str | None": ("there", "there"), "int": ("7", 7), "bool": ("off", False)}
     for f in dataclasses.fields(Options):
-        given, want = {"arch": ("sm_80", "sm_80"), "stop_after": ("fuse", "fuse")}.get(f.name, text[f.type])
+        given, want = {"arch": ("sm_80", "sm_80"), "stop_after": ("fuse", "fuse"), "profile": ("on", True)}.get(
+            f.name, text[f.type]
+        )
         value = getattr(options.from_environment({options.variable(f.name): given}), f.name)
         assert value == want and value != f.default
         assert f.metadata["help"]
@@ -112,31 +115,30 @@ def test_a_switch_is_a_bool():
 
 def test_knobs_of_the_cuda_backend_change_the_program_and_the_source():
     """Where there is no GPU: the device that the knobs describe, and what is generated for it."""
-    from jax_mpk.backends import cuda, cuda_source
+    from jax_mpk import abi
+    from jax_mpk.backends.cuda import backend as cuda
+    from jax_mpk.backends.cuda.build import text
     from jax_mpk.errors import UnsupportedError
 
     default = Options()
-    for knobs in ({"arch": "sm_80"}, {"stream": False}, {"ring": 5}, {"window": 2}):
+    for knobs in ({"arch": "sm_80"}, {"stream": False}, {"ring": 5}, {"window": 2}, {"profile": True}):
         assert Options(**knobs).codegen() != default.codegen()
         assert cuda.device(Options(**knobs)) != cuda.device(default)
-    assert cuda.target(Options(stream=False)).ring == 0 and cuda.target(Options(ring=5)).ring == 5
 
     def step(x, w):
         return jnp.tanh(x @ w)
 
     args = jnp.ones((1, 256), jnp.bfloat16), jnp.ones((256, 512), jnp.bfloat16)
 
-    def source(**knobs):
+    def program(**knobs):
         o = Options(cache_dir="", cache_entries=0, **knobs)
-        on = cuda.device(o)
-        from jax_mpk import abi
+        return abi.decode(megakernelize(step, implementation="cuda", options=o).lower(*args).program)
 
-        program = abi.decode(megakernelize(step, implementation="cuda", options=o).lower(*args).program)
-        return cuda_source.generate(program, on.arch, stream=on.stream, window=on.window, ring=on.ring)
-
-    assert source().ring > 0 and source(ring=5, window=2).ring == 5
-    assert "#define MPK_WINDOW 2" in source(window=2).text
-    assert source(stream=False).ring == source(arch="sm_80").ring == 0
-    assert source(arch="sm_80").smem <= cuda_source.SMEM["sm_80"]
+    ring = lambda **knobs: int(program(**knobs)["Kernel"][0]["ring"])  # noqa: E731
+    assert ring() > 0 and ring(ring=5, window=2) == 5
+    assert "#define MPK_WINDOW 2" in text(program(window=2))
+    assert ring(stream=False) == ring(arch="sm_80") == 0
+    assert program(arch="sm_80")["Kernel"][0]["shared"] <= SHARED[80]
+    assert program(profile=True)["Kernel"][0]["profile"] > 0
     with pytest.raises(UnsupportedError, match=r"8\.0"):
         cuda.device(Options(arch="sm_75"))

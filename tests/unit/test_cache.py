@@ -16,10 +16,10 @@ import pytest
 import jax_mpk
 from jax_mpk import Options, abi, compiler
 from jax_mpk.cache import Disk, Memory
+from jax_mpk.device import CPU
 from jax_mpk.fingerprint import Unhashable, fingerprint
 from jax_mpk.frontend import registry
 from jax_mpk.ir import expr as E
-from jax_mpk.targets import CPU
 
 X = jnp.arange(32.0).reshape(4, 8)
 W = jnp.ones((8, 64))

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import jax_mpk
-from jax_mpk import Options, abi, backends, compiler, megakernelize, targets
+from jax_mpk import Options, abi, backends, compiler, device, megakernelize
+from jax_mpk.device import CPU
 from jax_mpk.fingerprint import Unhashable, fingerprint
 from jax_mpk.ir.graph import Graph
 from jax_mpk.ir.tasks import TaskGraph
-from jax_mpk.targets import CPU
 
 X = jnp.arange(32.0).reshape(4, 8)
 W = jnp.ones((8, 64))
@@ -99,12 +99,12 @@ def test_targets_are_adjusted_and_part_of_the_key(counted):
     from jax_mpk import backends
 
     cpu = backends.get("cpu")
-    assert cpu.target(Options()) == CPU
-    assert cpu.target(Options(workers=5, tasks=7, columns=32)).workers == 5
+    assert cpu.device(Options()) == CPU
+    assert cpu.device(Options(workers=5, tasks=7, columns=32)).workers == 5
     f = lambda x, w: x @ w
     args = jnp.ones((64, 256)), jnp.ones((256, 512))
-    few = compiler.compile(trace(f, *args), cpu.target(Options(columns=64)), Options(columns=64))
-    many = compiler.compile(trace(f, *args), cpu.target(Options(columns=16, tasks=64)), Options(columns=16, tasks=64))
+    few = compiler.compile(trace(f, *args), cpu.device(Options(columns=64)), Options(columns=64))
+    many = compiler.compile(trace(f, *args), cpu.device(Options(columns=16, tasks=64)), Options(columns=16, tasks=64))
     assert len(counted) == 2 and few.program != many.program
 
 
@@ -113,7 +113,7 @@ def test_two_processes_compile_the_same_program(tmp_path):
     code = """
         import jax, jax.numpy as jnp
         from jax_mpk import compiler, Options
-        from jax_mpk.targets import CPU
+        from jax_mpk.device import CPU
         def f(x, i):
             y = jax.nn.softmax(jnp.take(x, i, axis=0)) + jax.nn.relu(x).sum()
             return jax.lax.fori_loop(0, 2, lambda _, c: jnp.sin(c), y)
@@ -193,5 +193,5 @@ def test_what_has_no_stable_text_is_not_cached():
 
 def test_the_cpu_target_is_this_machine():
     backend = backends.get("cpu")
-    assert backend.target(Options()) == targets.cpu(os.cpu_count() or 2)
-    assert backend.target(Options(workers=24)) == targets.cpu(24)
+    assert backend.device(Options()) == device.cpu(os.cpu_count() or 2)
+    assert backend.device(Options(workers=24)) == device.cpu(24)

@@ -6,13 +6,13 @@ from __future__ import annotations
 import re
 import shutil
 
-import emulator
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from test_cuda_emulated import BF16, model, programs
 
-from jax_mpk.backends.cuda_build import Device
+from tests import emulator
+from tests.device import programs
+from tests.execute import Runner
+from tests.unit.test_cuda_emulated import gpu, model
 
 if shutil.which("g++") is None:
     pytest.skip("the emulator needs g++", allow_module_level=True)
@@ -46,16 +46,12 @@ def test_a_damaged_kernel_is_reported(damage, monkeypatch):
         return host(out)
 
     monkeypatch.setattr(emulator, "_host", damaged)
-    runner = None
     if damage in MODELS:
         runner, _ = model(*MODELS[damage], jnp.bfloat16, 72)
-        blob = runner.blob
     else:
-        blob = programs.decoder_step(3, 256, 384, 2)
-        rng = np.random.default_rng(0)
-        weights = [rng.standard_normal(s, np.float32).astype(BF16) for s in [(256, 384), (256, 384), (384, 256)] * 2]
-        args, results = [rng.standard_normal((3, 256), np.float32), *weights], [np.zeros((3, 256), np.float32)]
-    site = emulator.Site(blob, Device(workers=4, ring=3, window=2))
-    assert site.source.ring and tried[0]
+        x, w = programs.chain_operands(3, 256, 384, 2)
+        runner = Runner(programs.chain(), x, *w, target=gpu("sm_90a", 4, ring=4, window=2))
+    site = emulator.Site(runner.blob)
+    assert site.kernel["ring"] and tried[0]
     with pytest.raises(emulator.Race, match=f"(?s){report}"):
-        site.run(runner) if runner else site(args, results)
+        site.run(runner)

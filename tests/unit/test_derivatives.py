@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from functions import CASES, NO_DECODERS, no_decoder
 from jax import lax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import jax_mpk
 from jax_mpk import megakernelize
+from tests.functions import CASES, NO_DECODERS, no_decoder
 
 cpu = functools.partial(megakernelize, implementation="cpu")
 RNG = np.random.default_rng(5)

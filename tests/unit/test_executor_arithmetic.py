@@ -9,9 +9,9 @@ import platform
 import ml_dtypes
 import numpy as np
 import pytest
-from executor_builder import Access, Builder, Code, Stage, V, instr
 
 from jax_mpk import _ext, abi
+from tests.unit.executor_builder import Access, Builder, Code, Stage, V, instr
 
 ISAS = _ext.info()["isas"]
 RNG = np.random.default_rng(3)

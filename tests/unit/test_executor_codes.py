@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from executor_builder import Access, Builder, Code, Stage, V, instr
 
 from jax_mpk import _ext
+from tests.unit.executor_builder import Access, Builder, Code, Stage, V, instr
 
 ISAS = _ext.info()["isas"]
 

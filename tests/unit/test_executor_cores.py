@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import executor_builder as eb
 import ml_dtypes
 import numpy as np
 import pytest
-from executor_builder import Access, Builder, Code, Stage, V, instr
 
 from jax_mpk import _ext, abi
+from tests.unit import executor_builder as eb
+from tests.unit.executor_builder import Access, Builder, Code, Stage, V, instr
 
 ISAS = _ext.info()["isas"]
 BF16 = np.dtype(ml_dtypes.bfloat16)

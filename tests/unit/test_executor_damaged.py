@@ -8,15 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import damaged
-import executor_builder as eb
 import numpy as np
 import pytest
-from executor_builder import Access, Builder, Code, Stage, V, elementwise, instr
-from test_executor_launch import build_standalone
 
 from jax_mpk import _ext, abi
-from jax_mpk.emit import check
+from jax_mpk.backends.cpu.check import check
+from tests import damaged
+from tests.unit import executor_builder as eb
+from tests.unit.executor_builder import Access, Builder, Code, Stage, V, elementwise, instr
+from tests.unit.test_executor_launch import build_standalone
 
 INT_MAX, INT_MIN = (1 << 31) - 1, -(1 << 31)
 DT = {name: abi.enum("Dtype", name) for name in abi.ENUMS["Dtype"]}
@@ -335,7 +335,7 @@ def test_xla_hears_of_want_of_memory(tmp_path: Path) -> None:
 import resource, sys
 import jax, numpy as np
 from jax_mpk import abi
-from jax_mpk.backends import cpu
+from jax_mpk.backends.cpu import backend as cpu
 cpu.ready()
 blob = open(sys.argv[1], "rb").read()
 f = jax.jit(lambda x: jax.ffi.ffi_call(cpu.TARGET_NAME, [jax.ShapeDtypeStruct((1,), np.float32)])(

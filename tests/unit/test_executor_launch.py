@@ -11,18 +11,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-import executor_builder as eb
 import jax
 import numpy as np
 import pytest
-import test_emit
-from executor_builder import Builder, V, elementwise, instr
 
 from benchmarks import decoders as spellings
 from jax_mpk import _ext, abi
+from jax_mpk.backends.cpu.operators import pressure
 from jax_mpk.ir import interpret
+from jax_mpk.kinds import contract, rows, sort
 from jax_mpk.passes import refine
-from jax_mpk.tasks import contract, rows, sort
+from tests.unit import executor_builder as eb
+from tests.unit import test_emit
+from tests.unit.executor_builder import Builder, V, elementwise, instr
 
 ROOT = Path(__file__).parents[2]
 THREADS = (1, 2, 3, 8)
@@ -41,7 +42,7 @@ def compiled(f: Any, args: tuple[Any, ...]) -> tuple[bytes, list[np.ndarray], li
     """The program of the fused graph, cut small; its flat operands; the results that the interpreter gives."""
     flat = [np.asarray(x) for x in jax.tree.leaves(args)]
     g = test_emit.graphs(f, *args)[1]
-    return test_emit.finish(refine.run(g)), flat, interpret.run(g, flat)
+    return test_emit.finish(refine.run(g, pressure)), flat, interpret.run(g, flat)
 
 
 def raw(arrays: list[np.ndarray]) -> list[np.ndarray]:
@@ -74,7 +75,7 @@ def test_compiled_functions(name: str) -> None:
     f, args = test_emit.CASES[name]
     flat = [np.asarray(x) for x in jax.tree.leaves(args)]
     for g in test_emit.graphs(f, *args):
-        blob, want = test_emit.finish(refine.run(g)), interpret.run(g, flat)
+        blob, want = test_emit.finish(refine.run(g, pressure)), interpret.run(g, flat)
         have = execute(blob, flat, want, threads=1)
         for i, (x, y) in enumerate(zip(have, want, strict=True)):
             test_emit.close(x, y, f"{name}, result {i}")
@@ -341,7 +342,7 @@ def test_thread_sanitizer(tmp_path: Path) -> None:
 
 def test_builder_matches_the_compiler_on_slots() -> None:
     """The hand-built programs of these tests pass the compiler's own checker."""
-    from jax_mpk.emit import check
+    from jax_mpk.backends.cpu.check import check
 
     check(chain())
     b = Builder()

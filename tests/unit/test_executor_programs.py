@@ -5,11 +5,12 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from test_emit import CASES, close, finish, graphs, small_tasks  # noqa: F401  (the fixture cuts operators small)
 
 from jax_mpk import _ext, abi
+from jax_mpk.backends.cpu.operators import pressure
 from jax_mpk.ir import interpret
 from jax_mpk.passes import refine
+from tests.unit.test_emit import CASES, close, finish, graphs, small_tasks  # noqa: F401  (the fixture cuts operators small)
 
 
 def _bytes(x: np.ndarray) -> np.ndarray:
@@ -22,7 +23,7 @@ def test_function(name: str) -> None:
     flat = [np.array(x, order="C") for x in jax.tree.leaves(args)]
     for g in graphs(f, *args):
         want = interpret.run(g, flat)
-        blob = finish(refine.run(g))
+        blob = finish(refine.run(g, pressure))
         alias = {int(b["index"]): int(b["alias"]) for b in abi.decode(blob)["Buffer"] if b["alias"] >= 0}
         for seed in (-1, 3):
             have = [flat[alias[n]].copy() if n in alias else np.empty(x.shape, x.dtype) for n, x in enumerate(want)]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from executor_builder import Access, Builder, Code, Stage, V, elementwise, instr
-from test_executor_damaged import script, small
 
 from jax_mpk import _ext
+from tests.unit.executor_builder import Access, Builder, Code, Stage, V, elementwise, instr
+from tests.unit.test_executor_damaged import script, small
 
 
 def endless(b: Builder, x: int, out: int) -> int:

@@ -6,17 +6,17 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import executor_builder as eb
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from executor_builder import Builder, V, elementwise, instr
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jax_mpk import _ext, abi
-from jax_mpk.backends import cpu
+from jax_mpk.backends.cpu import backend as cpu
+from tests.unit import executor_builder as eb
+from tests.unit.executor_builder import Builder, V, elementwise, instr
 
 N = 1000
 

@@ -6,17 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from execute import Runner
-from functions import data
-from lowering import graph_of
 
 from benchmarks import decoders as S
-from jax_mpk import compiler, targets
+from jax_mpk import compiler, device
 from jax_mpk.ir import interpret
 from jax_mpk.ir.graph import Attention, Contract, Graph, check
 from jax_mpk.options import Options
 from jax_mpk.passes import fission, simplify
 from jax_mpk.passes.hops import hops
+from tests.execute import Runner
+from tests.functions import data
+from tests.unit.lowering import graph_of
 
 SHAPE = S.Shape(layers=2, width=128, heads=4, kv_heads=2, head=32, hidden=256, vocab=128)
 
@@ -64,9 +64,7 @@ def test_a_bias_follows_its_columns():
         return a * 2, c + 1
 
     assert columns(taken(f, data(3, 16), data(16, 128), data(128))) == [128]  # the sum has readers, not the product
-    g = compiler.compile(
-        jax.make_jaxpr(f)(data(3, 16), data(16, 128), data(128)), targets.CPU, Options(cache_entries=0)
-    )
+    g = compiler.compile(jax.make_jaxpr(f)(data(3, 16), data(16, 128), data(128)), device.CPU, Options(cache_entries=0))
     assert g.stages["fission"]
 
 
@@ -91,7 +89,7 @@ def test_a_place_known_at_run_time_stays_whole():
     assert columns(g) == [128]
 
 
-@pytest.mark.parametrize("target", [targets.CPU, targets.SM90], ids=["cpu", "cuda"])
+@pytest.mark.parametrize("target", [device.CPU, device.H100], ids=["cpu", "cuda"])
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("layout", S.LAYOUTS)
 def test_every_layout_of_weights_and_caches_is_one_program(layout, batch, target):

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from lowering import close, graph_of, integers, normal, run_graph, same
 
 from jax_mpk.passes import fuse, simplify
+from tests.unit.lowering import close, graph_of, integers, normal, run_graph, same
 
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, 2.5, -2.5, 1e-30, 3e4, -3e4, np.inf, -np.inf, np.nan, 1.5, 0.49999997]
 X = jnp.concatenate([normal((50,), scale=2.0), jnp.array(SPECIAL, jnp.float32)])

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from lowering import graph_of, integers, normal, run_graph, same
 
 from jax_mpk.errors import UnsupportedError
 from jax_mpk.frontend import lower
 from jax_mpk.ir.graph import Update
+from tests.unit.lowering import graph_of, integers, normal, run_graph, same
 
 
 def test_calls():

@@ -4,16 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from execute import Runner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
-from lowering import close, graph_of, integers, normal, run_graph, same
 
-from jax_mpk import UnsupportedError, compiler, targets
+from jax_mpk import UnsupportedError, compiler, device
 from jax_mpk.ir.expr import Load, Piece, Select, walk
 from jax_mpk.ir.graph import Contract, Map
 from jax_mpk.options import Options
+from tests.execute import Runner
+from tests.unit.lowering import close, graph_of, integers, normal, run_graph, same
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 DIMS = st.sampled_from([
@@ -84,7 +84,7 @@ def test_convolution_on_the_executor(case, gradient):
 
 def _compiled(f, *args):
     closed = jax.make_jaxpr(f)(*args)
-    return compiler.compile(closed, targets.CPU, Options(cache_entries=0, stop_after="refine")).stages["refine"]
+    return compiler.compile(closed, device.CPU, Options(cache_entries=0, stop_after="refine")).stages["refine"]
 
 
 @pytest.mark.parametrize("dims", [NHWC, ("NCHW", "OIHW", "NCHW")])
@@ -129,7 +129,7 @@ def test_rows_of_a_task_are_few_whatever_the_axes():
     """The outer axes of the rows (batch) go in single steps, so that what a task holds of the windows stays small."""
     x, w = normal((4, 40, 40, 8)), normal((3, 3, 8, 8))
     f = lambda x, w: lax.conv_general_dilated(x, w, (1, 1), "VALID", dimension_numbers=NHWC)  # noqa: E731
-    c = compiler.compile(jax.make_jaxpr(f)(x, w), targets.CPU, Options(cache_entries=0))
+    c = compiler.compile(jax.make_jaxpr(f)(x, w), device.CPU, Options(cache_entries=0))
     (grid,) = c.stages["decompose"].grids
     assert np.prod(grid.tile[:3]) <= 64
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import lax
-from lowering import graph_of, integers, normal, run_graph, same
 
 from models import decode, registry
+from tests.unit.lowering import graph_of, integers, normal, run_graph, same
 
 
 def tokens_agree(have, want):

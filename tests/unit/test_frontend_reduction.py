@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
-from lowering import close, graph_of, integers, normal, run_graph, same
 
 from jax_mpk.frontend import cumulative
 from jax_mpk.ir.expr import Load
 from jax_mpk.ir.graph import Contract
+from tests.unit.lowering import close, graph_of, integers, normal, run_graph, same
 
 SPECS = ["ij,jk->ik", "ij,kj->ik", "ji,jk->ki", "bij,bjk->bik", "btkgd,bskd->bkgts", "bkgts,bskd->btkgd",
          "bskd,btkgd->bkgts", "abij,abkj->baki", "ijk,kjl->il", "i,i->", "ij,j->i", "i,j->ij", "bi,bj->bij",

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
-from lowering import graph_of, integers, normal, run_graph, same
 
 from jax_mpk.frontend.shape import common_groups
 from jax_mpk.ir.graph import Map
+from tests.unit.lowering import graph_of, integers, normal, run_graph, same
 
 
 def counting(shape, dtype=jnp.int32):

@@ -7,9 +7,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 import scipy.special as scipy
-from execute import Runner
 from jax import lax
-from lowering import graph_of, integers, normal, run_graph, same
+
+from tests.execute import Runner
+from tests.unit.lowering import graph_of, integers, normal, run_graph, same
 
 INF, NAN = np.inf, np.nan
 SPECIAL = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functions
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -11,18 +10,19 @@ import pytest
 from flax import nnx
 
 from benchmarks import decoders as S
-from jax_mpk import targets
+from jax_mpk import device
 from jax_mpk.frontend import lower
 from jax_mpk.ir import interpret
 from jax_mpk.ir.graph import Attention, Contract, Graph
 from jax_mpk.passes import fuse, layout, recognise, simplify
 from jax_mpk.passes.hops import hops
 from models import decode, registry
+from tests import functions
 
 PASSES = {"simplify": simplify.run, "recognise": recognise.run, "fuse": fuse.run, "layout": layout.run}
 
 
-def stages(f, *args, target: targets.Target = targets.CPU) -> dict[str, Graph]:
+def stages(f, *args, target: device.Device = device.CPU) -> dict[str, Graph]:
     """The graph after every pass, `lower` first."""
     g = lower(jax.make_jaxpr(f)(*args))
     out = {"lower": g}
@@ -59,7 +59,7 @@ def test_five_hops_a_layer_in_every_spelling(case, qk_norm):
 
 
 @pytest.mark.parametrize("name", ["qwen3-tiny", "llama-tiny"])
-@pytest.mark.parametrize("target", [targets.CPU, targets.SM90], ids=["cpu", "cuda"])
+@pytest.mark.parametrize("target", [device.CPU, device.H100], ids=["cpu", "cuda"])
 def test_five_hops_a_layer_in_the_zoo(name, target):
     model, config = registry.load(name, dtype=jnp.bfloat16, seed=0)
     graphdef, state = nnx.split(model)
@@ -85,7 +85,7 @@ def test_split_k_keeps_the_values_and_the_hops():
     shape = S.Shape(layers=2, width=256, hidden=512)
     f = S.decoder(shape)
     args = _arguments(shape, 2, jnp.float32)
-    g = stages(f, *args, target=targets.SM90)["layout"]
+    g = stages(f, *args, target=device.H100)["layout"]
     assert levels(g) == 5 * shape.layers + 2
     assert any(len(op.domain) == 4 for op in g.ops if isinstance(op, Contract)), "nothing was split"
     got = interpret.run(g, [np.array(x) for x in jax.tree.leaves(args)])

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from lowering import graph_of, normal
 
 from jax_mpk.ir import expr as E
 from jax_mpk.ir import interpret, scalar
@@ -25,6 +24,7 @@ from jax_mpk.ir.graph import (
     Value,
     check,
 )
+from tests.unit.lowering import graph_of, normal
 
 RNG = np.random.default_rng(0)
 

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import execute
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from jax_mpk.device import CPU, Device
 from jax_mpk.frontend import lower
 from jax_mpk.ir import interpret
 from jax_mpk.ir.graph import Map
 from jax_mpk.options import Options
 from jax_mpk.passes import fuse, partial, recognise, simplify
-from jax_mpk.targets import CPU, SM90
 from models import decode, registry
+from tests import execute
 
-SMALL = replace(SM90, columns=8, tasks=40)
+WIDE = Device("cpu", workers=132, columns=64, tasks=132)
+"""The executor with as many workers as a GPU."""
+SMALL = replace(WIDE, columns=8, tasks=40)
 
 
 @pytest.fixture
@@ -90,10 +92,10 @@ def test_nan_on_the_executor(short):
         np.testing.assert_array_equal(got, np.argmax(x, -1), kind)
 
 
-def test_a_vocabulary_on_a_gpu():
+def test_a_vocabulary_of_many_workers():
     x = np.zeros((2, 151_936), np.float32)
     x[0, [7, 80_001, 151_935]] = x[1, 151_935] = 1
-    run = execute.Runner(lambda x: jnp.argmax(x, -1), x, target=SM90)
+    run = execute.Runner(lambda x: jnp.argmax(x, -1), x, target=WIDE)
     first, last = (g for g in run.compiled.stages["partial"].ops)
     assert first.domain[0] == 2 and 40 <= first.domain[1] <= 66 and last.domain == (2,)
     assert run.compiled.stages["memory"].grids[0].count >= 64
@@ -119,7 +121,7 @@ def test_a_decode_step(monkeypatch):
     graphdef, state = nnx.split(model)
     step = lambda s, t, c, p: decode.greedy_step(graphdef, s, t, c, p)  # noqa: E731
     args = state, jnp.arange(3, dtype=jnp.int32), model.init_cache(3, 32), jnp.int32(3)
-    run = execute.Runner(step, *args, target=SM90, options=Options(cache_entries=0))
+    run = execute.Runner(step, *args, target=WIDE, options=Options(cache_entries=0))
     assert len(run.compiled.stages["partial"].ops) == len(run.compiled.stages["fuse"].ops) + 1, config
     token, logits = run(seed=4)[:2]
     np.testing.assert_array_equal(token, np.argmax(logits, -1))

@@ -12,8 +12,8 @@ from jax.sharding import PartitionSpec as P
 
 import jax_mpk
 from jax_mpk import Options, compiler, megakernelize, primitive
+from jax_mpk.device import CPU
 from jax_mpk.fingerprint import fingerprint
-from jax_mpk.targets import CPU
 
 cpu = functools.partial(megakernelize, implementation="cpu")
 X = jnp.asarray(np.random.default_rng(2).normal(size=(8, 4)), jnp.float32)

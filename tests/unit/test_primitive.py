@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 import jax_mpk
 from jax_mpk import abi, backends, megakernelize
-from jax_mpk.backends import nvrtc
+from jax_mpk.backends.cuda import nvrtc
 
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(4, 32)), jnp.float32)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 
-import execute
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jax_mpk import abi, compiler
+from jax_mpk.device import CPU, H100
 from jax_mpk.ir.graph import Contract
 from jax_mpk.options import Options
 from jax_mpk.passes import placement, split
-from jax_mpk.targets import CPU, SM90
+from tests import execute
 
 BF16 = jnp.bfloat16
 
@@ -40,7 +40,7 @@ def operands(width: int, q: int, kv: int, depth: int, rows: int = 1, dtype=BF16)
 
 def compiled(*shapes: int) -> compiler.Compiled:
     closed = jax.make_jaxpr(layers)(*operands(*shapes))
-    return compiler.compile(closed, SM90, Options(cache_entries=0))
+    return compiler.compile(closed, H100, Options(cache_entries=0))
 
 
 # width of the input, columns of Q, of K and V -> slices
@@ -61,7 +61,7 @@ def test_equal_slices(shape):
     assert len({op.k for op in three}) == 1
     slices = width // three[0].k[0][1]
     assert slices == SHAPES[shape]
-    loads = {s: split._load(width, (q, kv, kv), s, SM90) for s in range(1, 9) if width % (128 * s) == 0}
+    loads = {s: split._load(width, (q, kv, kv), s, H100) for s in range(1, 9) if width % (128 * s) == 0}
     assert loads[slices] <= min(n for s, n in loads.items() if s <= slices)
     if len(three[0].domain) == len(three[1].domain):
         assert three[0].lhs is three[1].lhs is three[2].lhs
@@ -94,7 +94,7 @@ def test_prologues_are_shared_and_work_is_even():
         shared += held.get(tg.worker[task]) == number[task]
         held[tg.worker[task]] = number[task]
     assert shared > 0.8 * 6 * 128, "K and V are not where Q of the same slice is"
-    frames = np.bincount(tg.worker[tg.streams.task], tg.streams.frames, SM90.workers)
+    frames = np.bincount(tg.worker[tg.streams.task], tg.streams.frames, H100.workers)
     assert frames.max() <= 1.05 * frames.mean()
 
 
@@ -105,7 +105,7 @@ def test_tasks_of_a_level_go_to_different_workers(shape):
     for n in range(0, len(first), 4):  # Q, K and V: 128 tasks, 132 workers
         tasks = np.isin(tg.grid_of, first[n : n + 3])
         assert np.bincount(tg.worker[tasks]).max() == 1
-    frames = np.bincount(tg.worker[tg.streams.task], tg.streams.frames, SM90.workers)
+    frames = np.bincount(tg.worker[tg.streams.task], tg.streams.frames, H100.workers)
     assert frames.max() <= frames.mean() + np.bincount(tg.streams.task, tg.streams.frames).max(), (
         "remainders do not rotate"
     )
@@ -118,14 +118,14 @@ def test_no_worker_takes_a_turn_more_than_the_others_need(columns):
 
     x, *weights = operands(2048, 2048, 512, 3, 8)
     closed = jax.make_jaxpr(step)(x, jax.ShapeDtypeStruct((2048, columns), BF16), *weights)
-    tg = compiler.compile(closed, SM90, Options(cache_entries=0)).stages["memory"]
+    tg = compiler.compile(closed, H100, Options(cache_entries=0)).stages["memory"]
     tasks = tg.grid_of == max(n for n, g in enumerate(tg.grids) if g.kind == "contract")
-    assert tasks.sum() > SM90.workers
-    assert np.bincount(tg.worker[tasks]).max() == -(-tasks.sum() // SM90.workers)
+    assert tasks.sum() > H100.workers
+    assert np.bincount(tg.worker[tasks]).max() == -(-tasks.sum() // H100.workers)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("target", [CPU, SM90], ids=["cpu", "cuda"])
+@pytest.mark.parametrize("target", [CPU, H100], ids=["cpu", "cuda"])
 def test_shared_prologues_on_the_executor(threads, target):
     r = np.random.default_rng(3)
     args = [

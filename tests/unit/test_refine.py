@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,12 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import vm
-
 from jax_mpk import abi
-from jax_mpk.emit import emit
+from jax_mpk.backends.cpu.operators import pressure
+from jax_mpk.backends.cpu.pack import pack
+from jax_mpk.device import Device
 from jax_mpk.errors import UnsupportedError
 from jax_mpk.frontend import lower
 from jax_mpk.ir import expr as E
@@ -40,6 +36,7 @@ from jax_mpk.ir.graph import (
     Value,
 )  # fmt: skip
 from jax_mpk.passes import (
+    bodies,
     decompose,
     dependencies,
     events,
@@ -51,16 +48,16 @@ from jax_mpk.passes import (
     refine,
     simplify,
 )  # fmt: skip
-from jax_mpk.targets import Target
+from tests import vm
 
-TARGET = Target("cpu", workers=2, columns=16, tasks=5)
+TARGET = Device("cpu", workers=2, columns=16, tasks=5)
 
 
 def program(g: Graph) -> bytes:
-    tg = decompose.run(g, TARGET)
+    tg = bodies.run(decompose.run(g, TARGET), g, TARGET)
     for p in (dependencies, events, normalise, linearise):
         tg = p.run(tg)
-    return emit(g, memory.run(placement.run(tg, g, TARGET)))
+    return pack(g, memory.run(placement.run(tg, g, TARGET)))
 
 
 def executable(g: Graph) -> Graph:
@@ -94,7 +91,7 @@ def executable(g: Graph) -> Graph:
 
 def refined(g: Graph, *args: np.ndarray, exact: bool = True) -> Graph:
     """The refined graph; it and its program give what `g` gives."""
-    r = executable(refine.run(g))
+    r = executable(refine.run(g, pressure))
     want = interpret.run(g, args)
     for x, y in itertools.chain(zip(interpret.run(r, args), want, strict=True),
                                 zip(vm.results(program(r), args, want), want, strict=True)):  # fmt: skip
@@ -246,7 +243,7 @@ def test_unit_axes_vanish() -> None:
 def test_too_many_axes_is_an_error_with_a_name() -> None:
     shape = (2,) * 13
     with pytest.raises(UnsupportedError, match="13 loop axes"):
-        refine.run(lower(jax.make_jaxpr(lambda x: x.T + 1)(np.zeros(shape, np.float32))))
+        refine.run(lower(jax.make_jaxpr(lambda x: x.T + 1)(np.zeros(shape, np.float32))), pressure)
 
 
 def test_reductions_over_many_axes() -> None:
@@ -384,7 +381,7 @@ def test_values_keep_their_places() -> None:
         return jnp.einsum("bk,hkd->bhd", x, w), x + np.arange(6, dtype=np.float32)
 
     g = lower(jax.make_jaxpr(f)(data(3, 6), data(4, 6, 8)))
-    r = refine.run(g)
+    r = refine.run(g, pressure)
     assert (r.args, r.results) == (g.args, g.results)
     for i, v in r.values.items():
         assert g.values.get(i, v) == v
@@ -396,4 +393,4 @@ def test_refining_twice_changes_nothing() -> None:
         return jax.nn.softmax(jnp.einsum("bk,hkd->bhd", x, w)).transpose(2, 0, 1).reshape(8, 12)
 
     once = of(f, data(3, 6), data(4, 6, 8), exact=False)
-    assert str(refine.run(once)) == str(once)
+    assert str(refine.run(once, pressure)) == str(once)

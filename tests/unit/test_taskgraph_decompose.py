@@ -8,18 +8,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from graphs_by_hand import TINY, Builder, cut_small, decoder, dynamic, task_bytes
 
+from jax_mpk.device import CPU, H100, Device, cpu
 from jax_mpk.ir import expr as E
 from jax_mpk.ir import loops
 from jax_mpk.ir.expr import Coord, coord_add, coord_axis, coord_const, coord_scale
 from jax_mpk.ir.graph import Graph, GraphError, Sort, itemsize
 from jax_mpk.ir.tasks import READ, UPDATE, WRITE, TaskGraph
+from jax_mpk.kinds.contract import ACCUMULATORS, SHARED_ACCUMULATORS
 from jax_mpk.passes import decompose
 from jax_mpk.passes.boxes import take
 from jax_mpk.passes.decompose import buffer_of, tiles
-from jax_mpk.targets import CPU, SM90, Target, cpu
-from jax_mpk.tasks.contract import ACCUMULATORS, SHARED_ACCUMULATORS
+from tests.unit.graphs_by_hand import TINY, Builder, cut_small, decoder, dynamic, task_bytes
 
 
 def points(op, tg: TaskGraph, t: int, skip: frozenset = frozenset()):
@@ -113,7 +113,7 @@ def everything() -> Graph:
 def test_boxes_of_every_kind(tasks, limit, monkeypatch):
     cut_small(monkeypatch, limit, limit)
     graph = everything()
-    tg = decompose.run(graph, Target("cpu", 2, 4, tasks))
+    tg = decompose.run(graph, Device("cpu", 2, 4, tasks))
     oracle(graph, tg)
     if tasks == 64 and limit == 1:
         assert tg.tasks > 4 * len(tg.grids), "the operators are really cut"
@@ -170,7 +170,7 @@ def test_what_has_no_buffer_is_refused():
         decompose.run(b.graph(y, y), CPU)
 
 
-def sizes(graph: Graph, target: Target) -> list[int]:
+def sizes(graph: Graph, target: Device) -> list[int]:
     return [g.count for g in decompose.run(graph, target).grids]
 
 
@@ -190,14 +190,14 @@ def contraction(m: int, k: int, n: int) -> Graph:
     return b.graph(b.matmul(x, w))
 
 
-def tile_of(graph: Graph, target: Target) -> tuple[int, ...]:
+def tile_of(graph: Graph, target: Device) -> tuple[int, ...]:
     return tiles(graph, graph.ops[0], target)
 
 
 def test_contraction_tiles():
     assert tile_of(contraction(1, 4096, 4096), SIXTEEN) == (1, 256, 4096)
     assert tile_of(contraction(1, 4096, 4096), CPU) == (1, 4096 // CPU.tasks, 4096)
-    assert tile_of(contraction(1, 4096, 12288), SM90) == (1, 128, 4096)
+    assert tile_of(contraction(1, 4096, 12288), H100) == (1, 128, 4096)
     assert tile_of(contraction(1, 64, 64), CPU) == (1, 64, 64), "too small to cut"
     assert tile_of(contraction(1000, 512, 512), CPU)[0] == 64, "prefill: blocks of rows"
     assert tile_of(contraction(4096, 4096, 1), CPU)[0] == 64, "a matrix by a vector: its rows are cut"
@@ -253,7 +253,7 @@ def test_a_machine_with_more_processors_gets_more_tasks(processors, workers, tas
 
 @pytest.mark.parametrize("rows", [8, 16])
 def test_tasks_with_too_many_accumulators_become_equal_turns(rows):
-    m, n, _ = tile_of(contraction(rows, 4096, 151936), SM90)
+    m, n, _ = tile_of(contraction(rows, 4096, 151936), H100)
     assert m == rows and m * n <= SHARED_ACCUMULATORS
-    turns = math.ceil(math.ceil(151936 / n) / SM90.tasks)
-    assert turns > 1 and turns * n < 1.01 * 151936 / SM90.tasks, "the busiest worker has no more than the others"
+    turns = math.ceil(math.ceil(151936 / n) / H100.tasks)
+    assert turns > 1 and turns * n < 1.01 * 151936 / H100.tasks, "the busiest worker has no more than the others"

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graphs_by_hand import TINY, Builder, brute_conflicts, closure, cut_small, decoder, dense, dynamic, random_program
-from test_taskgraph_boxes import random_boxes
-from test_taskgraph_decompose import everything
 
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import coord_axis, coord_const
 from jax_mpk.ir.tasks import READ, WRITE, Boxes, Buffer, Grid, TaskGraph
 from jax_mpk.passes import decompose, dependencies
 from jax_mpk.passes.boxes import from_rows, rows_of
+from tests.unit.graphs_by_hand import (
+    TINY,
+    Builder,
+    brute_conflicts,
+    closure,
+    cut_small,
+    decoder,
+    dense,
+    dynamic,
+    random_program,
+)
+from tests.unit.test_taskgraph_boxes import random_boxes
+from tests.unit.test_taskgraph_decompose import everything
 
 
 def exact(tg: TaskGraph) -> None:

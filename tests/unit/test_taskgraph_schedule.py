@@ -6,7 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from graphs_by_hand import (
+
+from jax_mpk.abi import MAX_TRIGGERS, MAX_WAITS
+from jax_mpk.device import CPU, Device
+from jax_mpk.ir import expr as E
+from jax_mpk.ir.expr import coord_axis
+from jax_mpk.ir.graph import Graph, itemsize
+from jax_mpk.ir.tasks import READ, WRITE, Buffer, Csr, Grid, TaskGraph
+from jax_mpk.passes import decompose, dependencies, events, hops, linearise, memory, normalise
+from jax_mpk.passes.boxes import bytes_of, from_rows
+from jax_mpk.verify import verify
+from tests.unit.graphs_by_hand import (
     TINY,
     Builder,
     brute_conflicts,
@@ -19,19 +29,9 @@ from graphs_by_hand import (
     random_program,
     task_bytes,
 )
-from test_taskgraph_decompose import everything
-from test_taskgraph_dependencies import boxes as contiguous
-from test_taskgraph_dependencies import chain, random_graph
-
-from jax_mpk.abi import MAX_TRIGGERS, MAX_WAITS
-from jax_mpk.ir import expr as E
-from jax_mpk.ir.expr import coord_axis
-from jax_mpk.ir.graph import Graph, itemsize
-from jax_mpk.ir.tasks import READ, WRITE, Buffer, Csr, Grid, TaskGraph
-from jax_mpk.passes import decompose, dependencies, events, hops, linearise, memory, normalise
-from jax_mpk.passes.boxes import bytes_of, from_rows
-from jax_mpk.targets import CPU, Target
-from jax_mpk.verify import verify
+from tests.unit.test_taskgraph_decompose import everything
+from tests.unit.test_taskgraph_dependencies import boxes as contiguous
+from tests.unit.test_taskgraph_dependencies import chain, random_graph
 
 LIMITS = [(4, 4), (2, 2), (1, 2), (2, 1)]
 
@@ -197,7 +197,7 @@ def test_a_cycle_is_found():
 @pytest.mark.parametrize("workers", [1, 2, 3, 7])
 def test_workers_get_equal_bytes(workers):
     graph = decoder(layers=6, hidden=128, heads=8, kv=4, head=16, ffn=256, keys=32, vocab=512)
-    target = Target("cpu", 2, 8, 16)
+    target = Device("cpu", 2, 8, 16)
     tg = compile_(graph, target, workers)
     assert tg.workers == workers and tg.worker.min() >= 0 and tg.worker.max() < workers
     reads = np.where(tg.boxes.mode == READ, bytes_of(tg.boxes), 0)
@@ -217,7 +217,7 @@ def test_remainders_rotate():
     x = b.arg(1, 320)
     for _ in range(4):
         x = b.matmul(x, b.arg(320, 320))
-    tg = compile_(b.graph(x), Target("cpu", 2, 64, 5))
+    tg = compile_(b.graph(x), Device("cpu", 2, 64, 5))
     first = [int((tg.worker[tg.grid_of == n] == 0).sum()) for n in range(4)]
     assert sorted(first[:2]) == [2, 3] and first[:2] == first[2:]
 
@@ -232,7 +232,7 @@ def test_a_lone_task_follows_its_producer():
     assert compile_(b.graph(x), CPU, 1).worker.tolist() == [0, 0, 0]
 
 
-STREAMING = Target("cuda", workers=4, columns=8, tasks=8, frame=512, inner=32, ring=4)
+STREAMING = Device("cuda", workers=4, columns=8, tasks=8, frame=512, inner=32, ring=4)
 
 
 def frame_bytes(tg: TaskGraph, e: int) -> set[int]:
@@ -408,7 +408,7 @@ def test_precedence_is_what_the_dependencies_prove():
     "graph", [decoder(layers=2), decoder(layers=2, batch=3), everything()], ids=["one", "batch", "kinds"]
 )
 @pytest.mark.parametrize("target", [TINY, CPU, STREAMING], ids=["tiny", "cpu", "ring"])
-def test_programs_verify(graph: Graph, target: Target, workers: int, monkeypatch):
+def test_programs_verify(graph: Graph, target: Device, workers: int, monkeypatch):
     cut_small(monkeypatch)
     tg = compile_(graph, target, workers)
     consistent(tg)
@@ -444,7 +444,7 @@ def test_equal_layers_cost_one_layer(monkeypatch):
 def test_thirty_thousand_tasks():
     """A model of real size: five hops a layer, few events, and a workspace of one layer."""
     graph = decoder(layers=36, hidden=4096, heads=32, kv=8, head=128, ffn=12288, keys=1024, vocab=151936, dtype="bf16")
-    tg = compile_(graph, Target("cuda", workers=132, columns=32, tasks=264, ring=12))
+    tg = compile_(graph, Device("cuda", workers=132, columns=32, tasks=264, ring=12))
     assert tg.tasks > 20000
     assert hops.critical_path(tg) == 36 * 5 + 2
     assert tg.events <= 36 * (8 + 4) + 2

@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from execute import Runner
 
-from jax_mpk.tasks import KINDS, kind_of
+from jax_mpk.kinds import KINDS, kind_of
+from tests.execute import Runner
 
 CASES = [(kind, case) for kind in KINDS for case in kind.cases]
 
