@@ -65,7 +65,7 @@ class Expr:
 
     Attributes: `dtype` ("f32" | "i32" | "u32" | "bool"); `axes`, the free axes; `loads`, the ids of the values read;
     `height`, the nesting depth of reductions (0 = none); `cost`, work per point (a transcendental counts 8).
-    What is asked of a node again and again is kept in it: `simple` (see `passes.algebra`), and what `walk` and
+    What is asked of a node again and again is kept in it: `simple` (see `ir.algebra`), and what `walk` and
     `walk_loads` find, without the node itself (a reference cycle would outlive its last use).
     """
 

@@ -17,6 +17,7 @@ import math
 from dataclasses import replace
 
 from jax_mpk.device import CPU, Device
+from jax_mpk.ir import algebra
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Coord, Expr, Load
 from jax_mpk.ir.graph import (
@@ -32,7 +33,7 @@ from jax_mpk.ir.graph import (
     Update,
     itemsize,
 )  # fmt: skip
-from jax_mpk.passes import algebra, results
+from jax_mpk.passes import results
 from jax_mpk.passes.axes import inverse, plain_axis
 from jax_mpk.passes.inplace import run as make_inplace_legal
 from jax_mpk.passes.simplify import dead, replace_acc

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from jax_mpk.ir import algebra
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Binary, Const, Coord, Expr, Index, Load, Reduce, Select, Unary
 from jax_mpk.ir.graph import HEAD_AXIS, KEY_AXIS, Append, Attention, Contract, Graph, Map, Op, Update
-from jax_mpk.passes import algebra
 from jax_mpk.passes.axes import digit_divisors, plain_axis, split
 from jax_mpk.passes.inplace import run as make_inplace_legal
 from jax_mpk.passes.simplify import dead, replace_acc

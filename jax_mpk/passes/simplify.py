@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 
+from jax_mpk.ir import algebra
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Expr
 from jax_mpk.ir.graph import Contract, Graph, Map, Op, compute_dtype
-from jax_mpk.passes import algebra
 from jax_mpk.passes.substitute import inline, settle
 
 

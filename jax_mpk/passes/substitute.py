@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
+from jax_mpk.ir import algebra
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Coord, Expr, Load
 from jax_mpk.ir.graph import Append, Attention, Contract, Map, Op, Update
-from jax_mpk.passes import algebra
 
 PLAIN = frozenset(("rhs0", "rhs1", "rhs2", "rhs3", "k", "v"))
 """Roles that must stay plain loads, because the core streams them."""

@@ -32,9 +32,10 @@ def on_cpu(f, args) -> list:
     return [np.asarray(x) for x in jax.tree.leaves(out)]
 
 
-def by_jit(f, args) -> list:
+def by_jit(f, args, on: str = "gpu") -> list:
     with jax.default_matmul_precision("highest"):
-        return [np.asarray(x) for x in jax.tree.leaves(jax.jit(f)(*args))]
+        out = jax.jit(f)(*jax.device_put(args, jax.devices(on)[0]))
+        return [np.asarray(x) for x in jax.tree.leaves(out)]
 
 
 def close(have: list, want: list, what: str) -> None:
@@ -56,7 +57,8 @@ def test_everything_that_is_lowered(name, arch):
     f, args = (functions.CASES | functions.TASKS)[name]
     got = on_gpu(f, args, arch)
     close(got, on_cpu(f, args), "against the CPU")
-    close(got, by_jit(f, args), "against jit")
+    # XLA:CPU, whose updates of one place happen in order too, and which has convolutions and products of all integers.
+    close(got, by_jit(f, args, "cpu"), "against jit")
 
 
 @ARCHS

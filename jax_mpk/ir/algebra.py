@@ -39,6 +39,21 @@ def simplify(e: Expr) -> Expr:
     return e if hit is UNCHANGED else hit
 
 
+def fold_constants(e: Expr) -> Expr:
+    """`e` with operations of constants computed, and nothing else: coordinates stay as they are.
+
+    What pieces leave behind must not get to a compiler for GPUs: NVRTC 13.0 takes it that `-inf - -inf` is no NaN.
+    """
+    memo: dict[Expr, Expr] = {}
+    for x in E.walk(e):
+        y = E.rebuild(x, lambda a: memo.get(a, a), lambda c: c)
+        args = y.args()
+        if isinstance(y, Unary | Binary) and all(isinstance(a, Const) for a in args):
+            y = _rule(y)
+        memo[x] = y
+    return memo[e]
+
+
 def _coord(c: Coord) -> Coord:
     if c.dyn is None:
         return c
