@@ -272,8 +272,9 @@ class Writer:
         out("}")
 
     def collides(self, nest: Nest, x: Loop) -> bool:
-        """Whether two indices of a loop may store to one element."""
-        return not {self.number[a] for a in nest.store.place.apart(nest.box)} >= set(x.axes)
+        """Whether two indices of a loop of one task may store to one element."""
+        box = {a: (0, min(hi - lo, self.space.most(self.number[a]))) for a, (lo, hi) in nest.box.items()}
+        return not {self.number[a] for a in nest.store.place.apart(box)} >= set(x.axes)
 
     def _flat(self, p: Printer, loops: list[Loop]) -> None:
         if self._copies(p, loops):
