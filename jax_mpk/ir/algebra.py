@@ -6,6 +6,7 @@ gives the same result whichever way it was spelled and however it was fused. Int
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 
@@ -24,6 +25,9 @@ _F32_FOLD: dict[str, Callable[[np.float32, np.float32], np.float32]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "max": scalar.maximum, "min": scalar.minimum,
     "lt": np.less, "le": np.less_equal, "eq": np.equal, "ne": np.not_equal,
 }  # fmt: skip
+
+
+REGISTER = {"f32": np.float32, "i32": np.int32, "u32": np.uint32, "bool": np.bool_}
 
 
 UNCHANGED = object()
@@ -47,11 +51,16 @@ def fold_constants(e: Expr) -> Expr:
     memo: dict[Expr, Expr] = {}
     for x in E.walk(e):
         y = E.rebuild(x, lambda a: memo.get(a, a), lambda c: c)
-        args = y.args()
-        if isinstance(y, Unary | Binary) and all(isinstance(a, Const) for a in args):
-            y = _rule(y)
-        memo[x] = y
+        memo[x] = _value(y) if isinstance(y, Unary | Binary) and all(isinstance(a, Const) for a in y.args()) else y
     return memo[e]
+
+
+def _value(x: Unary | Binary) -> Expr:
+    """An operation of constants, computed as the interpreter does."""
+    args = [np.array(a.value, REGISTER[a.dtype]) for a in x.args()]  # type: ignore[attr-defined]
+    with np.errstate(all="ignore"):
+        out = scalar.unary(x.op, *args) if isinstance(x, Unary) else scalar.binary(x.op, *args)
+    return E.const(np.asarray(out).item(), x.dtype)
 
 
 def _coord(c: Coord) -> Coord:
@@ -201,8 +210,30 @@ def _f32_binary(x: Binary) -> Expr:
     return x
 
 
+BOXES = 9
+"""Most boxes of a view with pieces over several axes (a border in two dimensions has 9): what reads one multiplies them."""
+
+
 def is_view(e: Expr) -> bool:
-    """An index map and nothing else: a load with static coordinates, a constant, or pieces of those."""
+    """An index map and nothing else: a load with static coordinates, a constant, or some pieces of those."""
+    return _is_view(e) and (not isinstance(e, E.Piece) or len(cuts(e)) <= 1 or boxes(e) <= BOXES)
+
+
+def cuts(e: Expr) -> dict[frozenset[int], int]:
+    """How often an expression is taken apart, by the axes of the pieces' coordinates."""
+    at: dict[frozenset[int], set[tuple[Coord, int]]] = {}
+    for x in E.walk(e):
+        if isinstance(x, E.Piece):
+            at.setdefault(x.coord.axes(), set()).update((x.coord, b) for b in x.bounds[1:-1])
+    return {axes: len(places) for axes, places in at.items()}
+
+
+def boxes(e: Expr) -> int:
+    """About how many boxes of an expression have no pieces left: along several axes they multiply."""
+    return math.prod(1 + n for n in cuts(e).values())
+
+
+def _is_view(e: Expr) -> bool:
     if isinstance(e, E.Piece):
-        return all(is_view(p) for p in e.parts)
+        return all(_is_view(p) for p in e.parts)
     return isinstance(e, Const) or (isinstance(e, Load) and all(c.dyn is None for c in e.coords))

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from jax_mpk.ir import expr as E
-from jax_mpk.ir.algebra import fold_constants
 from jax_mpk.ir.expr import Acc, Expr, Load
 from jax_mpk.ir.pieces import Box, NotRefined, boxes
 from jax_mpk.ir.place import Place, token
@@ -78,8 +77,7 @@ def nests(e: Expr, store: Store, extents: Box, place: Callable[[Load | Acc], Pla
     others = [*(() if store.where is None else (store.where,)), *(d for d, _, _ in store.place.dyn)]
     if any(isinstance(x, E.Piece) for r in others for x in E.walk(r)):
         raise NotRefined("a store coordinate has pieces")
-    split = boxes(e, extents)
-    return tuple(Nest(box, value if value is e else fold_constants(value), store, place) for box, value in split)
+    return tuple(Nest(box, value, store, place) for box, value in boxes(e, extents))
 
 
 # ------------------------------------------------------------------------------------------------------------ structure

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from jax_mpk.errors import MpkError
 from jax_mpk.ir import expr as E
+from jax_mpk.ir.algebra import fold_constants
 from jax_mpk.ir.expr import Coord, Expr, Piece
 
 
@@ -19,7 +20,12 @@ Box = dict[int, tuple[int, int]]
 
 
 def boxes(e: Expr, box: Box) -> list[tuple[Box, Expr]]:
-    """Disjoint boxes that make up `box`, with `e` there; no piece over an axis of the box is left."""
+    """Disjoint boxes that make up `box`, with `e` there; no piece over an axis of the box is left, nor an operation of
+    constants that pieces leave."""
+    return [(b, x if x is e else fold_constants(x)) for b, x in _boxes(e, box)]
+
+
+def _boxes(e: Expr, box: Box) -> list[tuple[Box, Expr]]:
     e = _resolve(e, box)
     pieces = [x for x in E.walk(e) if isinstance(x, Piece) and piece_axis(x) in box]
     if not pieces:
@@ -32,7 +38,7 @@ def boxes(e: Expr, box: Box) -> list[tuple[Box, Expr]]:
     for low, high in itertools.pairwise(x.bounds):
         lo, hi = max(box[axis][0], low - shift), min(box[axis][1], high - shift)
         if lo < hi:
-            out += boxes(e, box | {axis: (lo, hi)})
+            out += _boxes(e, box | {axis: (lo, hi)})
     return out
 
 

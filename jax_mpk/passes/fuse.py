@@ -53,6 +53,9 @@ PROLOGUE_BYTES = 192 << 10
 beyond it, that takes longer than a hop (an SM reads about 40 kB/us from a cache that all others read too)."""
 NODES = 400
 """Nodes of an expression up to which maps are written into the only one that reads them, at all places where it does."""
+BOXES = 64
+"""Boxes of a map, times those of the only operator that reads it or the places where it does, up to which it is written
+there: along several axes they multiply."""
 REDUCTIONS = 8
 """The same for its reductions: each walks its row again, through everything below it."""
 SHARED_NODES = 64
@@ -290,13 +293,18 @@ def _prologues(g: Graph, target: Device) -> Graph:
 def _inlines(g: Graph, m: Map, user: Op, ready: dict[int, int], users: dict[int, int], target: Device) -> bool:
     """True if `user` should compute the map itself."""
     e = m.expr
+    places = _places(user, m.out)
+    if (boxes := algebra.boxes(e)) > 1:
+        there = max(algebra.boxes(x) for x in user.exprs().values())
+        if max(places, there) > 1 and boxes * max(places, there) > BOXES:
+            return False
     if algebra.is_view(e):
         return True
     if len(e.loads) > LOADS or _too_large(e) or _reduces_badly(e, m, user):
         return False
     if users[m.out] > 1 and len(E.walk(e)) > SHARED_NODES:
         return False
-    if _places(user, m.out) * len(E.walk(e)) > NODES:
+    if places * len(E.walk(e)) > NODES:
         return False
     if e.cost <= CHEAP and not e.height:
         return True

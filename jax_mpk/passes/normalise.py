@@ -9,6 +9,7 @@ dummy tasks forward what is left. Too many waits are merged, then forwarded, in 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -184,14 +185,17 @@ def _insert(tg: TaskGraph, extra: list[tuple[int, int]]) -> tuple[np.ndarray, Ta
     number = np.empty(len(home), np.int64)
     number[np.lexsort((np.arange(len(home)), dummy, home))] = np.arange(len(home))
     grids: list[Grid] = []
+    units: list[Any] = []
     first = 0
     for g in range(-1, len(tg.grids)):
         if g >= 0:
             grids.append(replace(tg.grids[g], first=first))
             first += grids[-1].count
+            units.append(tg.unit(g))
         count = int((behind == g).sum())
         if count:
             grids.append(Grid(-1, "nop", f"forward{len(grids)}", (count,), (1,), first, count))
+            units.append(None)
             first += count
     sizes = np.array([g.count for g in grids], np.int64)
     grid_of = np.repeat(np.arange(len(grids), dtype=np.int32), sizes)
@@ -204,4 +208,6 @@ def _insert(tg: TaskGraph, extra: list[tuple[int, int]]) -> tuple[np.ndarray, Ta
     deps = Csr.from_pairs(np.concatenate(row), np.concatenate(col), len(home))
     task = number[tg.boxes.task].astype(np.int32)
     boxes = replace(tg.boxes, task=task)  # tasks keep their order, so the rows stay sorted
-    return number, replace(tg, grids=tuple(grids), grid_of=grid_of, index=index, boxes=boxes, deps=deps)
+    return number, replace(
+        tg, grids=tuple(grids), units=tuple(units), grid_of=grid_of, index=index, boxes=boxes, deps=deps
+    )

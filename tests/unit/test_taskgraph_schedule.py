@@ -88,8 +88,14 @@ def test_normalised_graphs_keep_the_order(seed, density, limits, monkeypatch):
     monkeypatch.setattr(normalise, "MAX_WAITS", limits[0])
     monkeypatch.setattr(normalise, "MAX_TRIGGERS", limits[1])
     before = events.run(layered(seed, 7, 5, density))
+    before = replace(before, units=tuple(range(len(before.grids))))
     tg = normalise.run(before)
     consistent(tg)
+    units = [
+        None if g.kind == "nop" else n
+        for n, g in zip(np.cumsum([g.kind != "nop" for g in tg.grids]) - 1, tg.grids, strict=True)
+    ]
+    assert list(tg.units) == units, "what a grid does stays with it"
     assert np.diff(tg.waits.start).max() <= limits[0] and np.diff(tg.triggers.start).max() <= limits[1]
     real = np.flatnonzero([tg.grids[g].kind != "nop" for g in tg.grid_of])
     assert len(real) == before.tasks
