@@ -53,9 +53,9 @@ PROLOGUE_BYTES = 192 << 10
 beyond it, that takes longer than a hop (an SM reads about 40 kB/us from a cache that all others read too)."""
 NODES = 400
 """Nodes of an expression up to which maps are written into the only one that reads them, at all places where it does."""
-BOXES = 64
-"""Boxes of a map, times those of the only operator that reads it or the places where it does, up to which it is written
-there: along several axes they multiply."""
+BOXES = 32
+"""Boxes that a map may have for others to be written into it, or it into them: along several axes they multiply, and each
+is a loop of the CUDA source."""
 REDUCTIONS = 8
 """The same for its reductions: each walks its row again, through everything below it."""
 SHARED_NODES = 64
@@ -128,6 +128,8 @@ def _absorb_maps(op: Map, ops: dict[int, Op], users: dict[int, set[int]], result
         new = inline(op, table, gone) if table else op
         done = {v for v in table if v not in new.expr.loads}
         if not done or _too_large(new.expr) or _blows_up(new.expr, new.domain, ()):
+            return op
+        if algebra.boxes(new.expr) > max(BOXES, algebra.boxes(op.expr)):
             return op
         for v in done:
             for u in ops[v].reads():
