@@ -1,0 +1,76 @@
+"""What a device takes for a `Piece`, in microseconds: numbers, and where they come from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+ANY = 1 << 62
+
+
+@dataclass(frozen=True)
+class Rate:
+    """us: of a kernel that does nothing. bandwidth: bytes a us. work: multiply-adds, or units of scalar work, a us, of the
+    whole device. rows: up to how many rows of a contraction this holds. overlap: bytes and work take the longer of their
+    times, not the sum."""
+
+    us: float = 0.0
+    bandwidth: float = math.inf
+    work: float = math.inf
+    rows: int = ANY
+    overlap: bool = False
+
+
+Rates = Mapping[str, tuple[Rate, ...]]
+"""By `Piece.how`, or its first word, or "" for what has no entry; of several, the first with enough rows."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """What XLA, or the megakernel, takes. start: us of a call."""
+
+    start: float
+    rates: Rates
+
+    def rate(self, how: str, rows: int = 1) -> Rate:
+        found = self.rates.get(how) or self.rates.get(how.split()[0]) or self.rates[""]
+        return next((r for r in found if rows <= r.rows), found[-1])
+
+
+@dataclass(frozen=True)
+class Constants:
+    """name: of the device. source: where the numbers are from. workers: of the megakernel. alone: us up to which a launch
+    stays in the calling thread (0: never). hop: us between dependent operators. scalar: units of scalar work a us that is
+    fused to contractions and attentions. margin: how many times faster the megakernel must be predicted to be."""
+
+    name: str
+    source: str
+    workers: int
+    xla: Side
+    mpk: Side
+    alone: float
+    hop: float
+    scalar: float
+    margin: float
+
+    def slower(self, start: float, memory: float, work: float, source: str) -> Constants:
+        """The constants of a device whose calls, memory, and arithmetic take so many times as long."""
+
+        def side(s: Side) -> Side:
+            times = lambda r: replace(r, us=r.us * start, bandwidth=r.bandwidth / memory, work=r.work / work)
+            return Side(s.start * start, {k: tuple(map(times, v)) for k, v in s.rates.items()})
+
+        return replace(self, source=source, xla=side(self.xla), mpk=side(self.mpk), hop=self.hop * start,
+                       scalar=self.scalar / work)  # fmt: skip
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}, {self.source}: {self.workers} workers, a hop {self.hop:.3g} us, alone up to {self.alone:.3g} us, "
+                 f"fused scalar work {self.scalar:.3g}/us, margin {self.margin:.3g}"]  # fmt: skip
+        for label, s in (("XLA", self.xla), ("megakernel", self.mpk)):
+            lines.append(f"{label}: {s.start:.3g} us a call")
+            for how, rates in s.rates.items():
+                for r in rates:
+                    rows = f"up to {r.rows} rows" if r.rows < ANY else ""
+                    lines.append(f"  {how or 'anything else':16} {rows:16} {r.us:6.3g} us {r.bandwidth / 1e3:8.3g} GB/s {r.work:10.3g}/us")
+        return "\n".join(lines)
