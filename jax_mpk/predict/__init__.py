@@ -11,9 +11,9 @@ from typing import Any
 
 from jax_mpk import backends
 from jax_mpk.options import Options
-from jax_mpk.predict import calibrate
-from jax_mpk.predict.choose import Choice, choose
-from jax_mpk.predict.operators import operators
+from jax_mpk.predict import calibrate, operators
+from jax_mpk.predict import choose as _choose
+from jax_mpk.predict.choose import Choice
 
 __all__ = ["Choice", "choice", "to_xla"]
 
@@ -21,8 +21,8 @@ __all__ = ["Choice", "choice", "to_xla"]
 def choice(jaxpr: Any, platform: str, options: Options, name: str) -> Choice:
     """What is chosen for a jaxpr on a platform of this process. Raises `UnsupportedError` for what is no megakernel."""
     target = backends.get(platform).device(options)
-    ask = functools.partial(operators, jaxpr, target, options, name=name)
-    return choose(jaxpr, target, calibrate.constants(target, options), ask)
+    ask = functools.partial(operators.operators, jaxpr, target, options, name=name)
+    return _choose.choose(jaxpr, target, calibrate.constants(target, options), ask)
 
 
 def to_xla(jaxpr: Any, platform: str, options: Options, name: str) -> bool:

@@ -62,7 +62,7 @@ def scaled(base: Constants, factors: dict[str, float]) -> Constants:
         rates = dict(s.rates)
         for how in rates:
             f = factors.get(f"{prefix} {how}", 1.0)
-            rates[how] = tuple(replace(r, bandwidth=r.bandwidth / f, work=r.work / f) for r in rates[how])
+            rates[how] = tuple(r.slower(1.0, f, f) for r in rates[how])
         return replace(s, start=s.start * factors.get(f"{prefix} start", 1.0), rates=rates)
 
     return replace(base, xla=side("xla"), mpk=side("mpk"), source="measured by python -m jax_mpk calibrate")

@@ -52,7 +52,7 @@ def choose(jaxpr: Any, target: Device, constants: Constants, operators: Callable
     only where what is known from the jaxpr leaves it open. Raises what `operators` raises."""
     kernels = xla.pieces(jaxpr)
     theirs = model.xla(kernels, constants)
-    about = _describe(constants, ((p.how, model.kernel(p, constants), p.count) for p in kernels), "kernel")
+    about = _describe(((p.how, model.kernel(p, constants), p.count) for p in kernels), "kernel")
     least = floor(jaxpr, kernels, constants)
     early = Choice(theirs, least, True, constants, (about, "a lower bound from the jaxpr"))
     if early.to_xla:
@@ -60,7 +60,8 @@ def choose(jaxpr: Any, target: Device, constants: Constants, operators: Callable
     ops = operators()
     ours = model.megakernel(ops, constants)
     hops = 1 + max((p.level for p in ops), default=0)
-    made = _describe(constants, ((p.how, model.operator(p, constants, constants.workers), 1) for p in ops), "operator")
+    each = ((p.how, model.operator(p, constants, constants.workers, tasks=n), 1) for p, n in zip(ops, model.beside(ops)))
+    made = _describe(each, "operator")
     return Choice(theirs, ours, False, constants, (about, f"{hops} hop{'s' if hops > 1 else ''}, {made}"))
 
 
@@ -75,11 +76,11 @@ def floor(jaxpr: Any, kernels: Sequence[Piece], c: Constants) -> Time:
             if p.how.startswith("dot "):
                 names = [f"contract {CONTRACTS.get(p.how.removeprefix('dot '), '')}"]
             if p.how not in ("conv", "grouped"):
-                work += min(p.work / c.mpk.rate(n, p.rows).work for n in names) * p.count
+                work += min(c.mpk.work(n, p.rows, p.work) for n in names) * p.count
         elif p.how in ("fusion", "fused", "reduce", "reduce outer"):
             scalar += p.scalar * p.count / 2
     rate = max(c.scalar if contracts else 0.0, c.mpk.rate("rows").work)
-    return Time(c.mpk.start, _operands(jaxpr) / max(r.bandwidth for v in c.mpk.rates.values() for r in v), work, scalar / rate)
+    return Time(c.mpk.start, _operands(jaxpr) / max(max(r.bandwidth, r.near) for v in c.mpk.rates.values() for r in v), work, scalar / rate)
 
 
 def _operands(jaxpr: Any) -> int:
@@ -94,7 +95,7 @@ def _operands(jaxpr: Any) -> int:
     return sum(map(xla.nbytes, whole)) + written
 
 
-def _describe(c: Constants, parts: Iterable[tuple[str, Time, int]], noun: str) -> str:
+def _describe(parts: Iterable[tuple[str, Time, int]], noun: str) -> str:
     """How many pieces, and the kinds that take the most."""
     us: dict[str, float] = {}
     number = 0

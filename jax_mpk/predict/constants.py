@@ -12,7 +12,7 @@ ANY = 1 << 62
 @dataclass(frozen=True)
 class Rate:
     """us: of a kernel that does nothing. bandwidth: bytes a us. work: multiply-adds, or units of scalar work, a us, of the
-    whole device. rows: up to how many rows of a contraction this holds. overlap: bytes and work take the longer of their
+    whole device. worker: bytes a us of one worker alone (0: its share). near: bytes a us where the whole function's operands fit in a cache (0: the same). rows: up to how many rows of a contraction this holds. overlap: bytes and work take the longer of their
     times, not the sum."""
 
     us: float = 0.0
@@ -20,6 +20,13 @@ class Rate:
     work: float = math.inf
     rows: int = ANY
     overlap: bool = False
+    near: float = 0.0
+    worker: float = 0.0
+
+    def slower(self, start: float, memory: float, work: float) -> Rate:
+        """Of a device whose calls, memory and arithmetic take so many times as long."""
+        return replace(self, us=self.us * start, bandwidth=self.bandwidth / memory, near=self.near / memory,
+                       worker=self.worker / memory, work=self.work / work)  # fmt: skip
 
 
 Rates = Mapping[str, tuple[Rate, ...]]
@@ -34,14 +41,28 @@ class Side:
     rates: Rates
 
     def rate(self, how: str, rows: int = 1) -> Rate:
-        found = self.rates.get(how) or self.rates.get(how.split()[0]) or self.rates[""]
+        found = self._rates(how)
         return next((r for r in found if rows <= r.rows), found[-1])
+
+    def work(self, how: str, rows: int, work: float) -> float:
+        """us of the work. More rows never take less than fewer, where a device is bad at few."""
+        found = self._rates(how)
+        fewer = (work * r.rows / rows / r.work for r in found if r.rows < rows)
+        return max(work / self.rate(how, rows).work, *fewer, 0.0)
+
+    def _rates(self, how: str) -> tuple[Rate, ...]:
+        return self.rates.get(how) or self.rates.get(how.split()[0]) or self.rates[""]
+
+    def slower(self, start: float, memory: float, work: float) -> Side:
+        """See `Rate.slower`."""
+        return Side(self.start * start, {k: tuple(r.slower(start, memory, work) for r in v) for k, v in self.rates.items()})
 
 
 @dataclass(frozen=True)
 class Constants:
     """name: of the device. source: where the numbers are from. workers: of the megakernel. alone: us up to which a launch
-    stays in the calling thread (0: never). hop: us between dependent operators. scalar: units of scalar work a us that is
+    stays in the calling thread (0: never). cache: bytes of the cache that `Rate.near` is about. ahead: bytes that
+    a worker streams before it may use them. hop: us between dependent operators. scalar: units of scalar work a us that is
     fused to contractions and attentions. margin: how many times faster the megakernel must be predicted to be."""
 
     name: str
@@ -53,16 +74,13 @@ class Constants:
     hop: float
     scalar: float
     margin: float
+    cache: int = 0
+    ahead: int = 0
 
     def slower(self, start: float, memory: float, work: float, source: str) -> Constants:
-        """The constants of a device whose calls, memory, and arithmetic take so many times as long."""
-
-        def side(s: Side) -> Side:
-            times = lambda r: replace(r, us=r.us * start, bandwidth=r.bandwidth / memory, work=r.work / work)
-            return Side(s.start * start, {k: tuple(map(times, v)) for k, v in s.rates.items()})
-
-        return replace(self, source=source, xla=side(self.xla), mpk=side(self.mpk), hop=self.hop * start,
-                       scalar=self.scalar / work)  # fmt: skip
+        """See `Rate.slower`."""
+        return replace(self, source=source, xla=self.xla.slower(start, memory, work), mpk=self.mpk.slower(start, memory, work),
+                       hop=self.hop * start, scalar=self.scalar / work)  # fmt: skip
 
     def __str__(self) -> str:
         lines = [f"{self.name}, {self.source}: {self.workers} workers, a hop {self.hop:.3g} us, alone up to {self.alone:.3g} us, "

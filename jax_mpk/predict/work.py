@@ -89,11 +89,15 @@ def _strided(graph: Graph, op: Op) -> bool:
     """Whether the innermost loop (along the last axis, or of a reduction) goes through an operand in steps: its elements are then
     gathered one by one."""
     for e in op.exprs().values():
-        if any(_steps(graph, x, len(op.domain) - 1) for x, _ in E.walk_loads(e)):
-            return True
+        reduced: set[E.Load] = set()
         for x in (e, *E.walk(e)):
-            if isinstance(x, E.Reduce) and any(_steps(graph, y, x.bound[-1]) for y, _ in E.walk_loads(x.body)):
-                return True
+            if isinstance(x, E.Reduce):
+                inside = {y for y, _ in E.walk_loads(x.body)}
+                if any(_steps(graph, y, x.bound[-1]) for y in inside):
+                    return True
+                reduced |= inside
+        if any(_steps(graph, y, len(op.domain) - 1) for y, _ in E.walk_loads(e) if y not in reduced):
+            return True
     return False
 
 

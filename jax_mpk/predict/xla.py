@@ -22,8 +22,6 @@ FREE = frozenset(
     "sharding_constraint reshard device_put random_wrap random_unwrap random_clone pvary empty empty2".split()
 )
 """Nothing, or a change of indices, in the kernel of a neighbour."""
-MOVE = frozenset("transpose rev concatenate stack pad tile dynamic_slice gather dynamic_update_slice".split())
-"""Moved elements, in the kernel of a neighbour."""
 PARTIAL = frozenset("slice split unstack dynamic_slice gather".split())
 """What reads no more of its first operand than it writes."""
 COSTS = dict.fromkeys(
@@ -69,7 +67,7 @@ def _is_reduction(name: str) -> bool:
 
 
 def _alone(name: str) -> bool:
-    return name == "dot_general" or name.startswith(("scatter", "reduce_window", "cum")) or name in LINEAR_ALGEBRA
+    return name in ("dot_general", "dynamic_update_slice") or name.startswith(("scatter", "reduce_window", "cum")) or name in LINEAR_ALGEBRA
 
 
 LINEAR_ALGEBRA = frozenset(
@@ -231,6 +229,8 @@ def _kernel(e: _Equation, made: Sequence[bool]) -> Piece:
         inner = bool(axes) and max(axes) == len(first.aval.shape) - 1
         how = "argmax" if e.name.startswith("arg") else "reduce" if inner else "reduce outer"
         return Piece(how, e.name, own, written, 0, 1, size(first), count=e.times)
+    if e.name == "dynamic_update_slice":  # in place
+        return Piece("fusion", e.name, nbytes(ins[1]), nbytes(ins[1]), 0, 1, size(ins[1]), count=e.times)
     if e.name.startswith("scatter"):
         return Piece("scatter", e.name, nbytes(ins[-1]), nbytes(ins[-1]), 0, 1, size(ins[-1]), count=e.times)
     if e.name == "conv_general_dilated":
@@ -254,10 +254,13 @@ def _features(e: _Equation) -> int:
 
 
 def _dot(e: _Equation, read: int, written: int) -> Piece:
-    (left, _), (batch, _) = e.eqn.params["dimension_numbers"]
+    (left, _), (batch, other_batch) = e.eqn.params["dimension_numbers"]
     shape, other = e.eqn.invars[0].aval.shape, e.eqn.invars[1]
     k, b = math.prod(shape[a] for a in left), math.prod(shape[a] for a in batch)
     m = math.prod(shape) // max(1, k * b)
     n = size(other) // max(1, k * b)
-    how = "batched" if b > 1 else f"dot {np.dtype(other.aval.dtype).name}"
+    how = f"dot {np.dtype(other.aval.dtype).name}"
+    if b > 1:
+        leads = all(tuple(axes) == tuple(range(len(axes))) for axes in (batch, other_batch))
+        how = "batched" if leads else "batched strided"
     return Piece(how, f"{e.name} {b} x {m} x {k} x {n}", read, written, b * m * n * k, min(m, n), 0, count=e.times)
