@@ -23,7 +23,7 @@ from rich.table import Table
 from benchmarks import machine, output
 from benchmarks.cases import CASES
 from benchmarks.timing import SETTLE
-from jax_mpk import megakernelize
+from jax_mpk import UnsupportedError, megakernelize
 
 SLOWER, MISSED = 1.05, 1.1
 """What may not be lost, and from where on a gain counts as missed."""
@@ -66,7 +66,10 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         chooses = megakernelize(fn, options={"choose": True})
         runs["none"], row["megakernel"] = compiled(chooses, operands)
         row["compile"] = time.perf_counter() - start
-        row["prediction"] = chooses.predict(*operands).document()
+        try:
+            row["prediction"] = chooses.predict(*operands).document()
+        except UnsupportedError as error:
+            row["prediction"] = {"xla": None, "megakernel": None, "bound": False, "text": str(error)}
         if args.named:
             try:
                 runs["named"], _ = compiled(megakernelize(fn, implementation=args.platform), operands)
@@ -91,7 +94,7 @@ def line(row: dict[str, Any]) -> list[str]:
     show = lambda x: "-" if x is None else f"{x:,.1f}"
     best = us["jit"] / us["named"] if "named" in us else None
     return [row["kind"], row["case"], show(us["jit"]), show(us["none"]), f"{row['ratio']:.2f}",
-            "megakernel" if row["megakernel"] else "xla", show(p["xla"]), show(p["megakernel"]), show(us.get("named")),
+            "megakernel" if row["megakernel"] else "xla", show(p["xla"]), (">" if p["bound"] else "") + show(p["megakernel"]), show(us.get("named")),
             "-" if best is None else f"{best:.2f}", f"{row['compile']:.2f}",
             ("SLOWER " if row["ratio"] > SLOWER else "") + ("missed" if row["missed"] else "")]  # fmt: skip
 

@@ -57,7 +57,7 @@ CPU = Constants(
 """`benchmarks.choose` on two cores; a machine with more gets more of both, and calibration scales it."""
 
 H100 = Constants(
-    "H100", "built in, of docs/measurements.md", workers=132, alone=0.0, hop=2.6, scalar=1e7, margin=1.05, ahead=12 << 14,
+    "H100", "built in, of docs/measurements.md", workers=132, alone=0.0, hop=2.2, scalar=1e7, margin=1.05, ahead=12 << 14,
     xla=Side(3.0, {
         "": (R(2.5, 2.5e6, 1e6, overlap=True),),
         "fused": (R(0, 2.9e6, 2e7, overlap=True),),
@@ -77,16 +77,16 @@ H100 = Constants(
         "dot": (R(1.9, 2.5e6, 5e7, overlap=True),),
         "batched": (R(2.0, 2.5e6, 1e8, overlap=True),),
     }),
-    mpk=Side(12.0, {
+    mpk=Side(10.0, {
         "": (R(0, 1e6, 5e5),),
-        "rows": (R(0.5, 2e6, 1e7, worker=6e4),),
+        "rows": (R(0.3, 2e6, 2e7, worker=6e4),),
         "narrow": (R(0, 1.5e6, 1e6),),
         "strided": (R(0, 5e5, 3e5),),
         "update": (R(0, 1e6, 2e5),),
         "sort": (R(0, 1e6, 1e4),),
         "top_k": (R(0, 1e6, 1e4),),
-        "attention": (R(1.0, 2.2e6, 4e7, 16, worker=6e4), R(1.0, 1e6, 4e6, worker=6e4)),
-        "contract bf16": (R(0, 3e6, math.inf, 4), R(0, 3e6, 1e8, 8), R(0, 3e6, 3e7, 16), R(0, 3e6, 8e6)),
+        "attention": (R(0.5, 2.4e6, 6e7, 16, worker=9e4), R(1.0, 1e6, 4e6, worker=6e4)),
+        "contract bf16": (R(0, 3e6, math.inf, 4), R(0, 3e6, 2.5e8, 8), R(0, 3e6, 3e7, 16), R(0, 3e6, 8e6)),
         "contract f32": (R(0, 2.5e6, 2e7, 4), R(0, 2e6, 3e6)),
         "contract": (R(0, 1.5e6, 4e6),),
     }),

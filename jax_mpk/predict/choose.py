@@ -34,6 +34,10 @@ class Choice:
         """Whether XLA gets the function. A megakernel must win by the margin."""
         return self.megakernel.us * self.constants.margin >= self.xla.us
 
+    def document(self) -> dict[str, Any]:
+        """For a file: microseconds, what was chosen, and everything in words."""
+        return {"xla": self.xla.us, "megakernel": self.megakernel.us, "bound": self.bound, "to_xla": self.to_xla, "text": str(self)}
+
     def __str__(self) -> str:
         c, winner = self.constants, "XLA" if self.to_xla else "a megakernel"
         least = "at least " if self.bound else ""

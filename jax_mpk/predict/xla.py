@@ -184,7 +184,7 @@ class _Flat:
             work += cost * max(map(size, e.eqn.outvars), default=0)
             moves |= e.name not in FREE and e.name != "transpose"
             for v in e.outs:
-                others = [equations[u] for u in users.get(v, ()) if u not in own and group[u] != group[n]]
+                others = [equations[u] for u in users.get(v, ()) if group[u] != group[n]]
                 escapes = v in results or any(not _is_reduction(o.name) for o in others)
                 fused |= bool(others) and not escapes
                 seen |= v in results or any(o.eqn is None or o.name != "dot_general" for o in others)
