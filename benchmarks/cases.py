@@ -94,7 +94,13 @@ matmul = lambda x, w: x @ w
 for _d, _t in (("f32", F32), ("bf16", BF16)):
     for _m, _k in ((1, 1024), (4, 1024), (8, 2048), (16, 1024), (32, 1024), (64, 1024), (512, 1024), (4096, 512)):
         _case("matmul", f"matmul {_d} {_m} x {_k}", matmul, n(_m, _k, dtype=_t), n(_k, _k, dtype=_t))
-    _case("matmul", f"matmul {_d} transposed 1 x 2048", lambda x, w: x @ w.T, n(1, 2048, dtype=_t), n(2048, 2048, dtype=_t))
+    _case(
+        "matmul",
+        f"matmul {_d} transposed 1 x 2048",
+        lambda x, w: x @ w.T,
+        n(1, 2048, dtype=_t),
+        n(2048, 2048, dtype=_t),
+    )
     _case("matmul", f"matmul {_d} tiny", matmul, n(4, 16, dtype=_t), n(16, 16, dtype=_t))
     _case("matmul", f"matmul {_d} wide 1 x 4096", matmul, n(1, 4096, dtype=_t), n(4096, 8192, dtype=_t))
 _case("matmul", "matmul f16 4 x 1024", matmul, n(4, 1024, dtype=jnp.float16), n(1024, 1024, dtype=jnp.float16))
@@ -103,7 +109,14 @@ _case("matmul", "outer", lambda x, y: jnp.outer(x, y), n(1024), n(1024))
 _dot32 = lambda x, w: lax.dot(x, w, preferred_element_type=jnp.int32)
 _case("integer", "int8 matvec 2048", _dot32, i(127, 1, 2048, dtype=I8), i(127, 2048, 2048, dtype=I8))
 _case("integer", "int8 matmul 64 x 1024", _dot32, i(127, 64, 1024, dtype=I8), i(127, 1024, 1024, dtype=I8))
-_case("integer", "int8 weights, f32", lambda x, w, s: (x @ w.astype(F32)) * s, n(1, 2048), i(127, 2048, 2048, dtype=I8), n(2048))
+_case(
+    "integer",
+    "int8 weights, f32",
+    lambda x, w, s: (x @ w.astype(F32)) * s,
+    n(1, 2048),
+    i(127, 2048, 2048, dtype=I8),
+    n(2048),
+)
 _case("integer", "int8 weights, bf16", lambda x, w, s: (x @ w.astype(BF16)) * s, n(2, 2048, dtype=BF16),
       i(127, 2048, 2048, dtype=I8), n(2048, dtype=BF16))  # fmt: skip
 
@@ -132,7 +145,12 @@ for _d, _t in (("f32", F32), ("bf16", BF16)):
               n(_b, 512, 8, 64, dtype=_t), n(_b, 512, 8, 64, dtype=_t), _pos(500))  # fmt: skip
     _case("attention", f"attention prefill {_d}", lambda q, k, v: attend(q, k, v, jnp.tri(256, dtype=bool)),
           *(n(1, 8, 256, 64, dtype=_t) for _ in range(3)))  # fmt: skip
-_case("attention", "attention tiny", lambda q, k, v: attend(q, k, v, jnp.tri(8, dtype=bool)), *(n(1, 2, 8, 8) for _ in range(3)))
+_case(
+    "attention",
+    "attention tiny",
+    lambda q, k, v: attend(q, k, v, jnp.tri(8, dtype=bool)),
+    *(n(1, 2, 8, 8) for _ in range(3)),
+)
 
 # ---------------------------------------------------------------------------------------- indices, sorts, windows, scans
 
@@ -148,12 +166,23 @@ _case("sort", "argsort 32 x 2048", lambda x: jnp.argsort(x, -1), n(32, 2048))
 _case("sort", "top 8 of 32000", lambda x: lax.top_k(x, 8), n(4, 32000))
 _case("scan", "cumsum 64 x 1024", lambda x: jnp.cumsum(x, -1), n(64, 1024))
 _case("scan", "cumsum 65536", jnp.cumsum, n(1 << 16))
-_case("scan", "linear recurrence", lambda a, x: lax.scan(lambda h, ax: (ax[0] * h + ax[1],) * 2, x[0], (a, x))[1], n(32, 256), n(32, 256))
+_case(
+    "scan",
+    "linear recurrence",
+    lambda a, x: lax.scan(lambda h, ax: (ax[0] * h + ax[1],) * 2, x[0], (a, x))[1],
+    n(32, 256),
+    n(32, 256),
+)
 _case("window", "conv 3 x 3", lambda x, w: lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")),
       n(1, 32, 32, 16), n(3, 3, 16, 32))  # fmt: skip
 _case("window", "conv 1-D causal", lambda x, w: lax.conv_general_dilated(x, w, (1,), [(3, 0)], dimension_numbers=("NWC", "WIO", "NWC"),
                                                                         feature_group_count=256), n(2, 64, 256), n(4, 1, 256))  # fmt: skip
-_case("window", "max pool", lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"), n(4, 64, 64, 16))
+_case(
+    "window",
+    "max pool",
+    lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"),
+    n(4, 64, 64, 16),
+)
 _case("other", "fft 4096", lambda x: jnp.abs(jnp.fft.fft(x)), n(16, 4096))
 _case("other", "solve 64", lambda a, b: jnp.linalg.solve(a + 8 * jnp.eye(64), b), n(64, 64), n(64, 4))
 _case("other", "concatenate", lambda x, y: jnp.concatenate([x, y * 2, x], -1), n(256, 512), n(256, 512))
@@ -206,7 +235,9 @@ _case("training", "adam 2^20", _adam, *(n(1 << 20) for _ in range(3)), lambda: a
 _case("batched", "vmap of a matvec", jax.vmap(lambda x, w: jnp.tanh(w @ x)), n(32, 64), n(32, 64, 64))
 _case("batched", "vmap of an mlp, 16 rows", jax.vmap(mlp, (0, None)), n(16, 256), _dense(256, 3))
 _case("batched", "vmap of a softmax", jax.vmap(jax.vmap(jax.nn.softmax)), n(8, 16, 128))
-_case("batched", "ensemble of mlps", jax.vmap(mlp, (None, 0)), n(1, 128), [(n(8, 128, 128), n(8, 128)) for _ in range(3)])
+_case(
+    "batched", "ensemble of mlps", jax.vmap(mlp, (None, 0)), n(1, 128), [(n(8, 128, 128), n(8, 128)) for _ in range(3)]
+)
 
 # ---------------------------------------------------------------------------------------------------------------- models
 

@@ -132,7 +132,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--platform", choices=("cpu", "cuda"), default=None, help="default: what JAX finds")
     add("--only", action="append", help="cases whose name or kind contains this (any of several)")
     add("--calibrate", action="store_true", help="measure this device's constants first")
-    add("--named", action=argparse.BooleanOptionalAction, default=True, help="also the named megakernel: shows missed gains")
+    add(
+        "--named",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also the named megakernel: shows missed gains",
+    )
     add("--turn", type=float, default=0.1, help="seconds of a turn")
     add("--turns", type=int, default=5)
     add("--again", type=int, default=3, help="how often the doubtful are measured again")

@@ -14,7 +14,9 @@ def main() -> None:
         ("constants", "the constants that implementation=None predicts with on this machine"),
         ("calibrate", "measure this machine's, print them, and keep them in the cache"),
     ):
-        commands.add_parser(name, help=help).add_argument("--platform", choices=PLATFORMS, help="default: what JAX finds")
+        commands.add_parser(name, help=help).add_argument(
+            "--platform", choices=PLATFORMS, help="default: what JAX finds"
+        )
     args = parser.parse_args()
     if args.command is None:
         print(describe())

@@ -105,7 +105,9 @@ def measure(platform: str, base: Constants, target: Device, options: Options, se
 def probes() -> list[tuple[Callable[..., Any], tuple[Any, ...], str, str]]:
     """Functions whose first operand has the type of their result, and the rate of each side that they are for."""
     r = np.random.default_rng(0)
-    make = lambda *shape, dtype=jnp.float32: jnp.asarray(r.standard_normal(shape, np.float32) / math.sqrt(shape[0]), dtype)
+    make = lambda *shape, dtype=jnp.float32: jnp.asarray(
+        r.standard_normal(shape, np.float32) / math.sqrt(shape[0]), dtype
+    )
     dot = lambda x, w: x @ w
     return [
         (dot, (make(1, 2048), make(2048, 2048)), "dot float32", "contract f32"),

@@ -36,13 +36,22 @@ class Choice:
 
     def document(self) -> dict[str, Any]:
         """For a file: microseconds, what was chosen, and everything in words."""
-        return {"xla": self.xla.us, "megakernel": self.megakernel.us, "bound": self.bound, "to_xla": self.to_xla, "text": str(self)}
+        return {
+            "xla": self.xla.us,
+            "megakernel": self.megakernel.us,
+            "bound": self.bound,
+            "to_xla": self.to_xla,
+            "text": str(self),
+        }
 
     def __str__(self) -> str:
         c, winner = self.constants, "XLA" if self.to_xla else "a megakernel"
         least = "at least " if self.bound else ""
         lines = [f"implementation=None: {winner} (a megakernel must be predicted {c.margin:.2f} times as fast)"]
-        for name, t, details, how in (("XLA", self.xla, self.details[0], ""), ("megakernel", self.megakernel, self.details[1], least)):
+        for name, t, details, how in (
+            ("XLA", self.xla, self.details[0], ""),
+            ("megakernel", self.megakernel, self.details[1], least),
+        ):
             parts = ", ".join(f"{k} {v:.1f}" for k, v in (("launches", t.launch), ("bytes", t.bytes), ("work", t.work),
                                                          ("fused scalar work", t.scalar)) if v >= 0.05)  # fmt: skip
             lines.append(f"  {name}: {how}{t.us:,.1f} us ({parts or 'nothing'}; {details})")
@@ -64,7 +73,9 @@ def choose(jaxpr: Any, target: Device, constants: Constants, operators: Callable
     ops = operators()
     ours = model.megakernel(ops, constants)
     hops = 1 + max((p.level for p in ops), default=0)
-    each = ((p.how, model.operator(p, constants, constants.workers, tasks=n), 1) for p, n in zip(ops, model.beside(ops)))
+    each = (
+        (p.how, model.operator(p, constants, constants.workers, tasks=n), 1) for p, n in zip(ops, model.beside(ops))
+    )
     made = _describe(each, "operator")
     return Choice(theirs, ours, False, constants, (about, f"{hops} hop{'s' if hops > 1 else ''}, {made}"))
 
@@ -84,7 +95,12 @@ def floor(jaxpr: Any, kernels: Sequence[Piece], c: Constants) -> Time:
         elif p.how in ("fusion", "fused", "reduce", "reduce outer"):
             scalar += p.scalar * p.count / 2
     rate = max(c.scalar if contracts else 0.0, c.mpk.rate("rows").work)
-    return Time(c.mpk.start, _operands(jaxpr) / max(max(r.bandwidth, r.near) for v in c.mpk.rates.values() for r in v), work, scalar / rate)
+    return Time(
+        c.mpk.start,
+        _operands(jaxpr) / max(max(r.bandwidth, r.near) for v in c.mpk.rates.values() for r in v),
+        work,
+        scalar / rate,
+    )
 
 
 def _operands(jaxpr: Any) -> int:

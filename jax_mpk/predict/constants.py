@@ -55,7 +55,9 @@ class Side:
 
     def slower(self, start: float, memory: float, work: float) -> Side:
         """See `Rate.slower`."""
-        return Side(self.start * start, {k: tuple(r.slower(start, memory, work) for r in v) for k, v in self.rates.items()})
+        return Side(
+            self.start * start, {k: tuple(r.slower(start, memory, work) for r in v) for k, v in self.rates.items()}
+        )
 
 
 @dataclass(frozen=True)
@@ -90,5 +92,7 @@ class Constants:
             for how, rates in s.rates.items():
                 for r in rates:
                     rows = f"up to {r.rows} rows" if r.rows < ANY else ""
-                    lines.append(f"  {how or 'anything else':16} {rows:16} {r.us:6.3g} us {r.bandwidth / 1e3:8.3g} GB/s {r.work:10.3g}/us")
+                    lines.append(
+                        f"  {how or 'anything else':16} {rows:16} {r.us:6.3g} us {r.bandwidth / 1e3:8.3g} GB/s {r.work:10.3g}/us"
+                    )
         return "\n".join(lines)

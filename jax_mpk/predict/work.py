@@ -6,7 +6,6 @@ import math
 
 from jax_mpk.device import Device
 from jax_mpk.ir import expr as E
-from jax_mpk.ir.expr import Expr
 from jax_mpk.ir.graph import Attention, Contract, Graph, Op, Sort, Update, itemsize
 from jax_mpk.ir.loops import flatten, loop_axes
 from jax_mpk.kinds import kind_of
@@ -42,7 +41,9 @@ def _piece(graph: Graph, op: Op, level: int, target: Device) -> Piece:
         how = "strided"
     elif any(itemsize(graph.values[v].dtype) == 1 and graph.values[v].dtype != "bool" for v in op.reads()):
         how = "narrow"
-    written = sum(min(graph.values[v].nbytes, math.prod(op.domain) * itemsize(graph.values[v].dtype)) for v in op.writes())
+    written = sum(
+        min(graph.values[v].nbytes, math.prod(op.domain) * itemsize(graph.values[v].dtype)) for v in op.writes()
+    )
     return Piece(how, graph.values[op.out].name or op.source.primitive, _read(graph, op, extent), written, core // 2,
                  rows, scalar, tasks, level)  # fmt: skip
 

@@ -63,11 +63,17 @@ class _Equation:
 
 
 def _is_reduction(name: str) -> bool:
-    return name == "reduce" or (name.startswith(REDUCE) and name not in BITWISE and not name.startswith("reduce_window"))
+    return name == "reduce" or (
+        name.startswith(REDUCE) and name not in BITWISE and not name.startswith("reduce_window")
+    )
 
 
 def _alone(name: str) -> bool:
-    return name in ("dot_general", "dynamic_update_slice") or name.startswith(("scatter", "reduce_window", "cum")) or name in LINEAR_ALGEBRA
+    return (
+        name in ("dot_general", "dynamic_update_slice")
+        or name.startswith(("scatter", "reduce_window", "cum"))
+        or name in LINEAR_ALGEBRA
+    )
 
 
 LINEAR_ALGEBRA = frozenset(
@@ -147,7 +153,7 @@ class _Flat:
             maker.update(dict.fromkeys(e.outs, n))
         group = _groups(equations, maker)
         out = list(self.pieces)
-        for n, e in enumerate(equations):
+        for e in equations:
             if e.eqn is not None and not e.fusible:
                 made = [v >= 0 and v in maker and equations[maker[v]].fusible for v in e.ins]
                 out.append(_kernel(e, made))
@@ -155,7 +161,9 @@ class _Flat:
         for n, e in enumerate(equations):
             if e.eqn is not None and e.fusible:
                 members.setdefault(group[n], []).append(n)
-        out += [p for m in members.values() if (p := self._group(equations, m, group, users, maker, results)) is not None]
+        out += [
+            p for m in members.values() if (p := self._group(equations, m, group, users, maker, results)) is not None
+        ]
         return out
 
     def _live(self, results: set[int]) -> list[_Equation]:

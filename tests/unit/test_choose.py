@@ -20,12 +20,13 @@ from benchmarks.cases import CASES
 from jax_mpk import device, megakernelize
 from jax_mpk.errors import UnsupportedError
 from jax_mpk.options import Options
-from jax_mpk.predict import builtin, calibrate, model, operators, work, xla
+from jax_mpk.predict import builtin, calibrate, model, operators, xla
 from jax_mpk.predict.choose import choose, floor
 from jax_mpk.predict.constants import Rate, Side
 from jax_mpk.predict.piece import Piece, dump, parse
 
-CPU = builtin.constants(device.cpu(2))
+TWO = device.cpu(2)
+CPU = builtin.constants(TWO)
 H100 = builtin.constants(device.H100, "NVIDIA H100 80GB HBM3")
 BF16 = jnp.bfloat16
 ON = {"choose": True, "cache_dir": ""}
@@ -43,7 +44,7 @@ def arrays(rows, width=512, hidden=2048, dtype=BF16):
     return make(rows, width), make(width, hidden), make(hidden, width)
 
 
-def chosen(fn, *operands, target=device.cpu(2), constants=CPU):
+def chosen(fn, *operands, target=TWO, constants=CPU):
     """The choice for shapes alone."""
     spec = jax.tree.map(lambda x: S(x.shape, x.dtype), operands)
     jaxpr = jax.make_jaxpr(fn)(*spec)
@@ -58,7 +59,12 @@ def text(fn, *operands, **options):
 
 # ---------------------------------------------------------------------------------------------------------- the choice
 
-TO_MEGAKERNEL = ["qwen3-130m/4 bf16 batch 1", "qwen3-130m/4 bf16 batch 8", "qwen3-130m/4 f32 batch 1", "qwen3-tiny bf16 batch 1"]
+TO_MEGAKERNEL = [
+    "qwen3-130m/4 bf16 batch 1",
+    "qwen3-130m/4 bf16 batch 8",
+    "qwen3-130m/4 f32 batch 1",
+    "qwen3-tiny bf16 batch 1",
+]
 TO_XLA = ["qwen3-130m/2 f32 prefill 128", "add 8", "add 4194304", "mlp step 64 x 256", "mlp step 512 x 512", "mlp tiny",
           "matmul f32 4096 x 512", "matmul bf16 512 x 1024", "conv 3 x 3", "cumsum 65536", "rms norm 4096 x 1024"]  # fmt: skip
 
@@ -74,7 +80,9 @@ def wide_step(layers, rows, width=2048, hidden=8192, heads=32, groups=8, slots=1
     d = width // heads
     p = {"q": S((width, width), dtype), "kv": S((width, 2 * groups * d), dtype), "o": S((width, width), dtype),
          "gate": S((width, hidden), dtype), "up": S((width, hidden), dtype), "down": S((hidden, width), dtype)}  # fmt: skip
-    norm = lambda x: (x * lax.rsqrt(jnp.mean(jnp.square(x.astype(jnp.float32)), -1, keepdims=True) + 1e-6)).astype(dtype)
+    norm = lambda x: (x * lax.rsqrt(jnp.mean(jnp.square(x.astype(jnp.float32)), -1, keepdims=True) + 1e-6)).astype(
+        dtype
+    )
 
     def step(x, params, cache, pos):
         out = []
@@ -145,7 +153,9 @@ def test_the_knob_and_the_names_choose_nothing():
     assert "jax_mpk_cpu" in text(fn, x, choose=False)
     assert "jax_mpk_cpu" in jax.jit(megakernelize(fn, implementation="cpu", options=ON)).lower(x).as_text()
     operands = arrays(1)
-    assert "custom_call" not in jax.jit(megakernelize(block, implementation="xla", options=ON)).lower(*operands).as_text()
+    assert (
+        "custom_call" not in jax.jit(megakernelize(block, implementation="xla", options=ON)).lower(*operands).as_text()
+    )
 
 
 def test_the_environment_has_the_knob(monkeypatch):
@@ -232,7 +242,7 @@ def matmul(rows, k=1024, n=1024, dtype=jnp.float32):
     return (lambda x, w: x @ w), S((rows, k), dtype), S((k, n), dtype)
 
 
-def both(fn, *operands, target=device.cpu(2), constants=CPU):
+def both(fn, *operands, target=TWO, constants=CPU):
     jaxpr = jax.make_jaxpr(fn)(*operands)
     ops = operators.operators(jaxpr, target, Options(cache_dir=""))
     return model.xla(xla.pieces(jaxpr), constants).us, model.megakernel(ops, constants).us
@@ -352,7 +362,11 @@ def test_explain_says_what_was_predicted_and_why():
     for word in ("XLA: ", "megakernel: ", "launches", "bytes", "hops", "constants: CPU, built in", "\nblock for cpu: "):
         assert word in said
     said = megakernelize(block, options=ON).explain(*arrays(512))
-    assert said.startswith("implementation=None: XLA (") and "at least" in said and "the megakernel would be block for cpu" in said
+    assert (
+        said.startswith("implementation=None: XLA (")
+        and "at least" in said
+        and "the megakernel would be block for cpu" in said
+    )
 
 
 def test_explain_of_a_name_predicts_nothing():
@@ -390,7 +404,9 @@ def fresh(monkeypatch, tmp_path):
     """Nothing known in this process, a directory, and measurements that take no time."""
     monkeypatch.setattr(calibrate, "_known", {})
     calls = []
-    monkeypatch.setattr(calibrate, "measure", lambda *a: calls.append(1) or {"xla dot float32": 2.0, "mpk rows": 0.5, "xla start": 3.0})
+    monkeypatch.setattr(
+        calibrate, "measure", lambda *a: calls.append(1) or {"xla dot float32": 2.0, "mpk rows": 0.5, "xla start": 3.0}
+    )
     return calls, tmp_path
 
 
@@ -429,7 +445,9 @@ def test_a_directory_that_cannot_be_written(fresh, monkeypatch):
 def test_many_at_once(fresh):
     _, path = fresh
     options, found = Options(cache_dir=str(path)), []
-    run = lambda n: found.append(calibrate.calibrate("cpu", options) if n % 2 else calibrate.constants(device.cpu(os.cpu_count()), options))
+    run = lambda n: found.append(
+        calibrate.calibrate("cpu", options) if n % 2 else calibrate.constants(device.cpu(os.cpu_count()), options)
+    )
     threads = [threading.Thread(target=run, args=(n,)) for n in range(16)]
     [t.start() for t in threads], [t.join() for t in threads]
     assert len(found) == 16 and len(list(path.glob("*" + calibrate.SUFFIX))) == 1
