@@ -104,15 +104,18 @@ def floor(jaxpr: Any, kernels: Sequence[Piece], c: Constants) -> Time:
 
 
 def _operands(jaxpr: Any) -> int:
-    """Bytes of the results, and of the operands that are read whole."""
+    """Bytes of the results, and of the operands that are read whole, as far as it shows."""
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    partial = {v for e in jaxpr.eqns if e.primitive.name in (*xla.PARTIAL, *xla.CALLS, *xla.CONTROL) or e.primitive.name.startswith(("scatter", "dynamic"))
-               for v in e.invars if not hasattr(v, "val")}  # fmt: skip
-    whole = {v for e in jaxpr.eqns for v in e.invars if not hasattr(v, "val")} & set(jaxpr.invars) - partial
-    written = sum(xla.nbytes(v) for e in jaxpr.eqns for v in e.outvars
-                  if v in set(jaxpr.outvars) and not e.primitive.name.startswith(("scatter", "dynamic_update")) and
-                  e.primitive.name not in (*xla.CALLS, *xla.CONTROL))  # fmt: skip
-    return sum(map(xla.nbytes, whole)) + written
+    inner = (*xla.CALLS, *xla.CONTROL)
+    whole, partial, results, nbytes = set(), set(), set(jaxpr.outvars), 0
+    for e in jaxpr.eqns:
+        name = e.primitive.name
+        window = name.startswith(("scatter", "dynamic"))
+        operands = {v for v in e.invars if not hasattr(v, "val")}
+        (partial if window or name in xla.PARTIAL or name in inner else whole).update(operands)
+        if not window and name not in inner:
+            nbytes += sum(xla.nbytes(v) for v in e.outvars if v in results)
+    return nbytes + sum(xla.nbytes(v) for v in jaxpr.invars if v in whole and v not in partial)
 
 
 def _describe(parts: Iterable[tuple[str, Time, int]], noun: str) -> str:
