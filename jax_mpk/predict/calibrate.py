@@ -62,7 +62,8 @@ def scaled(base: Constants, factors: dict[str, float]) -> Constants:
         rates = dict(s.rates)
         for how in rates:
             f = factors.get(f"{prefix} {how}", 1.0)
-            rates[how] = tuple(r.slower(1.0, f, f) for r in rates[how])
+            arithmetic = 1.0 if how.startswith(("dot", "contract")) else f  # one row measures the memory
+            rates[how] = tuple(r.slower(1.0, f, arithmetic) for r in rates[how])
         return replace(s, start=s.start * factors.get(f"{prefix} start", 1.0), rates=rates)
 
     return replace(base, xla=side("xla"), mpk=side("mpk"), source="measured by python -m jax_mpk calibrate")
@@ -92,28 +93,33 @@ def measure(platform: str, base: Constants, target: Device, options: Options, se
     factors: dict[str, float] = {}
     for fn, operands, theirs, ours in probes():
         jaxpr = jax.make_jaxpr(fn)(*operands)
-        predicted = {"xla": model.xla(xla.pieces(jaxpr), base).us,
-                     "mpk": model.megakernel(operators(jaxpr, target, options), base).us}  # fmt: skip
-        found = {"xla": _fastest(fn, operands, seconds),
-                 "mpk": _fastest(megakernelize(fn, implementation=platform, options=options), operands, seconds)}  # fmt: skip
-        for prefix, how in (("xla", theirs), ("mpk", ours)):
-            if how:
-                factors[f"{prefix} {how}"] = min(max(found[prefix] / predicted[prefix], 1 / MOST), MOST)
+        if theirs:
+            took = _fastest(fn, operands, seconds) / model.xla(xla.pieces(jaxpr), base).us
+            factors[f"xla {theirs}"] = min(max(took, 1 / MOST), MOST)
+        if ours:
+            wrapped = megakernelize(fn, implementation=platform, options=options)
+            predicted = model.megakernel(operators(jaxpr, target, options), base).us
+            factors[f"mpk {ours}"] = min(max(_fastest(wrapped, operands, seconds) / predicted, 1 / MOST), MOST)
     return factors
 
 
 def probes() -> list[tuple[Callable[..., Any], tuple[Any, ...], str, str]]:
-    """Functions whose first operand has the type of their result, and the rate of each side that they are for."""
+    """Functions whose first operand has the type of their result, and the rate of each side that they are for ("": none).
+    Their operands do not fit into caches."""
     r = np.random.default_rng(0)
-    make = lambda *shape, dtype=jnp.float32: jnp.asarray(
-        r.standard_normal(shape, np.float32) / math.sqrt(shape[0]), dtype
-    )
-    dot = lambda x, w: x @ w
+
+    def make(*shape: int, dtype: Any = jnp.float32) -> jax.Array:
+        block = jnp.asarray(
+            r.standard_normal(1 << 12, np.float32) / 64, dtype
+        )  # of 64 times 64 columns: products stay small
+        return jnp.resize(block, shape)
+
+    matmul = lambda x, w: x @ w
     return [
-        (dot, (make(1, 2048), make(2048, 2048)), "dot float32", "contract f32"),
-        (dot, (make(1, 2048, dtype=jnp.bfloat16), make(2048, 2048, dtype=jnp.bfloat16)), "", "contract bf16"),
-        (lambda x, y: x * 0.5 + y, (make(1 << 21), make(1 << 21)), "fusion", ""),
-        (lambda x: jnp.tanh(x) * 0.5 + jnp.exp(-jnp.abs(x)), (make(1 << 16),), "", "rows"),
+        (matmul, (make(1, 6144), make(6144, 6144)), "dot float32", "contract f32"),
+        (matmul, (make(1, 6144, dtype=jnp.bfloat16), make(6144, 6144, dtype=jnp.bfloat16)), "", "contract bf16"),
+        (lambda x, y: x * 0.5 + y, (make(1 << 23), make(1 << 23)), "fusion", ""),
+        (lambda x: jnp.tanh(x) * 0.5 + jnp.exp(-jnp.abs(x)), (make(1 << 20),), "", "rows"),
     ]
 
 

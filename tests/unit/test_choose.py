@@ -263,7 +263,8 @@ def test_more_layers_take_longer_and_proportionally():
         assert one < two < four and four - two == pytest.approx(2 * (two - one), rel=0.05)
 
 
-def test_the_bound_is_one():
+@pytest.mark.parametrize(("target", "constants"), [(TWO, CPU), (device.H100, H100)], ids=["cpu", "h100"])
+def test_the_bound_is_one(target, constants):
     """What is known before compiling is never more than what is predicted after it."""
     for name, case in CASES.items():
         if case.large or case.kind in ("decode", "prefill", "other"):
@@ -271,10 +272,10 @@ def test_the_bound_is_one():
         fn, operands = case.make()
         jaxpr = jax.make_jaxpr(fn)(*operands)
         try:
-            ops = operators.operators(jaxpr, device.cpu(2), Options(cache_dir=""))
+            ops = operators.operators(jaxpr, target, Options(cache_dir=""))
         except UnsupportedError:
             continue
-        least, predicted = floor(jaxpr, xla.pieces(jaxpr), CPU).us, model.megakernel(ops, CPU).us
+        least, predicted = floor(jaxpr, xla.pieces(jaxpr), constants).us, model.megakernel(ops, constants).us
         assert least <= 1.01 * predicted, (name, least, predicted)
 
 
@@ -416,7 +417,8 @@ def test_measured_constants_are_kept(fresh, monkeypatch):
     monkeypatch.setattr(jax_mpk.backends.get("cpu"), "device", lambda o: target)
     assert calibrate.constants(target, options).source == CPU.source  # nothing is measured unasked
     made = calibrate.calibrate("cpu", options)
-    assert made.xla.rate("dot float32", 99).work == CPU.xla.rate("dot float32", 99).work / 2
+    one = made.xla.rate("dot float32", 1), CPU.xla.rate("dot float32", 1)
+    assert one[0].bandwidth == one[1].bandwidth / 2 and one[0].work == one[1].work
     assert made.mpk.rate("rows").work == 2 * CPU.mpk.rate("rows").work and made.xla.start == 3 * CPU.xla.start
     assert calibrate.constants(target, options) is made
     monkeypatch.setattr(calibrate, "_known", {})
@@ -463,3 +465,40 @@ def test_what_is_measured_is_about_the_device(monkeypatch):
     for name in factors:
         side, how = name.split(" ", 1)
         assert how in getattr(CPU, side).rates and how in getattr(H100, side).rates
+
+
+# --------------------------------------------------------------------------------------------------------- the benchmark
+
+
+def test_there_are_functions_of_every_kind():
+    kinds = {c.kind for c in CASES.values()}
+    assert sum(not c.large for c in CASES.values()) >= 60
+    assert kinds >= {"elementwise", "norm", "reduction", "matmul", "integer", "attention", "gather", "scatter", "sort", "scan", "window",
+                     "mlp", "training", "batched", "decode", "prefill"}  # fmt: skip
+
+
+def test_the_benchmark(tmp_path, capsys):
+    from benchmarks import choose as benchmark
+
+    file = tmp_path / "rows.json"
+    quick = ["--platform", "cpu", "--turn", "0.001", "--turns", "1", "--again", "0", "--json", str(file)]
+    benchmark.main([*quick, "--only", "add 8", "--only", "mlp bf16 1 x 1024", "--only", "solve 64"])
+    said = capsys.readouterr().out
+    assert said.count("functions, 1 as megakernels") == 1 and "xla, the same" in said
+    rows = {r["case"]: r for r in json.loads(file.read_text())["rows"]}
+    assert rows["add 8"]["same"] and not rows["add 8"]["megakernel"] and rows["mlp bf16 1 x 1024"]["megakernel"]
+    assert set(rows["add 8"]["us"]) == {"jit", "none", "named"} and set(rows["solve 64"]["us"]) == {"jit", "none"}
+    assert rows["add 8"]["prediction"]["bound"] and rows["solve 64"]["error"].startswith("UnsupportedError")
+
+
+def test_what_counts_as_slower():
+    from benchmarks import choose as benchmark
+
+    row = {"case": "x", "ratio": 1.2, "same": False, "megakernel": True, "missed": False, "us": {"jit": 1.0}}
+    assert (
+        benchmark.slower(row)
+        and not benchmark.slower(row | {"same": True})
+        and not benchmark.slower(row | {"ratio": 1.04})
+    )
+    said = benchmark.summary([row, row | {"same": True, "megakernel": False}])
+    assert "> 1.05 x jit: 1" in said and "noise alone, since both are one program: 1" in said
