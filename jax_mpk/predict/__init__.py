@@ -22,7 +22,7 @@ def choice(jaxpr: Any, platform: str, options: Options, name: str) -> Choice:
     """What is chosen for a jaxpr on a platform of this process. Raises `UnsupportedError` for what is no megakernel."""
     target = backends.get(platform).device(options)
     ask = functools.partial(operators.operators, jaxpr, target, options, name=name)
-    return _choose.choose(jaxpr, target, calibrate.constants(target, options), ask)
+    return _choose.choose(jaxpr, calibrate.constants(target, options), ask)
 
 
 def to_xla(jaxpr: Any, platform: str, options: Options, name: str) -> bool:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jax_mpk.device import Device
 from jax_mpk.predict import model, xla
 from jax_mpk.predict.constants import Constants
 from jax_mpk.predict.model import Time
@@ -60,7 +59,7 @@ class Choice:
         return "\n".join(lines)
 
 
-def choose(jaxpr: Any, target: Device, constants: Constants, operators: Callable[[], Sequence[Piece]]) -> Choice:
+def choose(jaxpr: Any, constants: Constants, operators: Callable[[], Sequence[Piece]]) -> Choice:
     """Decides. `operators()` are the pieces of the megakernel, which cost a part of its compilation: they are asked for
     only where what is known from the jaxpr leaves it open. Raises what `operators` raises."""
     kernels = xla.pieces(jaxpr)

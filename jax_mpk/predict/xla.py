@@ -131,14 +131,15 @@ class _Flat:
         return [read(a) for a in jaxpr.outvars]
 
     def _control(self, eqn: Any, name: str, inner: list[Any], times: int) -> list[int]:
-        """A loop's body as often as it runs; every branch of a condition, of which one runs (the costliest is unknown).
+        """A loop's body as often as it runs; of a condition the branch with the fewest equations, since it may be that one.
         What goes in and out is in memory."""
         trips = int(eqn.params["length"]) if name == "scan" else TRIPS if name == "while" else 1
+        if name == "cond":
+            inner = [min(inner, key=lambda j: len(_compat.open_jaxpr(j)[0].eqns))]
         for j in inner:
             body = _compat.open_jaxpr(j)[0]
-            seen = len(self.equations)
             kept = self.walk(body, [self.new(v) for v in body.invars], times * trips)
-            self.equations += [_Equation(None, "keep", (k,), (), 0) for k in kept if k >= seen and k >= 0]
+            self.equations.append(_Equation(None, "keep", tuple(k for k in kept if k >= 0), (), 0))
         self.pieces.append(Piece("loop", name, count=times * trips))
         return [self.new(v) for v in eqn.outvars]
 

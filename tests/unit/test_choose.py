@@ -48,7 +48,7 @@ def chosen(fn, *operands, target=TWO, constants=CPU):
     """The choice for shapes alone."""
     spec = jax.tree.map(lambda x: S(x.shape, x.dtype), operands)
     jaxpr = jax.make_jaxpr(fn)(*spec)
-    return choose(jaxpr, target, constants, lambda: operators.operators(jaxpr, target, Options(cache_dir="")))
+    return choose(jaxpr, constants, lambda: operators.operators(jaxpr, target, Options(cache_dir="")))
 
 
 def text(fn, *operands, **options):
@@ -115,7 +115,7 @@ def test_a_decode_step_is_a_megakernel_on_an_h100(rows):
 def test_many_rows_go_to_xla_on_an_h100_without_compiling(rows):
     _, x, w, v = None, S((rows, 2048), BF16), S((2048, 8192), BF16), S((8192, 2048), BF16)
     jaxpr = jax.make_jaxpr(block)(x, w, v)
-    c = choose(jaxpr, device.H100, H100, lambda: pytest.fail("nothing is compiled for this"))
+    c = choose(jaxpr, H100, lambda: pytest.fail("nothing is compiled for this"))
     assert c.to_xla and c.bound
 
 
@@ -331,6 +331,12 @@ def test_loops_count_as_often_as_they_run():
     loop = lambda x: lax.scan(lambda c, _: (jnp.tanh(c @ c), None), x, None, 7)[0]
     pieces = xla.pieces(jax.make_jaxpr(loop)(S((8, 8), jnp.float32)))
     assert {p.how: p.count for p in pieces} == {"loop": 7, "dot float32": 7, "fusion": 7}
+
+
+def test_one_branch_of_a_condition_runs():
+    branch = lambda p, x: lax.cond(p, lambda x: jnp.tanh(x @ x) @ x, lambda x: x @ x, x)
+    pieces = xla.pieces(jax.make_jaxpr(branch)(S((), jnp.bool_), S((8, 8), jnp.float32)))
+    assert sum(p.how == "dot float32" for p in pieces) == 1
 
 
 def test_gathers_read_what_they_take():
