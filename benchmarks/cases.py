@@ -21,20 +21,50 @@ BF16, F32, I8 = jnp.bfloat16, jnp.float32, jnp.int8
 
 @dataclass(frozen=True)
 class Case:
-    """kind: what is reported together. make: the function and its operands. large: left out without an accelerator."""
+    """kind: what is reported together. make: the function and its operands. large: left out without an accelerator.
+    carried: the operands that a loop replaces, by what `take` gives of the results."""
 
     kind: str
     make: Callable[[], Made]
     large: bool = False
+    carried: tuple[int, ...] = ()
+    take: Callable[[Any], tuple[Any, ...]] = lambda out: ()
 
 
 CASES: dict[str, Case] = {}
 
 
-def _case(kind: str, name: str, fn: Callable[..., Any], *specs: Any, large: bool = False) -> None:
+def _case(kind: str, name: str, fn: Callable[..., Any], *specs: Any, **loop: Any) -> None:
     """Specs are callables that give an operand."""
     assert name not in CASES, name
-    CASES[name] = Case(kind, lambda: (fn, tuple(jax.tree.map(lambda s: s(), s) for s in specs)), large)
+    CASES[name] = Case(kind, lambda: (fn, tuple(jax.tree.map(lambda s: s(), s) for s in specs)), **loop)
+
+
+def looped(fn: Callable[..., Any], case: Case, steps: int) -> Callable[..., Any]:
+    """`fn` that often, one after the other and inside one jit; gives the last results. Where nothing is carried, an element of the
+    first operand depends on the results before, so that no step can be left out or moved out of the loop."""
+    at = case.carried or (0,)
+
+    def run(*operands: Any) -> Any:
+        def body(_: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+            now = list(operands)
+            for k, x in zip(at, carry[0], strict=True):
+                now[k] = x
+            out = fn(*now)
+            return (case.take(out) if case.carried else (_tied(carry[0][0], out),)), out
+
+        first = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(fn, *operands))
+        return lax.fori_loop(0, steps, body, (tuple(operands[k] for k in at), first))[1]
+
+    return run
+
+
+def _tied(x: Any, out: Any) -> Any:
+    """`x`, as far as anybody can tell only after `out`."""
+    leaves, tree = jax.tree.flatten(x)
+    seen = jax.tree.leaves(out)[0].ravel()[0].astype(F32) > 3e38
+    at = (0,) * leaves[0].ndim
+    return jax.tree.unflatten(tree, [leaves[0].at[at].add(seen.astype(leaves[0].dtype)), *leaves[1:]])
 
 
 def n(*shape: int, dtype: Any = F32) -> Callable[[], jax.Array]:
@@ -142,7 +172,7 @@ _pos = lambda at: lambda: jnp.int32(at)
 for _d, _t in (("f32", F32), ("bf16", BF16)):
     for _b in (1, 8):
         _case("attention", f"attention decode {_d} {_b}", cached, n(_b, 8, 2, 64, dtype=_t), n(_b, 1, 8, 64, dtype=_t),
-              n(_b, 512, 8, 64, dtype=_t), n(_b, 512, 8, 64, dtype=_t), _pos(500))  # fmt: skip
+              n(_b, 512, 8, 64, dtype=_t), n(_b, 512, 8, 64, dtype=_t), _pos(500), carried=(2, 3), take=lambda out: (out[1], out[2]))  # fmt: skip
     _case("attention", f"attention prefill {_d}", lambda q, k, v: attend(q, k, v, jnp.tri(256, dtype=bool)),
           *(n(1, 8, 256, 64, dtype=_t) for _ in range(3)))  # fmt: skip
 _case(
@@ -255,6 +285,11 @@ def _decode(preset: str, batch: int, slots: int, dtype: Any, **changes: Any) -> 
     return make
 
 
+def _greedy(make: Callable[[], Made], **about: Any) -> Case:
+    """The next step has the token and the cache of this one."""
+    return Case("decode", make, carried=(1, 2), take=lambda out: (out[0], out[2]), **about)
+
+
 def _prefill(preset: str, tokens: int, dtype: Any, **changes: Any) -> Callable[[], Made]:
     def make() -> Made:
         from flax import nnx
@@ -285,13 +320,13 @@ def _model(preset: str, dtype: Any, changes: Any) -> Any:
 
 for _d, _t in (("f32", F32), ("bf16", BF16)):
     for _b in (1, 4, 8):
-        CASES[f"qwen3-tiny {_d} batch {_b}"] = Case("decode", _decode("qwen3-tiny", _b, 64, _t))
-        CASES[f"qwen3-130m/4 {_d} batch {_b}"] = Case("decode", _decode("qwen3-130m", _b, 256, _t, num_layers=4))
-    CASES[f"qwen3-130m {_d} batch 1"] = Case("decode", _decode("qwen3-130m", 1, 256, _t))
-    CASES[f"llama-tiny {_d} batch 2"] = Case("decode", _decode("llama-tiny", 2, 64, _t))
+        CASES[f"qwen3-tiny {_d} batch {_b}"] = _greedy(_decode("qwen3-tiny", _b, 64, _t))
+        CASES[f"qwen3-130m/4 {_d} batch {_b}"] = _greedy(_decode("qwen3-130m", _b, 256, _t, num_layers=4))
+    CASES[f"qwen3-130m {_d} batch 1"] = _greedy(_decode("qwen3-130m", 1, 256, _t))
+    CASES[f"llama-tiny {_d} batch 2"] = _greedy(_decode("llama-tiny", 2, 64, _t))
     CASES[f"qwen3-130m/2 {_d} prefill 128"] = Case("prefill", _prefill("qwen3-130m", 128, _t, num_layers=2))
     CASES[f"qwen3-tiny {_d} prefill 32"] = Case("prefill", _prefill("qwen3-tiny", 32, _t))
 for _b in (1, 8):
-    CASES[f"llama-3.2-1b bf16 batch {_b}"] = Case("decode", _decode("llama-3.2-1b", _b, 1000, BF16), large=True)
-    CASES[f"qwen3-0.6b bf16 batch {_b}"] = Case("decode", _decode("qwen3-0.6b", _b, 1000, BF16), large=True)
+    CASES[f"llama-3.2-1b bf16 batch {_b}"] = _greedy(_decode("llama-3.2-1b", _b, 1000, BF16), large=True)
+    CASES[f"qwen3-0.6b bf16 batch {_b}"] = _greedy(_decode("qwen3-0.6b", _b, 1000, BF16), large=True)
 CASES["qwen3-0.6b bf16 prefill 512"] = Case("prefill", _prefill("qwen3-0.6b", 512, BF16), large=True)

@@ -1,7 +1,8 @@
 """Whether ``implementation=None`` chooses well: ``python -m benchmarks.choose [--only TEXT] [--calibrate] [--json FILE]``.
 
 Every case of `benchmarks.cases` as plain ``jax.jit``, as ``megakernelize`` chooses, and as the platform's megakernel. They
-take turns, each after a pause (see `timing`); the table has medians of calls that end with their results. A function that
+take turns, each after a pause (see `timing`); the table has medians of calls that end with their results, on a GPU of loops inside
+one jit. A function that
 XLA gets is the same program as jit's, so its ratio is the noise of the harness. What looks slower than it may be is
 measured again, up to ``--again`` times, and all samples count.
 """
@@ -22,7 +23,7 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks import machine, output
-from benchmarks.cases import CASES
+from benchmarks.cases import CASES, looped
 from benchmarks.timing import SETTLE
 from jax_mpk import UnsupportedError, megakernelize
 
@@ -59,14 +60,15 @@ def turns(runs: dict[str, Callable[[], Any]], seconds: dict[str, list[float]], t
 def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """One row."""
     fn, operands = CASES[name].make()
+    repeated = lambda fn: looped(fn, CASES[name], args.loop) if args.loop > 1 else fn
     row: dict[str, Any] = {"case": name, "kind": CASES[name].kind, "error": None}
     runs: dict[str, Callable[[], Any]] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        runs["jit"], _, plain = compiled(fn, operands)
+        runs["jit"], _, plain = compiled(repeated(fn), operands)
         start = time.perf_counter()
         chooses = megakernelize(fn, options={"choose": True})
-        runs["none"], row["megakernel"], text = compiled(chooses, operands)
+        runs["none"], row["megakernel"], text = compiled(repeated(chooses), operands)
         row["same"] = text == plain
         row["compile"] = time.perf_counter() - start
         try:
@@ -75,7 +77,9 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
             row["prediction"] = {"xla": None, "megakernel": None, "bound": False, "text": str(error)}
         if args.named:
             try:
-                runs["named"], _, _ = compiled(megakernelize(fn, implementation=args.platform), operands)
+                runs["named"], _, _ = compiled(
+                    repeated(megakernelize(fn, implementation=args.platform, options={"choose": True})), operands
+                )
             except Exception as error:
                 row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
     seconds: dict[str, list[float]] = {k: [] for k in runs}
@@ -85,7 +89,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         missed = not row["megakernel"] and medians["jit"] > MISSED * medians.get("named", np.inf)
         if medians["none"] <= SLOWER * medians["jit"] and not (missed and attempt == 0):
             break
-    row["us"] = {k: 1e6 * v for k, v in medians.items()}
+    row["us"] = {k: 1e6 * v / args.loop for k, v in medians.items()}
     row["samples"] = seconds
     row["ratio"] = medians["none"] / medians["jit"]
     row["missed"] = bool(missed)
@@ -149,6 +153,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=True,
         help="also the named megakernel: shows missed gains",
     )
+    add("--loop", type=int, help="calls in a loop inside one jit (16; on a CPU 1)")
     add("--turn", type=float, default=0.1, help="seconds of a turn")
     add("--turns", type=int, default=5)
     add("--again", type=int, default=3, help="how often the doubtful are measured again")
@@ -165,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.platform not in (None, found):
         print(f"error: JAX finds {found}, not {args.platform}", file=sys.stderr)
         return 1
-    args.platform = found
+    args.platform, args.loop = found, args.loop or (16 if found == "cuda" else 1)
     if args.calibrate:
         from jax_mpk.predict.calibrate import calibrate
 
