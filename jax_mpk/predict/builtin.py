@@ -15,7 +15,7 @@ from jax_mpk.predict.constants import Constants, Rate, Side
 R = Rate
 
 CPU = Constants(
-    "CPU", "built in, of two cores of an EPYC 7003", workers=2, alone=100.0, hop=8.0, scalar=4e4, margin=1.2, cache=20 << 20,
+    "CPU", "built in, of two cores of an EPYC 7003", workers=2, alone=100.0, hop=8.0, scalar=4e4, margin=1.2, gain=2.0, cache=20 << 20,
     xla=Side(12.0, {
         "": (R(2, 2e4, 2e3),),
         "fused": (R(0, 2e4, 2e4, overlap=True),),
@@ -57,7 +57,7 @@ CPU = Constants(
 """`benchmarks.choose` on two cores; a machine with more gets more of both, and calibration scales it."""
 
 H100 = Constants(
-    "H100", "built in, of docs/measurements.md", workers=132, alone=0.0, hop=2.2, scalar=1e7, margin=1.05, ahead=12 << 14,
+    "H100", "built in, of docs/measurements.md", workers=132, alone=0.0, hop=2.2, scalar=1e7, margin=1.05, gain=10.0, ahead=12 << 14,
     xla=Side(3.0, {
         "": (R(2.5, 2.5e6, 1e6, overlap=True),),
         "fused": (R(0, 2.9e6, 2e7, overlap=True),),

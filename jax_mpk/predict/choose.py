@@ -30,8 +30,9 @@ class Choice:
 
     @property
     def to_xla(self) -> bool:
-        """Whether XLA gets the function. A megakernel must win by the margin."""
-        return self.megakernel.us * self.constants.margin >= self.xla.us
+        """Whether XLA gets the function. A megakernel must win by the margin, and by the gain."""
+        xla, ours = self.xla.us, self.megakernel.us
+        return ours * self.constants.margin >= xla or ours + self.constants.gain >= xla
 
     def document(self) -> dict[str, Any]:
         """For a file: microseconds, what was chosen, and everything in words."""
@@ -46,7 +47,9 @@ class Choice:
     def __str__(self) -> str:
         c, winner = self.constants, "XLA" if self.to_xla else "a megakernel"
         least = "at least " if self.bound else ""
-        lines = [f"implementation=None: {winner} (a megakernel must be predicted {c.margin:.2f} times as fast)"]
+        lines = [
+            f"implementation=None: {winner} (a megakernel must be predicted {c.margin:.2f} times as fast, by {c.gain:.0f} us)"
+        ]
         for name, t, details, how in (
             ("XLA", self.xla, self.details[0], ""),
             ("megakernel", self.megakernel, self.details[1], least),

@@ -65,7 +65,8 @@ class Constants:
     """name: of the device. source: where the numbers are from. workers: of the megakernel. alone: us up to which a launch
     stays in the calling thread (0: never). cache: bytes of the cache that `Rate.near` is about. ahead: bytes that
     a worker streams before it may use them. hop: us between dependent operators. scalar: units of scalar work a us that is
-    fused to contractions and attentions. margin: how many times faster the megakernel must be predicted to be."""
+    fused to contractions and attentions. margin, gain: how many times and us faster the megakernel must be predicted to
+    be."""
 
     name: str
     source: str
@@ -78,6 +79,7 @@ class Constants:
     margin: float
     cache: int = 0
     ahead: int = 0
+    gain: float = 0.0
 
     def slower(self, start: float, memory: float, work: float, source: str) -> Constants:
         """See `Rate.slower`."""
@@ -86,7 +88,7 @@ class Constants:
 
     def __str__(self) -> str:
         lines = [f"{self.name}, {self.source}: {self.workers} workers, a hop {self.hop:.3g} us, alone up to {self.alone:.3g} us, "
-                 f"fused scalar work {self.scalar:.3g}/us, margin {self.margin:.3g}"]  # fmt: skip
+                 f"fused scalar work {self.scalar:.3g}/us, margin {self.margin:.3g} and {self.gain:.3g} us"]  # fmt: skip
         for label, s in (("XLA", self.xla), ("megakernel", self.mpk)):
             lines.append(f"{label}: {s.start:.3g} us a call")
             for how, rates in s.rates.items():

@@ -120,7 +120,8 @@ def test_many_rows_go_to_xla_on_an_h100_without_compiling(rows):
 
 
 @pytest.mark.parametrize("name", ["add 8", "add 4194304", "mlp step 512 x 512", "matmul f32 4096 x 512", "softmax 4096 x 1024",
-                                  "cumsum 65536", "argmax 8 x 32000"])  # fmt: skip
+                                  "cumsum 65536", "argmax 8 x 32000",
+                                  "mlp step tiny", "attention tiny"])  # fmt: skip
 def test_an_h100_leaves_these_to_xla(name):
     fn, operands = CASES[name].make()
     assert chosen(fn, *operands, target=device.H100, constants=H100).to_xla
@@ -285,6 +286,7 @@ def test_constants_move_the_choice():
     slow = dataclasses.replace(CPU, mpk=dataclasses.replace(CPU.mpk, start=1e6))
     assert chosen(block, *operands, constants=slow).to_xla
     assert chosen(block, *operands, constants=dataclasses.replace(CPU, margin=100.0)).to_xla
+    assert chosen(block, *operands, constants=dataclasses.replace(CPU, gain=1e5)).to_xla
 
 
 def test_a_short_launch_stays_in_the_calling_thread():
