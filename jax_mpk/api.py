@@ -39,7 +39,8 @@ def megakernelize(
       fn: a pure JAX function of arrays (any shapes; types as the chosen implementation supports them), also a method of a
         `flax.nnx` module, or one that is called. What it does to modules among its arguments arrives at the caller.
       implementation: "cuda", "cpu" (the megakernel of that platform), "xla" (plain XLA), or None: the platform's
-        megakernel where it can be made, else XLA with a `MegakernelWarning` that names the reason and source line.
+        megakernel where it is predicted to be faster than XLA; where it cannot be made, XLA with a `MegakernelWarning`
+        that names the reason and source line.
       options: an `Options`, or a mapping of knobs to change; read when `fn` is traced.
       mesh, in_specs, out_specs: run `fn` on every device of the mesh on its part, as `jax.shard_map` does.
       static_argnums, static_argnames: arguments that are Python values, as in `jax.jit`; they must be hashable.
@@ -198,6 +199,13 @@ class Megakernelized:
     def explain(self, *args: Any, **kwargs: Any) -> str:
         """What the megakernel does for these arguments: operators, tasks, bytes, and every hop with its reason."""
         return self.lower(*args, **kwargs).explain()
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Predicted microseconds of XLA and of the megakernel for these arguments, and which of them `implementation=None`
+        would choose: a `jax_mpk.predict.Choice`. Raises `UnsupportedError` where there is no choice."""
+        from jax_mpk.stages import predicted
+
+        return predicted(self, args, kwargs)
 
     def draw(self, *args: Any, file: Any = None, **kwargs: Any) -> str:
         """The task graph as SVG text, also written to `file` (a path) if given."""

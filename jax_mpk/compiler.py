@@ -128,6 +128,8 @@ class Compiled:
 
 
 _memory: Memory[Compiled] = Memory()
+GRAPH = "refine"
+"""The pass after which the graph is final."""
 
 
 def clear_cache() -> None:
@@ -173,19 +175,27 @@ def _recursive() -> Iterator[None]:
 
 @_recursive()
 @_uncollected()
-def compile(closed: jc.ClosedJaxpr, target: Device, options: Options, *, name: str = "fn") -> Compiled:
-    """Runs the passes, or finds the result in memory. The returned stages are complete up to `options.stop_after`.
+def compile(
+    closed: jc.ClosedJaxpr, target: Device, options: Options, *, name: str = "fn", last: str = PASSES[-1].name
+) -> Compiled:
+    """Runs the passes, or finds their results in memory and goes on from there. The returned stages are complete up to
+    the pass `last`, or `options.stop_after`.
 
     Raises `UnsupportedError` (the function), `VerifyError` or `GraphError` (the compiler), `OptionError` (the options).
     """
-    key = _key(closed, target, options, name)
-    hit = _memory.get(key) if key and _may_reuse(options) else None
-    if hit is not None and hit.stages:
+    key = key_of(closed, target, options, name)
+    hit = _memory.get(key) if key and may_reuse(options) else None
+    if hit is not None and last in hit.stages:
         return hit
-    unit, stages, times = Unit(name, closed, target, key), {}, {}
+    unit = Unit(name, closed, target, key)
+    stages, times = (dict(hit.stages), dict(hit.times)) if hit is not None else ({}, {})
+    out = Compiled(name, closed, target, None, stages, times)
     dump = _dump_directory(options, name, key)
     _write(dump, 0, "jaxpr", lambda: str(closed))
     for n, p in enumerate(PASSES, 1):
+        if p.name in stages:
+            unit = replace(unit, **{p.produces: stages[p.name]})
+            continue
         start = time.perf_counter()
         product = p.run(unit)
         if isinstance(product, Graph):
@@ -197,6 +207,8 @@ def compile(closed: jc.ClosedJaxpr, target: Device, options: Options, *, name: s
         _write(dump, n, p.name, functools.partial(out.text, p.name))
         if p.name == options.stop_after:
             return out
+        if p.name == last:
+            break
     if key and options.cache_entries:
         _memory.put(key, out, options.cache_entries)
     return out
@@ -204,10 +216,10 @@ def compile(closed: jc.ClosedJaxpr, target: Device, options: Options, *, name: s
 
 def program(closed: jc.ClosedJaxpr, target: Device, options: Options, *, name: str = "fn") -> bytes:
     """The verified program of a jaxpr: from memory, from disk, or compiled (and then kept). Raises like `compile`."""
-    key = _key(closed, target, options, name)
+    key = key_of(closed, target, options, name)
     path = options.cache_path()
     disk = Disk(path, options.cache_bytes) if path is not None and key else None
-    if key and _may_reuse(options):
+    if key and may_reuse(options):
         hit = _memory.get(key)
         if hit is not None and hit.program is not None:
             return hit.program
@@ -223,11 +235,12 @@ def program(closed: jc.ClosedJaxpr, target: Device, options: Options, *, name: s
     return out.program
 
 
-def _may_reuse(options: Options) -> bool:
+def may_reuse(options: Options) -> bool:
+    """Whether programs may come from a cache: not where every pass is to be looked at."""
     return not (options.dump or options.stop_after)
 
 
-def _key(closed: jc.ClosedJaxpr, target: Device, options: Options, name: str) -> bytes:
+def key_of(closed: jc.ClosedJaxpr, target: Device, options: Options, name: str) -> bytes:
     """Everything that a program depends on; empty if it cannot be written down."""
     try:
         random = _compat.threefry_partitionable()  # decides what random bits are

@@ -43,6 +43,10 @@ class Options:
     stop_after: str = _knob(
         "", "last compiler pass to run, for looking at its output; such a function does not run as a megakernel"
     )
+    choose: bool = _knob(
+        True,
+        "implementation=None: XLA where it is predicted to be as fast; off = a megakernel wherever one can be made",
+    )
     cache_dir: str | None = _knob(None, "directory of compiled programs; '' = no disk cache, unset = the user's cache")
     cache_bytes: int = _knob(
         1 << 30, "size bound of the disk cache; the least recently used programs are removed", most=(1 << 63) - 1

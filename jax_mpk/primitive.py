@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import ad, batching, mlir
 
-from jax_mpk import _compat, backends
+from jax_mpk import _compat, backends, predict
 from jax_mpk.errors import Gap, OptionError, UnsupportedError
 from jax_mpk.options import Options
 from jax_mpk.trace import Fact, dependent, prepare, remembered, side_effects
@@ -195,13 +195,15 @@ def _warn_once(name: str, error: Exception) -> None:
 def _lower(platform: str | None, ctx: Any, *operands: Any, jaxpr: Any, implementation: str | None, options: Options,
            name: str, derived: bool) -> Sequence[Any]:  # fmt: skip
     """Lowers for `platform` (None: one without a backend). A named implementation raises what None only warns about, but
-    for a forward pass, of which nobody said that it is a megakernel. A wrong option always raises."""
+    for a forward pass, of which nobody said that it is a megakernel, and lets the prediction decide. A wrong option
+    always raises."""
     if implementation != "xla":
         try:
             if platform is None or implementation not in (None, platform):
                 raise UnsupportedError("megakernel", f"{name} is lowered for {'/'.join(_platforms(ctx))}, which the "
                                        f"implementation {implementation or 'for it'!r} does not serve")  # fmt: skip
-            return backends.get(platform).lower(ctx, operands, jaxpr, options, name)
+            if implementation is not None or not predict.to_xla(jaxpr, platform, options, name):
+                return backends.get(platform).lower(ctx, operands, jaxpr, options, name)
         except OptionError:
             raise
         except UnsupportedError as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from jax_mpk import _compat, backends, compiler, modules
+from jax_mpk import _compat, backends, compiler, modules, predict
 from jax_mpk import options as opts
 from jax_mpk.errors import UnsupportedError
 from jax_mpk.inspect import cost, draw, explain
@@ -23,6 +23,8 @@ class Lowered:
     """The stages of a compiled function. With `stop_after`, stages beyond it raise `KeyError`."""
 
     compiled: compiler.Compiled
+    choice: predict.Choice | None = None
+    """What `implementation=None` chooses here; None where nothing is to be chosen."""
 
     @property
     def jaxpr(self) -> Any:
@@ -64,8 +66,12 @@ class Lowered:
         return self.compiled.text(stage)
 
     def explain(self) -> str:
-        """Operators, tasks, events, bytes, and every hop with the input that makes it wait."""
-        return explain.explain(self.compiled)
+        """What `implementation=None` chooses and why; operators, tasks, events, bytes, and every hop with the input that
+        makes it wait."""
+        text = explain.explain(self.compiled)
+        if self.choice is None:
+            return text
+        return f"{self.choice}\n{'the megakernel would be ' if self.choice.to_xla else ''}{text}"
 
     def draw(self, file: Any = None) -> str:
         """The task graph as SVG text, also written to the path `file`."""
@@ -81,6 +87,28 @@ class Lowered:
 
 def lower(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Lowered:
     """Compiles a `Megakernelized` for arguments or `jax.ShapeDtypeStruct`s; see `Megakernelized.lower`."""
+    eqn, platform, options = _traced(wrapped, args, kwargs)
+    jaxpr, name = eqn.params["jaxpr"], eqn.params["name"]
+    target = backends.get(platform).device(options)
+    try:
+        compiled = compiler.compile(jaxpr, target, options, name=name)
+        chooses = wrapped.implementation is None and options.choose and not options.stop_after
+        return Lowered(compiled, predict.choice(jaxpr, platform, options, name) if chooses else None)
+    except UnsupportedError as error:
+        raise error.located(_compat.here) from None
+
+
+def predicted(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> predict.Choice:
+    """What would be chosen for a `Megakernelized`; see `Megakernelized.predict`."""
+    eqn, platform, options = _traced(wrapped, args, kwargs)
+    try:
+        return predict.choice(eqn.params["jaxpr"], platform, options, eqn.params["name"])
+    except UnsupportedError as error:
+        raise error.located(_compat.here) from None
+
+
+def _traced(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, str, opts.Options]:
+    """The equation of the primitive, the platform that it is for, and the options in force."""
     fn, args, kwargs = wrapped._statics.split((*wrapped._bound, *args), kwargs)
     shard = wrapped._shard
     call = wrapped._sharded(fn) if shard is not None else lambda *a, **k: wrapped._call(fn, *a, **k)
@@ -91,12 +119,7 @@ def lower(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Lowere
     platform = wrapped.implementation
     if platform in (None, "xla"):
         platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
-    options = opts.current(wrapped._options)
-    target = backends.get(platform).device(options)
-    try:
-        return Lowered(compiler.compile(eqn.params["jaxpr"], target, options, name=eqn.params["name"]))
-    except UnsupportedError as error:
-        raise error.located(_compat.here) from None
+    return eqn, platform, opts.current(wrapped._options)
 
 
 def _megakernels(jaxpr: Any) -> Iterator[Any]:

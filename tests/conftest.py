@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("NPROC", "16")
 os.environ.setdefault("JAX_MPK_CACHE_DIR", "")
+os.environ.setdefault("JAX_MPK_CHOOSE", "0")  # no name means a megakernel; the tests of choosing set it
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 

@@ -121,7 +121,7 @@ def test_two_processes_compile_the_same_program(tmp_path):
             compiler.program(jax.make_jaxpr(f)(jnp.ones((4, 8)), jnp.arange(3)), CPU, Options())
         except NotImplementedError:
             pass
-        print(compiler._key(jax.make_jaxpr(f)(jnp.ones((4, 8)), jnp.arange(3)), CPU, Options(), "fn").hex())
+        print(compiler.key_of(jax.make_jaxpr(f)(jnp.ones((4, 8)), jnp.arange(3)), CPU, Options(), "fn").hex())
     """
     out = []
     for seed in ("1", "2"):

@@ -1,0 +1,32 @@
+"""Which of XLA and the megakernel is faster for a function on a device: the choice of `implementation=None`.
+
+`xla` and `work` say what either would do, as lists of `Piece`s; `model` says how long that takes, from the `Constants` of
+the device (`builtin`, or measured by `calibrate`); `choose` compares.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from jax_mpk import backends
+from jax_mpk.options import Options
+from jax_mpk.predict import calibrate, operators
+from jax_mpk.predict import choose as _choose
+from jax_mpk.predict.choose import Choice
+
+__all__ = ["Choice", "choice", "to_xla"]
+
+
+def choice(jaxpr: Any, platform: str, options: Options, name: str) -> Choice:
+    """What is chosen for a jaxpr on a platform of this process. Raises `UnsupportedError` for what is no megakernel."""
+    target = backends.get(platform).device(options)
+    ask = functools.partial(operators.operators, jaxpr, target, options, name=name)
+    return _choose.choose(jaxpr, calibrate.constants(target, options), ask)
+
+
+def to_xla(jaxpr: Any, platform: str, options: Options, name: str) -> bool:
+    """Whether XLA gets the function where nobody named an implementation."""
+    if not options.choose or options.stop_after:
+        return False
+    return choice(jaxpr, platform, options, name).to_xla
