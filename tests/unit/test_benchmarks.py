@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -293,3 +294,13 @@ def test_a_set_of_knobs_is_typed_and_its_names_are_checked():
     for text, message in ({"ahead=8": "no knob is called ahead", "window=0": "at least 1"}).items():
         with pytest.raises(ValueError, match=message):
             knobs.options(text)
+
+
+RUNS = sorted(p for p in (Path(__file__).parents[2] / "benchmarks" / "results").iterdir())
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda p: p.name)
+def test_every_run_says_what_it_is(run):
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["run"] == run.name and manifest["machine"] and manifest["tree"]
+    assert sorted(manifest["files"]) == sorted(f.name for f in run.iterdir() if f.name != "manifest.json")

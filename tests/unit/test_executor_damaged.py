@@ -23,7 +23,7 @@ DT = {name: abi.enum("Dtype", name) for name in abi.ENUMS["Dtype"]}
 
 
 def test_damaged_programs_under_sanitizers(tmp_path: Path) -> None:
-    """A few thousand programs; benchmarks/results/cpu_*_damaged.txt has 100,000."""
+    """A few thousand programs; benchmarks/results/cpu_run3/damaged.txt has 100,000."""
     binary = build_standalone("address,undefined", "mpk_fuzz")
     files = damaged.write(tmp_path, damaged.programs(damaged.SOME))
     run = subprocess.run([binary, "--trials", "4000", *files], capture_output=True, text=True, timeout=900)
