@@ -61,8 +61,8 @@ class Struct:
         for a in reversed(axes):
             if self.tile[a] > 1:
                 tile[a] = 1
-                c = self.space.count(a)
-                lines.append(f"  r.lo[{a}] += i % {c}; r.hi[{a}] = r.lo[{a}] + 1; i /= {c};")
+                count = f"const int n{a} = {self.space.count(a)};"  # of the tile, before it becomes a point
+                lines.append(f"  {count} r.lo[{a}] += i % n{a}; r.hi[{a}] = r.lo[{a}] + 1; i /= n{a};")
         return "\n  ".join([*lines, "  return r;", "}"]), Space(self.extent, tile)
 
     def function(self, name: str, arguments: str, nests: Iterable[Nest], scratch: Mapping[int, Scratch],
