@@ -12,12 +12,12 @@ import numpy as np
 
 from jax_mpk.device import Device
 from jax_mpk.ir.body import Body
+from jax_mpk.ir.boxes import from_rows, rows_of
 from jax_mpk.ir.graph import Attention, Graph, Update
 from jax_mpk.ir.tasks import READ, WRITE, Buffer, TaskGraph
 from jax_mpk.kinds import kind_of
 from jax_mpk.kinds.bound import Bound, bind
 from jax_mpk.kinds.variant import Variant
-from jax_mpk.passes.boxes import from_rows, rows_of
 from jax_mpk.passes.decompose import buffer_of
 
 ALIGN = 128

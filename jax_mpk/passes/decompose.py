@@ -14,10 +14,10 @@ import numpy as np
 from jax_mpk.device import Device
 from jax_mpk.ir import expr as E
 from jax_mpk.ir import loops
+from jax_mpk.ir.boxes import Touch, expand, from_rows, rows_of
 from jax_mpk.ir.graph import Graph, GraphError, Op, Sort, itemsize
 from jax_mpk.ir.tasks import READ, UPDATE, WRITE, Buffer, Grid, TaskGraph
 from jax_mpk.kinds import kind_of
-from jax_mpk.passes.boxes import Touch, expand, from_rows, rows_of
 
 
 def run(graph: Graph, target: Device) -> TaskGraph:

@@ -13,8 +13,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from jax_mpk.ir.boxes import bytes_of, conflicts, ends, from_rows, rows_of, take
 from jax_mpk.ir.tasks import READ, Boxes, Csr, TaskGraph
-from jax_mpk.passes.boxes import bytes_of, conflicts, ends, from_rows, rows_of, take
 from jax_mpk.passes.relations import EMPTY, Reach, Relations
 
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from jax_mpk.ir.boxes import ragged
 from jax_mpk.ir.tasks import Csr, TaskGraph
-from jax_mpk.passes.boxes import ragged
 
 
 def run(tg: TaskGraph) -> TaskGraph:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from jax_mpk.ir.boxes import ragged
 from jax_mpk.ir.graph import Graph
 from jax_mpk.ir.tasks import TaskGraph
-from jax_mpk.passes.boxes import ragged
 
 
 def hops(graph: Graph) -> tuple[int, ...]:

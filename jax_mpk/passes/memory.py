@@ -13,8 +13,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from jax_mpk.ir.boxes import ragged
 from jax_mpk.ir.tasks import Buffer, TaskGraph
-from jax_mpk.passes.boxes import ragged
 from jax_mpk.passes.dependencies import Access, accesses, overlap
 from jax_mpk.passes.relations import EMPTY, Reach, Relations
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from jax_mpk.abi import MAX_TRIGGERS, MAX_WAITS
+from jax_mpk.ir.boxes import ragged
 from jax_mpk.ir.tasks import Csr, Grid, TaskGraph
-from jax_mpk.passes.boxes import ragged
 from jax_mpk.passes.events import distinct, with_events
 
 

@@ -20,10 +20,10 @@ from dataclasses import replace
 import numpy as np
 
 from jax_mpk.device import Device
+from jax_mpk.ir.boxes import bytes_of
 from jax_mpk.ir.graph import Contract, Graph
 from jax_mpk.ir.tasks import READ, WRITE, Csr, Streams, TaskGraph, TensorMap
 from jax_mpk.kinds.contract.stream import RANK, Operand, entries, operands
-from jax_mpk.passes.boxes import bytes_of
 from jax_mpk.passes.decompose import buffer_of
 from jax_mpk.passes.hops import levels
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jax_mpk.ir import boxes
+from jax_mpk.ir.boxes import Touch, canonical, conflicts, expand, from_rows, overlaps
 from jax_mpk.ir.tasks import BOX_RANK, READ, UPDATE, WRITE
-from jax_mpk.passes import boxes
-from jax_mpk.passes.boxes import Touch, canonical, conflicts, expand, from_rows, overlaps
 from tests.unit.graphs_by_hand import box_bytes
 
 dims = st.lists(st.tuples(st.integers(1, 4), st.integers(-24, 24)), max_size=6)

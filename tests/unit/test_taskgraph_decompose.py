@@ -12,12 +12,12 @@ import pytest
 from jax_mpk.device import CPU, H100, Device, cpu
 from jax_mpk.ir import expr as E
 from jax_mpk.ir import loops
+from jax_mpk.ir.boxes import take
 from jax_mpk.ir.expr import Coord, coord_add, coord_axis, coord_const, coord_scale
 from jax_mpk.ir.graph import Graph, GraphError, Sort, itemsize
 from jax_mpk.ir.tasks import READ, UPDATE, WRITE, TaskGraph
 from jax_mpk.kinds.contract import ACCUMULATORS, SHARED_ACCUMULATORS
 from jax_mpk.passes import decompose
-from jax_mpk.passes.boxes import take
 from jax_mpk.passes.decompose import buffer_of, tiles
 from tests.unit.graphs_by_hand import TINY, Builder, cut_small, decoder, dynamic, task_bytes
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from jax_mpk.ir import expr as E
+from jax_mpk.ir.boxes import from_rows, rows_of
 from jax_mpk.ir.expr import coord_axis, coord_const
 from jax_mpk.ir.tasks import READ, WRITE, Boxes, Buffer, Grid, TaskGraph
 from jax_mpk.passes import decompose, dependencies
-from jax_mpk.passes.boxes import from_rows, rows_of
 from tests.unit.graphs_by_hand import (
     TINY,
     Builder,

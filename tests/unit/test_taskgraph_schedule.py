@@ -10,11 +10,11 @@ import pytest
 from jax_mpk.abi import MAX_TRIGGERS, MAX_WAITS
 from jax_mpk.device import CPU, Device
 from jax_mpk.ir import expr as E
+from jax_mpk.ir.boxes import bytes_of, from_rows
 from jax_mpk.ir.expr import coord_axis
 from jax_mpk.ir.graph import Graph, itemsize
 from jax_mpk.ir.tasks import READ, WRITE, Buffer, Csr, Grid, TaskGraph
 from jax_mpk.passes import decompose, dependencies, events, hops, linearise, memory, normalise
-from jax_mpk.passes.boxes import bytes_of, from_rows
 from jax_mpk.verify import verify
 from tests.unit.graphs_by_hand import (
     TINY,

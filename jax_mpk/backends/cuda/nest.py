@@ -204,10 +204,10 @@ class Writer:
     # ------------------------------------------------------------------------------------------------------ flat nests
 
     def points(self, p: Printer, loops: Sequence[Loop], rank: str, size: int, given: Mapping[Expr, str],
-               kept: Mapping[Expr, str] = {}) -> None:  # fmt: skip
+               kept: Mapping[Expr, str] | None = None) -> None:  # fmt: skip
         """All points of `loops`, a thread a point, stored. `given`: names of what is known; `kept`: of what a thread
         has for each of its points (`name[u]`, point u of the thread), all in one turn."""
-        out, roots, store = self.out, roots_of(p.nest), p.nest.store
+        out, roots, store, kept = self.out, roots_of(p.nest), p.nest.store, kept or {}
         serial = [x for x in loops if self.collides(p.nest, x)]
         if serial and not kept:
             self._serially(p, [x for x in loops if x not in serial], serial, rank, size, given)

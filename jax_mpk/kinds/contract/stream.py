@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from jax_mpk.device import Device
+from jax_mpk.ir.boxes import ragged
 from jax_mpk.ir.graph import Contract, itemsize
 from jax_mpk.ir.loops import flatten
 from jax_mpk.ir.tasks import Grid, TensorMap
 from jax_mpk.kinds.bound import Bound
-from jax_mpk.passes.boxes import ragged
 
 RANK = 4
 """Dimensions of a tensor map."""
