@@ -296,8 +296,18 @@ __device__ __forceinline__ bool last_part(Worker& w, const Desc& d, u32 parts) {
   return w.sh->flag;
 }
 
-// The last block to leave prepares the next launch: a new epoch, or, after an abort, counters at zero and epoch 1.
-__device__ __noinline__ void leave(State* s, Shared* sh) {
+// By all consumers of a block.
+template <class T> __device__ __forceinline__ void fill(T* to, u64 n, T x) {
+  for (u64 i = threadIdx.x; i < n; i += THREADS) to[i] = x;
+}
+
+// Generated: every result becomes NaN, or the smallest integer.
+__device__ void poison(const Launch& launch);
+
+// The last block to leave prepares the next launch: a new epoch, or, after an abort, counters at zero and epoch 1. Nobody
+// stores any more then, so that results poisoned here stay so: one that is not comes from a launch that ended well.
+__device__ __noinline__ void leave(const Launch& launch, Shared* sh) {
+  State* s = launch.state;
   barrier_sync(LEFT, THREADS + 32);
   if (threadIdx.x == 0) sh->flag = atom_add_acq_rel(&s->exits, 1) == gridDim.x - 1;
   sync_consumers();
@@ -306,6 +316,7 @@ __device__ __noinline__ void leave(State* s, Shared* sh) {
   if (aborted) {
     for (u32 i = threadIdx.x; i < s->counter_words; i += THREADS) s->counters[i] = 0;
     for (u32 i = threadIdx.x; i < s->ticket_words; i += THREADS) s->tickets[i] = 0;
+    poison(launch);
   }
   sync_consumers();
   if (threadIdx.x == 0) {

@@ -121,11 +121,38 @@ def test_a_stuck_launch_ends_says_why_and_the_next_one_starts_clean():
     p = site.program
     waiting = next(t for t in p["Task"] if 0 in t["wait"][: t["n_waits"]])
     for _ in range(2):
-        status = site([x, *w], [np.zeros_like(x)])
+        out = np.zeros_like(x)
+        status = site([x, *w], [out])
+        assert np.isnan(out).all(), "what a launch that gave up leaves is never taken for a result"
         assert (status.code, status.name, status.event) == (1, p.name(int(p["Unit"][waiting["op"]]["name"])), 0)
         assert (status.have, status.want) == (0, p["Event"]["threshold"][0])
         assert int(site.state["abort"][0]) == 0 and int(site.state["epoch"][0]) == 1
         assert not site.tables["counters"].any()
+
+
+def test_results_of_every_type_are_poisoned():
+    """After the last store of any block; also a cache that is updated in place."""
+    kinds = ("float32", "bfloat16", "float16", "int32", "int16", "int8", "uint32", "uint16", "uint8", "bool")
+    x = jnp.arange(300, dtype=jnp.float32)
+
+    def f(x, held):
+        x = jnp.sort(x)
+        return [(x * 2 + n).astype(t) for n, t in enumerate(kinds)] + [
+            jax.lax.dynamic_update_slice(held, jnp.sin(x), (2,))
+        ]
+
+    runner = Runner(f, x, jnp.ones(400), target=gpu("sm_90a", 3))
+    held = [runner.alias.get(n, -1) for n in range(len(runner.shapes))]
+    assert max(held) >= 0, "an operand holds a result"
+    site = emulator.Site(launch.without_event(runner.blob, 0), limit_steps=50_000)
+    args = [a.copy() for a in runner.args]
+    outs = [args[old] if old >= 0 else np.ones(s.shape, s.dtype) for old, s in zip(held, runner.shapes, strict=True)]
+    assert site(args, outs).code == 1
+    for out in outs:
+        kind = out.dtype.kind
+        bits = out.view(f"u{out.dtype.itemsize}")
+        assert (np.isnan(out.astype(np.float32)) if kind in "fV" else out == np.iinfo(out.dtype).min if kind == "i"
+                else bits == np.iinfo(bits.dtype).max).all(), out.dtype  # fmt: skip
 
 
 @functools.cache

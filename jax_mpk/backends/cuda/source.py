@@ -62,7 +62,30 @@ def generate(tg: TaskGraph, device: Device, operands: int) -> Source:
                "MPK_ACC_BYTES": s.acc, "MPK_SMEM_LIMIT": device.shared}  # fmt: skip
     lines = [*(f"#define {k} {v}" for k, v in defines.items()), _shell(), "namespace mpk {", ""]
     lines += [text.replace("@", f"V{n}") for text, n in bodies.items()]
-    return Source("\n".join([*lines, _kernel(calls, s.ring > 0, s.spill, s.total), ""]), variants)
+    return Source("\n".join([*lines, _poison(tg), _kernel(calls, s.ring > 0, s.spill, s.total), ""]), variants)
+
+
+POISON = {
+    "f32": "0x7fc00000u",
+    "bf16": "0x7fc0u",
+    "f16": "0x7e00u",
+    "i32": "0x80000000u",
+    "i16": "0x8000u",
+    "i8": "0x80u",
+}
+"""What results hold after a launch that gave up: NaN, the smallest integer; of unsigned ones and booleans every bit."""
+
+
+def _poison(tg: TaskGraph) -> str:
+    """`poison()`: every result, also where it lives in an operand."""
+    results = [b for b in tg.buffers if b.space == "result"]
+    fills = []
+    for b in results:
+        size = itemsize(b.dtype)
+        value = POISON.get(b.dtype, f"{(1 << 8 * size) - 1:#x}u")
+        base = f"MPK_BASES - {2 + len(results) - b.index}"  # the last are workspace and constants
+        fills.append(f"  fill((u{8 * size}*)launch.base[{base}], {b.nbytes // size}ull, (u{8 * size}){value});")
+    return "\n".join(["__device__ __noinline__ void poison(const Launch& launch) {", *fills, "}", ""])
 
 
 def _aligned(b: Bound) -> frozenset[int]:
@@ -138,6 +161,6 @@ extern "C" __global__ void __launch_bounds__(mpk::BLOCK, 1) mpk_program(const __
     if (quit) break;
   }}
   if (threadIdx.x == 0) *(volatile u32*)&sh->done = 1;
-  leave(launch.state, sh);
+  leave(launch, sh);
 }}
 """
