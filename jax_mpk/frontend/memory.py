@@ -161,7 +161,8 @@ def _scatter(b: Builder, eqn: Equation, x: Tensor, indices: Tensor, updates: Ten
     mode = _MODES[eqn.primitive.replace("-", "_")]
     e = updates.over(updates.shape)
     if eqn.primitive.endswith("sub"):
-        e = rounded(E.unary("neg", e), x.dtype)
+        # Not a negation, which would turn the sign of a NaN, and with it the place that `top_k` gives it.
+        e = rounded(E.binary("sub", E.const(-0.0, "f32"), e) if e.dtype == "f32" else E.unary("neg", e), x.dtype)
     if mode == "set" and p.get("update_jaxpr") is not None:
         return _apply(b, eqn, x, at, updates.shape, coords, oob)
     if mode == "add" and x.dtype == "bool":

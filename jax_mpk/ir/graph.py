@@ -319,9 +319,15 @@ class Graph:
 
     def with_ops(self, ops: list[Op] | tuple[Op, ...], values: dict[int, Value] | None = None,
                  results: tuple[int, ...] | None = None) -> Graph:  # fmt: skip
-        """A graph with these operators; values that nobody names any more are dropped."""
+        """A graph with these operators; values that nobody names any more are dropped.
+
+        Dynamic coordinates of new operators end with their dimension: what substitution gives as limit is the largest
+        value of a coordinate anywhere, also where a piece around the load never takes it.
+        """
         values = self.values if values is None else values
         results = self.results if results is None else results
+        known = {id(op) for op in self.ops}
+        ops = [op if id(op) in known else _limited(op, values) for op in ops]
         live = set(self.args) | set(results)
         for op in ops:
             live |= op.reads() | set(op.writes())
@@ -343,6 +349,24 @@ class Graph:
 
     def __str__(self) -> str:
         return "\n".join(_lines(self))
+
+
+def _limited(op: Op, values: dict[int, Value]) -> Op:
+    """`op` with no dynamic coordinate clamped to more than its dimension has."""
+
+    def beyond(x: E.Load) -> bool:
+        return any(c.dyn is not None and c.limit >= n for c, n in zip(x.coords, values[x.value].shape, strict=True))
+
+    def f(x: E.Load) -> E.Expr | None:
+        if not beyond(x):
+            return None
+        shape = values[x.value].shape
+        return E.load(
+            x.value, tuple(c._replace(limit=min(c.limit, n - 1)) for c, n in zip(x.coords, shape, strict=True)), x.dtype
+        )
+
+    exprs = {r: E.substitute_loads(e, f) for r, e in op.exprs().items() if any(beyond(x) for x, _ in E.walk_loads(e))}
+    return op.with_exprs(exprs) if exprs else op
 
 
 class GraphError(Exception):

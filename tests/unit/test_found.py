@@ -176,3 +176,14 @@ def test_operands_without_elements():
     same(lambda x: (lax.pad(x[:, :0], np.float32(2), ((0, 0, 0), (1, 2, 0))), x[:, :0].sum(1), x[:0].max(0, initial=-9), x[:, :0] @ x[:0],
                     jnp.concatenate([x[:0], x]), x.at[2:2].set(7.0), jnp.prod(x[:, :0]), jnp.all(x[:0] > 0)), x)  # fmt: skip
     same(lambda i: (i[:0].max(initial=-3), i[:0].sum(), i[:0].astype(jnp.int8).sum()), ints(9, 4))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_a_subtracted_nan_keeps_its_sign(dtype):
+    """`top_k` puts a NaN first or last by its sign."""
+
+    def f(x, i, u):
+        return lax.top_k(x.at[i].subtract(u), 5)[0].astype(jnp.float32)
+
+    x, u = (np.array(x, dtype) for x in ([1, 2, 3, np.nan, -0.0], [np.nan, -np.inf, 1, 0.0]))
+    same(f, x, np.array([0, 1, 3, 4], np.int32), u)
