@@ -106,7 +106,7 @@ def bits(g: Grower) -> None:
         return
     to, have = str(g.one(*FLOATS, *INTEGERS)), numpy_dtype(v.dtype).itemsize
     if v.dtype in FLOATS and g.chance(0.4):
-        g.add(f"lax.nextafter({v.name}, {g.operand(v.shape, v.dtype).name})", True)
+        g.add(f"normal(lax.nextafter({v.name}, {g.operand(v.shape, v.dtype).name}))", True)
         return
     if v.dtype in INTEGERS and g.chance(0.3):
         g.add(f"lax.reduce_xor({v.name}, ({g.axis(v)},))", True)
@@ -122,7 +122,7 @@ def bits(g: Grower) -> None:
             return
         v_name = f"{v_name}.reshape(-1, {want // have})"
     out = f"lax.bitcast_convert_type({v_name}, jnp.{to})"
-    g.add(f"jnp.nan_to_num({out})" if to in FLOATS else out, True)
+    g.add(f"normal(jnp.nan_to_num({out}))" if to in FLOATS else out, True)
 
 
 def search(g: Grower) -> None:
