@@ -54,7 +54,9 @@ def _window(g: Grower, rank: int) -> str:
     size = tuple(g.up_to(3, 1) if g.chance(0.7) else 1 for _ in range(rank))
     pad = repr(str(g.one("SAME", "VALID"))) if g.chance(0.5) else _pairs(g, rank, 0, 2)  # XLA:CPU aborts on less
     steps, base, dilation = _steps(g, rank), _steps(g, rank, 2), _steps(g, rank, 2)
-    if steps == size:  # XLA:CPU makes a reduction of windows side by side, and forgets that there are gaps in the operand
+    if (
+        steps == size
+    ):  # XLA:CPU makes a reduction of windows side by side, and forgets that there are gaps in the operand
         base = (1,) * rank
     return f"{size}, {steps}, {pad}, {base}, {dilation}"
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import functools
+import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +14,7 @@ import pytest
 from jax import lax
 
 from tests.functions import data
-from tests.fuzz import judge, run, shrink, wide
+from tests.fuzz import jobs, judge, run, shrink, wide
 from tests.fuzz.grow import grow
 
 
@@ -101,3 +104,23 @@ def test_roundings_before_a_cancellation():
     error[3] = 7e-9
     assert not judged(f, error, x)
     assert judged(f, error * 100, x)
+
+
+def _sleeps(pipe, settings, stacks) -> None:
+    faulthandler.enable(file := open(stacks, "w"))  # noqa: SIM115
+    Path(stacks + ".ready").touch()
+    time.sleep(1000 if file else 0)
+
+
+def test_a_hang_says_where(monkeypatch):
+    monkeypatch.setattr(jobs, "_work", _sleeps)
+    worker = jobs._Worker(jobs.Settings())
+    assert worker.give(iter([7]))
+    ready = Path(worker.stacks.name + ".ready")
+    while not ready.exists():
+        assert worker.answer() is None
+        time.sleep(0.1)
+    ready.unlink()
+    worker.until = 0.0
+    answer = worker.answer()
+    assert answer.kind == "hang" and answer.seed == 7 and "in _sleeps" in answer.text
