@@ -150,5 +150,19 @@ def _scan(f: Callable[..., Any], init: Any, xs: Any, reverse: bool = False) -> A
     return lax.scan(lambda c, x: (f(c, x),) * 2, init, xs, reverse=reverse)[1]
 
 
-NAMES: dict[str, Any] = {"jax": jax, "jnp": jnp, "lax": lax, "np": np, "attend": _attend, "scan": _scan}
+def _normal(x: Any) -> Any:
+    """`x` with zeros for denormals, which XLA's CPU threads take for zeros here and there, and we do not: what follows may
+    make any difference of it (a root, a test for zero)."""
+    return jnp.where(jnp.abs(x) < 2.0**-126, 0, x)
+
+
+NAMES: dict[str, Any] = {
+    "jax": jax,
+    "jnp": jnp,
+    "lax": lax,
+    "np": np,
+    "attend": _attend,
+    "normal": _normal,
+    "scan": _scan,
+}
 """What the lines may use besides variables."""

@@ -6,6 +6,8 @@ import faulthandler
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -61,7 +63,8 @@ class _Worker:
         if self.process is None:
             context = multiprocessing.get_context("spawn")
             self.pipe, theirs = context.Pipe()
-            self.process = context.Process(target=_work, args=(theirs, self.settings), daemon=True)
+            self.stacks = tempfile.NamedTemporaryFile("w+")  # noqa: SIM115
+            self.process = context.Process(target=_work, args=(theirs, self.settings, self.stacks.name), daemon=True)
             self.process.start()
             theirs.close()
         self.until, self.first = time.monotonic() + HANG, None
@@ -78,13 +81,21 @@ class _Worker:
                 self.first, self.until = answer, time.monotonic() + SHRINK
         except (EOFError, OSError):
             self.process.join(10)
-            code = self.process.exitcode
+            code, where = self.process.exitcode, self._stacks()
             self.end()
-            return self.first or Answer(self.seed, "crash", f"the process ended with {code}")
+            return self.first or Answer(self.seed, "crash", f"the process ended with {code}\n{where}")
         if time.monotonic() > self.until:
+            os.kill(self.process.pid, signal.SIGABRT)
+            self.process.join(10)
+            where = self._stacks()
             self.end()
-            return self.first or Answer(self.seed, "hang", f"no end after {HANG:.0f} s")
+            return self.first or Answer(self.seed, "hang", f"no end after {HANG:.0f} s\n{where}")
         return None
+
+    def _stacks(self) -> str:
+        """Where the threads of a process were that ended by a signal."""
+        with open(self.stacks.name) as file:
+            return file.read()
 
     def end(self) -> None:
         if self.process is not None:
@@ -103,8 +114,10 @@ def prepare(implementation: str) -> None:
         os.environ["JAX_PLATFORMS"] = "cpu"
 
 
-def _work(pipe: Any, settings: Settings) -> None:
+def _work(pipe: Any, settings: Settings, stacks: str) -> None:
     prepare(settings.implementation)
+    file = open(stacks, "w")  # noqa: SIM115
+    faulthandler.enable(file)
     import jax
 
     from tests.fuzz.grow import grow

@@ -63,13 +63,7 @@ def verdict(case: Case, implementation: str = "cpu", arch: str = "") -> Verdict:
         return Verdict("error", f"{type(e).__name__}: {e}"[:2000])
     took = time.process_time() - start
     exact = case.exact() if len(want) == len(case.outputs) else [False] * len(want)
-    memo: list[Any] = []
-
-    def reference() -> Any:
-        if not memo:
-            memo.append(tuple(wide.evaluate(closed, data, rounds) for rounds in (False, True)))
-        return memo[0]
-
+    reference = wide.Reference(f, closed, data)
     for n, (a, b, e) in enumerate(zip(have, want, exact, strict=True)):
         try:
             text = differs(a, b, e, n, reference)

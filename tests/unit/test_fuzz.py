@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import faulthandler
+import functools
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
-from tests.fuzz import run, shrink
+from tests.functions import data
+from tests.fuzz import jobs, judge, run, shrink, wide
 from tests.fuzz.grow import grow
 
 
@@ -38,3 +47,80 @@ def test_one_wrong_element_is_seen_and_the_case_shrinks(monkeypatch):
     assert bad
     small = shrink.shrink(bad[0], lambda c: run.verdict(c).kind == "differs")
     assert len(small.lines) < len(bad[0].lines)
+
+
+# -------------------------------------------------------------------------------------------------------- the judge
+
+
+def judged(f, have, *args, exact=False) -> str:
+    """What the judge says of `have` as the first result of `f`."""
+    want = np.asarray(jax.jit(f)(*args))
+    reference = wide.Reference(f, jax.make_jaxpr(f)(*args), args)
+    return judge.differs(np.asarray(have, want.dtype), want, exact, 0, reference)
+
+
+def test_a_zero_may_have_the_sign_that_the_operations_give_it():
+    """XLA takes 0 + x for x."""
+    x = np.array([-0.0, 0.0, 1.0], np.float32)
+    assert not judged(lambda x: jnp.sum(x[:0]) + x, [0.0, 0.0, 1.0], x, exact=True)
+    assert judged(lambda x: x * 1, [0.0, 0.0, 1.0], x, exact=True)
+    assert judged(lambda x: jnp.sum(x[:0]) + x, [0.0, 0.0, -1.0], x, exact=True)
+
+
+@pytest.mark.parametrize("have", [np.nan, -np.inf])
+def test_a_square_may_overflow_or_not(have):
+    """As a fused multiplication and addition it does not."""
+
+    def f(a, x):
+        return a + x * x
+
+    args = np.array([-np.inf, 1], np.float32), np.array([1e30, 2], np.float32)
+    assert not judged(f, [have, 5], *args)
+    assert judged(f, [1e30, 5], *args) and judged(f, [have, np.nan], *args)
+
+
+def test_groups_of_a_convolution_do_not_meet():
+    def f(x, w, groups):
+        kind = {"feature_group_count": 2} if groups == "features" else {"batch_group_count": 2}
+        return lax.conv_general_dilated(x, w, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"), **kind)
+
+    x, w = data(2, 5, 2), data(2, 1, 4)
+    x[0, :, 0] = np.inf
+    for groups, lhs, rhs in ("features", x, w), ("batches", x, data(2, 2, 4)):
+        (exactly,) = wide.Reference(
+            None, jax.make_jaxpr(functools.partial(f, groups=groups))(lhs, rhs), (lhs, rhs)
+        ).exactly
+        half = slice(2, 4)  # the second group
+        part = (lhs[..., 1:], rhs[..., half]) if groups == "features" else (lhs[1:], rhs[..., half])
+        want = lax.conv_general_dilated(*part, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"))
+        np.testing.assert_allclose(exactly[..., half], want, rtol=1e-5, atol=1e-5)
+
+
+def test_roundings_before_a_cancellation():
+    """The gradient of the sum of a softmax is zero, and its roundings are those of the numbers that cancel."""
+    f = jax.grad(lambda x: jnp.sum(jax.nn.softmax(x) * 0.5))
+    x = data(16)
+    error = np.zeros(16, np.float32)
+    error[3] = 7e-9
+    assert not judged(f, error, x)
+    assert judged(f, error * 100, x)
+
+
+def _sleeps(pipe, settings, stacks) -> None:
+    faulthandler.enable(file := open(stacks, "w"))  # noqa: SIM115
+    Path(stacks + ".ready").touch()
+    time.sleep(1000 if file else 0)
+
+
+def test_a_hang_says_where(monkeypatch):
+    monkeypatch.setattr(jobs, "_work", _sleeps)
+    worker = jobs._Worker(jobs.Settings())
+    assert worker.give(iter([7]))
+    ready = Path(worker.stacks.name + ".ready")
+    while not ready.exists():
+        assert worker.answer() is None
+        time.sleep(0.1)
+    ready.unlink()
+    worker.until = 0.0
+    answer = worker.answer()
+    assert answer.kind == "hang" and answer.seed == 7 and "in _sleeps" in answer.text
