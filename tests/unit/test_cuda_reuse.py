@@ -39,9 +39,10 @@ def test_weights_of_a_norm_do_not_wait_for_its_sum(rows):
         assert "load<" not in tail and re.search(r"\be\d+\[u\]", tail)
 
 
-def test_a_prologue_reads_before_its_sum():
+@pytest.mark.parametrize("columns", [4096, 16384], ids=["in slices", "whole"])
+def test_a_prologue_reads_before_its_sum(columns):
     f = lambda x, w, m: norm(x, w) @ m  # noqa: E731
-    for tail in after_reduction(f, weights(1, 2048), weights(2048), weights(2048, 4096)):
+    for tail in after_reduction(f, weights(1, 2048), weights(2048), weights(2048, columns)):
         assert "load<" not in tail
 
 

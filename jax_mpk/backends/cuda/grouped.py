@@ -27,7 +27,7 @@ def grouped(w: Writer, p: Printer, loops: list[Loop]) -> None:
     depends: dict[Expr, frozenset[int]] = {}
     reduces = [x for x in p.order(roots) if isinstance(x, Reduce)]
     fixed = {p.number[a] for r in reduces for a in p.depends(r, depends) if a in p.number}
-    inner = [x for x in loops if not fixed & set(x.axes)]
+    inner = [x for x in loops if not fixed & set(x.axes) and x.most > 1]
     outer = [x for x in loops if x not in inner]
     points, most = math.prod(x.most for x in outer), math.prod(x.most for x in inner)
     work = max(most, *(math.prod(r.extents) for r in reduces))
