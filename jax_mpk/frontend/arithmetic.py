@@ -124,14 +124,6 @@ def _pow(b: Builder, eqn: Equation, x: Tensor, y: Tensor) -> Tensor:
     return b.map(eqn.shape, eqn.dtype, rounded(e, eqn.dtype))
 
 
-@primitive("one_minus_square")
-def _one_minus_square(b: Builder, eqn: Equation, x: Tensor) -> Tensor:
-    """`(1 + x) * (1 - x)`, as JAX has it: accurate near one."""
-    e, one = x.over(eqn.shape), E.const(1, x.compute)
-    out = E.binary("mul", E.binary("add", one, e), E.binary("sub", one, e))
-    return b.map(eqn.shape, eqn.dtype, rounded(out, eqn.dtype))
-
-
 def total_order(e: Expr) -> Expr:
     """An f32 as the i32 that comes before and after the same ones: -NaN, -inf, ..., -0, 0, ..., inf, NaN."""
     bits = E.unary("bitcast_f2i", e)

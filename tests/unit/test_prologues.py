@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +12,11 @@ import numpy as np
 import pytest
 
 from jax_mpk import abi, compiler
-from jax_mpk.device import CPU, H100
+from jax_mpk.device import CPU, H100, Device
 from jax_mpk.ir.graph import Contract
 from jax_mpk.options import Options
 from jax_mpk.passes import placement, split
-from tests import execute
+from tests import emulator, execute
 
 BF16 = jnp.bfloat16
 
@@ -72,7 +74,7 @@ def test_equal_slices(shape):
 def test_numbers_of_prologues_are_those_of_the_program(shape, rows):
     c = compiled(*shape, 2, rows)
     tg, program = c.stages["memory"], abi.decode(c.program)
-    number = placement._prologues(tg, c.stages["refine"])
+    number = placement._prologues(tg)
     tile = {}
     for task in range(tg.tasks):
         op = program["Op"][tg.grid_of[task]]
@@ -89,7 +91,7 @@ def test_numbers_of_prologues_are_those_of_the_program(shape, rows):
 def test_prologues_are_shared_and_work_is_even():
     c = compiled(2048, 2048, 512, 6)
     tg = c.stages["memory"]
-    number, shared, held = placement._prologues(tg, c.stages["refine"]), 0, {}
+    number, shared, held = placement._prologues(tg), 0, {}
     for task in tg.order[number[tg.order] >= 0]:
         shared += held.get(tg.worker[task]) == number[task]
         held[tg.worker[task]] = number[task]
@@ -124,17 +126,30 @@ def test_no_worker_takes_a_turn_more_than_the_others_need(columns):
     assert np.bincount(tg.worker[tasks]).max() == -(-tasks.sum() // H100.workers)
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("target", [CPU, H100], ids=["cpu", "cuda"])
-def test_shared_prologues_on_the_executor(threads, target):
+def shared(target: Device) -> tuple[execute.Runner, np.ndarray]:
+    """A program in which Q, K and V of each layer have one prologue, and what it should give."""
     r = np.random.default_rng(3)
     args = [
         r.normal(size=s.shape, scale=s.shape[0] ** -0.5).astype(np.float32)
         for s in operands(256, 256, 256, 2, 3, np.float32)
     ]
     run = execute.Runner(layers, *args, target=target)
-    ops = abi.decode(run.blob)["Op"]
-    shared = [n for n in Counter(ops["prologue"][ops["prologue"] > 0].tolist()).values() if n > 1]
-    assert shared == [3, 3], "Q, K and V do not have one prologue"
-    np.testing.assert_allclose(run(threads=threads)[0], jax.jit(layers)(*args), rtol=2e-5, atol=2e-5)
+    numbers = abi.decode(run.blob)["Op"]["prologue"]
+    assert [n for n in Counter(numbers[numbers > 0].tolist()).values() if n > 1] == [3, 3]
+    return run, jax.jit(layers)(*args)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_shared_prologues_on_the_executor(threads):
+    run, want = shared(CPU)
+    np.testing.assert_allclose(run(threads=threads)[0], want, rtol=2e-5, atol=2e-5)
     np.testing.assert_array_equal(run(threads=threads)[0], run(seed=5)[0])
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator needs g++")
+def test_shared_prologues_on_the_emulator():
+    run, want = shared(replace(H100, workers=4))
+    site = emulator.Site(run.blob)
+    first, again = (site.run(run, seed=seed)[0] for seed in (0, 1))
+    np.testing.assert_allclose(first, want, rtol=2e-5, atol=2e-5)
+    np.testing.assert_array_equal(first, again)
