@@ -28,7 +28,7 @@ from jax_mpk.ir.graph import (
 )
 from jax_mpk.ir.tasks import READ, Boxes, Csr, TaskGraph
 from jax_mpk.kinds import contract, rows, sort
-from jax_mpk.passes import decompose, dependencies, events, linearise, memory, normalise, placement
+from jax_mpk.passes import bodies, decompose, dependencies, events, linearise, memory, normalise, placement
 
 
 def cut_small(monkeypatch: Any, cost: int = 1, macs: int = 1) -> None:
@@ -43,7 +43,9 @@ TINY = Device("cpu", workers=2, columns=4, tasks=4)
 
 def compile_(graph: Graph, target: Device = CPU, workers: int | None = None) -> TaskGraph:
     """All the passes."""
-    tg = normalise.run(events.run(dependencies.run(decompose.run(graph, target))))
+    tg = decompose.run(graph, target)
+    tg = bodies.run(tg, graph, target) if target.gpu else tg
+    tg = normalise.run(events.run(dependencies.run(tg)))
     return memory.run(placement.run(linearise.run(tg), graph, target, workers))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jax_mpk.abi import MAX_TRIGGERS, MAX_WAITS
-from jax_mpk.device import CPU, Device
+from jax_mpk.device import CPU, H100, Device
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.boxes import bytes_of, from_rows
 from jax_mpk.ir.expr import coord_axis
@@ -256,18 +256,18 @@ def frame_bytes(tg: TaskGraph, e: int) -> set[int]:
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("k,n", [(32, 64), (48, 40), (16, 24)])
+@pytest.mark.parametrize("k,n", [(256, 192), (384, 128), (128, 320)])
 @pytest.mark.parametrize("weights", [1, 2])
 def test_streams_bring_what_a_task_reads(transposed, k, n, weights):
     b = Builder()
-    x = b.arg(3, k)
-    w = [b.arg(*((n, k) if transposed else (k, n))) for _ in range(weights)]
+    x = b.arg(3, k, dtype="bf16")
+    w = [b.arg(*((n, k) if transposed else (k, n)), dtype="bf16") for _ in range(weights)]
     graph = b.graph(b.matmul(x, w[0], transposed, weights, epilogue=E.acc(weights - 1, (0, 1))))
-    tg = compile_(graph, STREAMING)
+    tg = compile_(graph, H100)
     assert len(tg.maps) == weights
     for m in tg.maps:
-        assert m.strides[0] == itemsize(m.dtype) and np.prod(m.box) * m.strides[0] == STREAMING.frame
-        assert m.box[0] * m.strides[0] == STREAMING.inner
+        assert m.strides[0] == itemsize(m.dtype) and np.prod(m.box) * m.strides[0] == H100.frame
+        assert m.box[0] * m.strides[0] == H100.inner
     buffers = [decompose.buffer_of(graph)[i] for i in w]
     touched, _ = task_bytes(tg)
     for t in range(tg.tasks):
