@@ -35,7 +35,7 @@ static_assert(sizeof(DeviceState) == 120);
 // An error message, empty on success.
 using Error = std::string;
 
-// A planned program (jax_mpk/backends/cuda_plan.py) with its machine code. Immutable; equal sites share it.
+// A program sealed to its machine code (jax_mpk/backends/cuda/build.py), and that. Immutable; equal sites share it.
 struct Code {
   // What a launch needs beside the program.
   struct Numbers {

@@ -6,7 +6,7 @@ by role (`abi.Role`), and what its core reads by itself. Nothing here knows regi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from jax_mpk.ir import expr as E
@@ -56,6 +56,47 @@ class Nest:
                 seen.add(x)
                 stack.append((x, True))
                 stack += [(a, False) for a in self.args(x)]
+
+
+def unknown(x: Expr, args: Callable[[Expr], Iterable[Expr]], known: Container[Expr]) -> Iterator[Expr]:
+    """The nodes below and including `x` that are not in `known`, operands first; the caller makes each known."""
+    stack = [x]
+    while stack:
+        y = stack[-1]
+        if missing := [a for a in args(y) if a not in known]:
+            stack += missing
+            continue
+        stack.pop()
+        if y not in known:
+            yield y
+
+
+def depends(
+    nest: Nest, x: Expr, args: Callable[[Expr], Iterable[Expr]], known: dict[Expr, frozenset[int]]
+) -> frozenset[int]:
+    """The axes that the value of `x` depends on; `known` grows by what is below it."""
+    for y in unknown(x, args, known):
+        out = frozenset().union(*(known[a] for a in args(y)))
+        if isinstance(y, E.Index | E.Piece):
+            out |= y.coord.axes()
+        elif isinstance(y, Load | Acc):
+            out |= nest.place(y).strides.keys()
+        elif isinstance(y, E.Reduce):
+            out -= frozenset(y.bound)
+        known[y] = out
+    return known[x]
+
+
+def outside(roots: Iterable[Expr], args: Callable[[Expr], Iterable[Expr]]) -> list[Expr]:
+    """The nodes below and including `roots` outside of the bodies of reductions."""
+    seen: dict[Expr, None] = {}
+    stack = list(roots)
+    while stack:
+        x = stack.pop()
+        if x not in seen:
+            seen[x] = None
+            stack += () if isinstance(x, E.Reduce) else args(x)
+    return list(seen)
 
 
 @dataclass

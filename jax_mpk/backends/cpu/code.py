@@ -1,8 +1,7 @@
 """Code generation for one nest: hoisting, common subexpressions, reductions, registers (see `jax_mpk.abi`).
 
-A nest becomes one code. Work that does not depend on the vector axis is
-hoisted to scalar stages; every reduction is a stage of its own, operands first; the vector stage comes last and stores.
-Equal subexpressions are one node, so each is computed once per stage.
+A nest becomes one code. Work that does not depend on the vector axis is hoisted to scalar stages; every reduction is a
+stage of its own, operands first; the vector stage comes last and stores. Equal subexpressions are one node, so each is computed once per stage.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 from jax_mpk import abi
 from jax_mpk.backends.cpu.registers import Code, Instr, Stage, encode
 from jax_mpk.ir import expr as E
-from jax_mpk.ir.body import Nest
+from jax_mpk.ir.body import Nest, depends, outside, unknown
 from jax_mpk.ir.expr import Acc, Const, Expr, Index, Load, Reduce
 from jax_mpk.ir.opcodes import alias, opcode
 from jax_mpk.ir.pieces import NotRefined, boxes
@@ -103,41 +102,14 @@ class _Coder:
 
     def need(self, x: Expr) -> int:
         """Registers that the tree of `x` takes (Sethi-Ullman)."""
-        stack = [x]
-        while stack:
-            y = stack[-1]
-            missing = [a for a in self.args(y) if a not in self._need]
-            if missing:
-                stack += missing
-                continue
-            stack.pop()
+        for y in unknown(x, self.args, self._need):
             parts = sorted((self._need[a] for a in self.args(y)), reverse=True)
             self._need[y] = max([1, *(n + i for i, n in enumerate(parts))])
         return self._need[x]
 
     def deps(self, x: Expr) -> frozenset[int]:
         """The axes that the value of `x` depends on."""
-        stack = [x]
-        while stack:
-            y = stack[-1]
-            missing = [a for a in self.args(y) if a not in self._deps]
-            if missing:
-                stack += missing
-                continue
-            stack.pop()
-            out = frozenset().union(*(self._deps[a] for a in self.args(y)))
-            if isinstance(y, Index):
-                out = y.coord.axes()
-            elif isinstance(y, Load):
-                out |= frozenset(self.nest.place(y).strides)
-            elif isinstance(y, Acc):
-                out = self.nest.place(y).axes
-            elif isinstance(y, Reduce):
-                out -= frozenset(y.bound)
-            elif isinstance(y, E.Piece):
-                out |= y.coord.axes()
-            self._deps[y] = out
-        return self._deps[x]
+        return depends(self.nest, x, self.args, self._deps)
 
     # ------------------------------------------------------------------------------------------------------ vector axis
 
@@ -151,7 +123,7 @@ class _Coder:
         fits = [a for a in self.box if size[a] > 1 and a not in fixed and a not in meet[:-1]]
         if not fits:
             return None
-        nodes = self.walk_outside(roots)
+        nodes = outside(roots, self.args)
         rows = sum((5 + math.prod(r.extents) / 4) * (1 + r.body.cost) for r in reduces)
         points = math.prod(size.values())
 
@@ -168,17 +140,6 @@ class _Coder:
             return points / n * (outer + inner)
 
         return min(reversed(fits), key=cost)
-
-    def walk_outside(self, roots: list[Expr]) -> list[Expr]:
-        """Nodes outside of the bodies of reductions."""
-        seen: dict[Expr, None] = {}
-        stack = list(roots)
-        while stack:
-            x = stack.pop()
-            if x not in seen:
-                seen[x] = None
-                stack += () if isinstance(x, Reduce) else self.args(x)
-        return list(seen)
 
     def weight(self, p: Place, axis: int, n: int) -> float:
         near = p.strides.get(axis, 0) in (0, 1) and not any(axis in self.deps(alias(e)) for e, _, _ in p.dyn)

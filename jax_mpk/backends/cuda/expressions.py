@@ -10,7 +10,7 @@ import numpy as np
 from jax_mpk import abi
 from jax_mpk.backends.cuda.space import Lines, Scratch, Space
 from jax_mpk.ir import expr as E
-from jax_mpk.ir.body import Nest
+from jax_mpk.ir.body import Nest, depends
 from jax_mpk.ir.coord import Coord
 from jax_mpk.ir.expr import Acc, Const, Expr, Index, Load
 from jax_mpk.ir.opcodes import alias, opcode
@@ -74,27 +74,9 @@ class Printer:
                     stack += [(a, False) for a in reversed(self.args(x))]
         return out
 
-    def depends(self, x: Expr, memo: dict[Expr, frozenset[int]]) -> frozenset[int]:
+    def depends(self, x: Expr, known: dict[Expr, frozenset[int]]) -> frozenset[int]:
         """The axes that the value of `x` depends on."""
-        stack = [x]
-        while stack:
-            y = stack[-1]
-            missing = [a for a in self.args(y) if a not in memo]
-            if missing:
-                stack += missing
-                continue
-            stack.pop()
-            out = frozenset().union(*(memo[a] for a in self.args(y)))
-            if isinstance(y, Index):
-                out |= y.coord.axes()
-            elif isinstance(y, Load | Acc):
-                out |= frozenset(self.nest.place(y).strides)
-            elif isinstance(y, E.Piece):
-                out |= y.coord.axes()
-            elif isinstance(y, E.Reduce):
-                out -= frozenset(y.bound)
-            memo[y] = out
-        return memo[x]
+        return depends(self.nest, x, self.args, known)
 
     # ------------------------------------------------------------------------------------------------------ statements
 

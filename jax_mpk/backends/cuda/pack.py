@@ -14,7 +14,7 @@ from jax_mpk.backends.cuda import source
 from jax_mpk.backends.tables import Tables, access
 from jax_mpk.device import Device
 from jax_mpk.ir import expr as E
-from jax_mpk.ir.body import Nest
+from jax_mpk.ir.body import Nest, outside
 from jax_mpk.ir.expr import Expr, Load, Reduce
 from jax_mpk.ir.graph import Graph
 from jax_mpk.ir.pieces import Box, boxes
@@ -149,29 +149,17 @@ class _Packer(Tables):
 
 def _stages(nest: Nest) -> Iterator[tuple[tuple[int, ...], Box, list[Expr]]]:
     """(axes, their ranges, nodes) of every piece of every reduction, and of everything outside of them (no axes)."""
-    reduces: dict[Reduce, None] = {}
-
-    def nodes(roots: Iterable[Expr]) -> list[Expr]:
-        seen: dict[Expr, None] = {}
-        stack = list(roots)
-        while stack:
-            x = stack.pop()
-            if x not in seen:
-                seen[x] = None
-                if isinstance(x, Reduce):
-                    reduces.setdefault(x)
-                else:
-                    stack += nest.args(x)
-        return list(seen)
-
-    outside = nodes(nest.roots)
-    done: set[Reduce] = set()
-    while len(done) < len(reduces):
-        for r in [r for r in reduces if r not in done]:
-            done.add(r)
-            for box, body in boxes(r.body, {a: (0, n) for a, n in zip(r.bound, r.extents, strict=True)}):
-                yield r.bound, box, nodes([body])
-    yield (), {}, outside
+    found = outside(nest.roots, nest.args)
+    reduces = [x for x in found if isinstance(x, Reduce)]
+    seen = set(reduces)
+    for r in reduces:  # grows by those in their bodies
+        for box, body in boxes(r.body, {a: (0, n) for a, n in zip(r.bound, r.extents, strict=True)}):
+            nodes = outside([body], nest.args)
+            new = [x for x in nodes if isinstance(x, Reduce) and x not in seen]
+            seen.update(new)
+            reduces += new
+            yield r.bound, box, nodes
+    yield (), {}, found
 
 
 def _instr(op: str, place: Place, axes: Mapping[int, int], accesses: dict[bytes, int]) -> bytes:
