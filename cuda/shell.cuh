@@ -296,17 +296,24 @@ __device__ __forceinline__ bool last_part(Worker& w, const Desc& d, u32 parts) {
   return w.sh->flag;
 }
 
-// By all consumers of a block.
-template <class T> __device__ __forceinline__ void fill(T* to, u64 n, T x) {
-  for (u64 i = threadIdx.x; i < n; i += THREADS) to[i] = x;
-}
+// A result: `last` counts from the end of Launch::base; elements, their bytes, and what each becomes.
+struct Result { u64 count; u32 last, width, poison; };
 
-// Generated: every result becomes NaN, or the smallest integer.
-__device__ void poison(const Launch& launch);
+// By all consumers of a block. A table, not text: a model has a result for every cache.
+__device__ __noinline__ void poison(const Launch& launch, const Result* results, u32 n) {
+  for (const Result* r = results; r < results + n; ++r) {
+    u8* p = launch.base[MPK_BASES - r->last];
+    for (u64 i = threadIdx.x; i < r->count; i += THREADS) {
+      if (r->width == 4) ((u32*)p)[i] = r->poison;
+      else if (r->width == 2) ((u16*)p)[i] = (u16)r->poison;
+      else p[i] = (u8)r->poison;
+    }
+  }
+}
 
 // The last block to leave prepares the next launch: a new epoch, or, after an abort, counters at zero and epoch 1. Nobody
 // stores any more then, so that results poisoned here stay so: one that is not comes from a launch that ended well.
-__device__ __noinline__ void leave(const Launch& launch, Shared* sh) {
+__device__ __noinline__ void leave(const Launch& launch, Shared* sh, const Result* results, u32 n) {
   State* s = launch.state;
   barrier_sync(LEFT, THREADS + 32);
   if (threadIdx.x == 0) sh->flag = atom_add_acq_rel(&s->exits, 1) == gridDim.x - 1;
@@ -316,7 +323,7 @@ __device__ __noinline__ void leave(const Launch& launch, Shared* sh) {
   if (aborted) {
     for (u32 i = threadIdx.x; i < s->counter_words; i += THREADS) s->counters[i] = 0;
     for (u32 i = threadIdx.x; i < s->ticket_words; i += THREADS) s->tickets[i] = 0;
-    poison(launch);
+    poison(launch, results, n);
   }
   sync_consumers();
   if (threadIdx.x == 0) {

@@ -62,7 +62,7 @@ def generate(tg: TaskGraph, device: Device, operands: int) -> Source:
                "MPK_ACC_BYTES": s.acc, "MPK_SMEM_LIMIT": device.shared}  # fmt: skip
     lines = [*(f"#define {k} {v}" for k, v in defines.items()), _shell(), "namespace mpk {", ""]
     lines += [text.replace("@", f"V{n}") for text, n in bodies.items()]
-    return Source("\n".join([*lines, _poison(tg), _kernel(calls, s.ring > 0, s.spill, s.total), ""]), variants)
+    return Source("\n".join([*lines, _results(tg), _kernel(calls, s.ring > 0, s.spill, s.total), ""]), variants)
 
 
 POISON = {
@@ -76,16 +76,15 @@ POISON = {
 """What results hold after a launch that gave up: NaN, the smallest integer; of unsigned ones and booleans every bit."""
 
 
-def _poison(tg: TaskGraph) -> str:
-    """`poison()`: every result, also where it lives in an operand."""
+def _results(tg: TaskGraph) -> str:
+    """The table of results, also of those that live in an operand."""
     results = [b for b in tg.buffers if b.space == "result"]
-    fills = []
+    rows = []
     for b in results:
         size = itemsize(b.dtype)
-        value = POISON.get(b.dtype, f"{(1 << 8 * size) - 1:#x}u")
-        base = f"MPK_BASES - {2 + len(results) - b.index}"  # the last are workspace and constants
-        fills.append(f"  fill((u{8 * size}*)launch.base[{base}], {b.nbytes // size}ull, (u{8 * size}){value});")
-    return "\n".join(["__device__ __noinline__ void poison(const Launch& launch) {", *fills, "}", ""])
+        last = 2 + len(results) - b.index  # behind the results are workspace and constants
+        rows.append(f"{{{b.nbytes // size}ull, {last}, {size}, {POISON.get(b.dtype, f'{(1 << 8 * size) - 1:#x}u')}}}")
+    return f"__device__ const Result RESULTS[] = {{{', '.join(rows)}}};"
 
 
 def _aligned(b: Bound) -> frozenset[int]:
@@ -161,6 +160,6 @@ extern "C" __global__ void __launch_bounds__(mpk::BLOCK, 1) mpk_program(const __
     if (quit) break;
   }}
   if (threadIdx.x == 0) *(volatile u32*)&sh->done = 1;
-  leave(launch, sh);
+  leave(launch, sh, RESULTS, sizeof RESULTS / sizeof *RESULTS);
 }}
 """
