@@ -1,4 +1,8 @@
-"""Cases in worker processes: one that crashes or hangs costs its own case, and a fresh process goes on."""
+"""Cases in worker processes: one that crashes or hangs costs its own case, and a fresh process goes on.
+
+What XLA does to a function of its own is not our business: where `jax.jit` crashes or hangs, the case is refused, and where
+the compiler does not come back from a reference, the case is tried again with one that is compiled in small pieces.
+"""
 
 from __future__ import annotations
 
@@ -60,6 +64,10 @@ class _Worker:
         self.seed = next(todo, None)
         if self.seed is None:
             return False
+        self._start(whole=True)
+        return True
+
+    def _start(self, whole: bool) -> None:
         if self.process is None:
             context = multiprocessing.get_context("spawn")
             self.pipe, theirs = context.Pipe()
@@ -67,30 +75,39 @@ class _Worker:
             self.process = context.Process(target=_work, args=(theirs, self.settings, self.stacks.name), daemon=True)
             self.process.start()
             theirs.close()
-        self.until, self.first = time.monotonic() + HANG, None
-        self.pipe.send(self.seed)
-        return True
+        self.whole, self.stage, self.first = whole, "start", None
+        self.until = time.monotonic() + HANG
+        self.pipe.send((self.seed, whole))
 
     def answer(self) -> Answer | None:
         """The answer, if the case has ended, or has to be ended."""
         try:
-            if self.pipe.poll():
-                final, answer = self.pipe.recv()
-                if final:
+            while self.pipe.poll():
+                stage, answer = self.pipe.recv()
+                if stage == "final":
                     return answer
-                self.first, self.until = answer, time.monotonic() + SHRINK
+                if stage == "found":
+                    self.first, self.until = answer, time.monotonic() + SHRINK
+                else:
+                    self.stage = stage
         except (EOFError, OSError):
             self.process.join(10)
             code, where = self.process.exitcode, self._stacks()
             self.end()
-            return self.first or Answer(self.seed, "crash", f"the process ended with {code}\n{where}")
+            return self.first or self._lost("crash", f"the process ended with {code}\n{where}")
         if time.monotonic() > self.until:
             os.kill(self.process.pid, signal.SIGABRT)
             self.process.join(10)
             where = self._stacks()
             self.end()
-            return self.first or Answer(self.seed, "hang", f"no end after {HANG:.0f} s\n{where}")
+            if self.stage == "judge" and self.whole and self.first is None:
+                self._start(whole=False)
+                return None
+            return self.first or self._lost("hang", f"no end after {HANG:.0f} s\n{where}")
         return None
+
+    def _lost(self, kind: str, text: str) -> Answer:
+        return Answer(self.seed, "refused") if self.stage == "jit" else Answer(self.seed, kind, text)
 
     def _stacks(self) -> str:
         """Where the threads of a process were that ended by a signal."""
@@ -126,17 +143,17 @@ def _work(pipe: Any, settings: Settings, stacks: str) -> None:
 
     n = 0
     while True:
-        seed = pipe.recv()
+        seed, whole = pipe.recv()
         case = grow(seed)
-        v = verdict(case, settings.implementation, settings.arch)
+        v = verdict(case, settings.implementation, settings.arch, whole, lambda stage: pipe.send((stage, None)))
         if v.bad:
-            pipe.send((False, Answer(seed, v.kind, f"{v.text}\n{case.source()}")))
+            pipe.send(("found", Answer(seed, v.kind, f"{v.text}\n{case.source()}")))
             if settings.shrink:
                 case = shrink(case, lambda c: v.like(verdict(c, settings.implementation, settings.arch)))  # noqa: B023
                 v = verdict(case, settings.implementation, settings.arch)
-            pipe.send((True, Answer(seed, v.kind, f"{v.text}\n{case.source()}")))
+            pipe.send(("final", Answer(seed, v.kind, f"{v.text}\n{case.source()}")))
         else:
-            pipe.send((True, Answer(seed, v.kind)))
+            pipe.send(("final", Answer(seed, v.kind)))
         n += 1
         if n % 100 == 0:
             jax.clear_caches()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,9 +40,15 @@ class Verdict:
         return self.kind == other.kind and (self.kind != "error" or self.text.split(":")[0] == other.text.split(":")[0])
 
 
-def verdict(case: Case, implementation: str = "cpu", arch: str = "") -> Verdict:
-    """Runs the case with `jax.jit` and as a megakernel, and compares."""
+def _unheard(stage: str) -> None:
+    pass
+
+
+def verdict(case: Case, implementation: str = "cpu", arch: str = "", whole: bool = True, stage: Callable[[str], None] = _unheard) -> Verdict:
+    """Runs the case with `jax.jit` and as a megakernel, and compares. `whole` as in `wide.Reference`; `stage` is told what
+    comes next: "jit" | "own" | "judge"."""
     f, data = case.function(), case.data()
+    stage("jit")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -49,6 +56,7 @@ def verdict(case: Case, implementation: str = "cpu", arch: str = "") -> Verdict:
             closed = jax.make_jaxpr(f)(*data)
     except Exception as e:  # JAX refuses the function: not our business
         return Verdict("refused", f"{type(e).__name__}: {e}")
+    stage("own")
     start = time.process_time()
     try:
         if implementation == "emulator":
@@ -62,8 +70,9 @@ def verdict(case: Case, implementation: str = "cpu", arch: str = "") -> Verdict:
     except Exception as e:
         return Verdict("error", f"{type(e).__name__}: {e}"[:2000])
     took = time.process_time() - start
+    stage("judge")
     exact = case.exact() if len(want) == len(case.outputs) else [False] * len(want)
-    reference = wide.Reference(f, closed, data)
+    reference = wide.Reference(f, closed, data, whole)
     for n, (a, b, e) in enumerate(zip(have, want, exact, strict=True)):
         try:
             text = differs(a, b, e, n, reference)

@@ -29,29 +29,43 @@ SHAKES = 8
 
 
 class Reference:
-    """What the results of a function should be, each computed when it is asked for. All but `stepwise` raise `NoReference`."""
+    """What the results of a function should be, each computed when it is asked for. All but `stepwise` raise `NoReference`.
 
-    def __init__(self, f: Callable[..., Any], closed: Any, args: Sequence[np.ndarray]) -> None:
-        self.f, self.closed, self.args = f, closed, args
+    `whole`: compiled by XLA as one; else operation by operation, for functions that XLA's compiler does not come back from.
+    """
+
+    def __init__(self, f: Callable[..., Any], closed: Any, args: Sequence[np.ndarray], whole: bool = True) -> None:
+        self.f, self.closed, self.args, self.compile = f, closed, args, jax.jit if whole else lambda g: g
 
     @functools.cached_property
     def exactly(self) -> list[np.ndarray]:
-        return _evaluate(self.closed, self.args, lambda key: Arithmetic())
+        return self._evaluate(lambda key: Arithmetic())
 
     @functools.cached_property
     def rounded(self) -> list[np.ndarray]:
-        return _evaluate(self.closed, self.args, lambda key: Rounded())
+        return self._evaluate(lambda key: Rounded())
 
     @functools.cached_property
     def shaken(self) -> list[np.ndarray]:
         """Per result, `SHAKES` of it, stacked."""
-        return _evaluate(self.closed, self.args, Shaken, SHAKES)
+        return self._evaluate(Shaken, SHAKES)
 
     @functools.cached_property
     def stepwise(self) -> list[np.ndarray]:
         """In the function's own types, one operation at a time: what XLA rewrites in larger pieces is as it was written."""
         with jax.disable_jit():
             return [np.asarray(x) for x in jax.tree.leaves(self.f(*map(jnp.asarray, self.args)))]
+
+    def _evaluate(self, how: Callable[[Any], Arithmetic], times: int = 0) -> list[np.ndarray]:
+        """The results, floats as float64; `times`: that many of each, stacked."""
+        with jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64():
+            wide = [_widen(a) for a in self.args]
+            f = self.compile(lambda key, *xs: _jaxpr(self.closed, xs, how(key)))
+            try:
+                out = [[np.asarray(x) for x in f(jax.random.key(n), *wide)] for n in range(times or 1)]
+            except jax.errors.JaxRuntimeError as e:  # 100017: YNNPACK does not get windows over a dilated operand right
+                raise NoReference(f"XLA fails: {e}") from e
+            return [np.stack(x) for x in zip(*out, strict=True)] if times else out[0]
 
 
 class Arithmetic:
@@ -110,20 +124,6 @@ def _narrowed(x: Any, dtype: Any) -> Any:
         return x
     info = jnp.finfo(dtype)
     return lax.reduce_precision(x, info.nexp, info.nmant)
-
-
-def _evaluate(
-    closed: Any, args: Sequence[np.ndarray], how: Callable[[Any], Arithmetic], times: int = 0
-) -> list[np.ndarray]:
-    """The results of a closed jaxpr, floats as float64; `times`: that many of each, stacked. Raises `NoReference`."""
-    with jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64():
-        wide = [_widen(a) for a in args]
-        f = jax.jit(lambda key, *xs: _jaxpr(closed, xs, how(key)))
-        try:
-            out = [[np.asarray(x) for x in f(jax.random.key(n), *wide)] for n in range(times or 1)]
-        except jax.errors.JaxRuntimeError as e:  # 100017: YNNPACK does not get windows over a dilated operand right
-            raise NoReference(f"XLA fails: {e}") from e
-        return [np.stack(x) for x in zip(*out, strict=True)] if times else out[0]
 
 
 def _real(dtype: Any) -> bool:
@@ -203,8 +203,17 @@ def _equation(eqn: Any, xs: list[Any], how: Arithmetic) -> list[Any]:
 
 
 def _convolution(x: Any, w: Any, params: dict[str, Any]) -> Any:
-    """Group by group: as one, XLA writes zeros for the weights between groups, and zero times infinity is no number."""
+    """Padding and holes are zeros that are multiplied (docs/decisions.md 58), and groups are taken one by one: as one, XLA
+    writes zeros for the weights between groups, and zero times infinity is no number."""
     dims, features, batches = params["dimension_numbers"], params["feature_group_count"], params["batch_group_count"]
+    spatial = params["padding"], params["lhs_dilation"], params["rhs_dilation"]
+    for at, wat, pads, hole, gap in zip(dims.lhs_spec[2:], dims.rhs_spec[2:], *spatial, strict=True):
+        if x.shape[at]:
+            x = lax.pad(x, _zero(x), [(*pads, hole - 1) if d == at else (0, 0, 0) for d in range(x.ndim)])
+        if w.shape[wat]:
+            w = lax.pad(w, _zero(w), [(0, 0, gap - 1) if d == wat else (0, 0, 0) for d in range(w.ndim)])
+    flat, ones = ((0, 0),) * len(spatial[0]), (1,) * len(spatial[0])
+    params = params | {"padding": flat, "lhs_dilation": ones, "rhs_dilation": ones}
     n = features * batches  # one of them is 1
     one = params | {"feature_group_count": 1, "batch_group_count": 1}
     xs = jnp.split(x, n, dims.lhs_spec[1] if features > 1 else dims.lhs_spec[0])
@@ -212,6 +221,10 @@ def _convolution(x: Any, w: Any, params: dict[str, Any]) -> Any:
     return jnp.concatenate(
         [lax.conv_general_dilated_p.bind(a, b, **one) for a, b in zip(xs, ws, strict=True)], dims.out_spec[1]
     )
+
+
+def _zero(x: Any) -> Any:
+    return jnp.zeros((), x.dtype)
 
 
 def _reduced(name: str, params: dict[str, Any], xs: list[Any]) -> list[Any]:
@@ -251,5 +264,8 @@ def _scan(params: dict[str, Any], xs: list[Any], how: Arithmetic) -> list[Any]:
         out = _jaxpr(params["jaxpr"], [*xs[:consts], *carry, *(x[n] for x in xs[consts + carries :])], how)
         carry = out[:carries]
         columns.append(out[carries:])
+    if not columns:  # no iteration: arrays without elements
+        empty = [jnp.zeros((0, *v.aval.shape), v.aval.dtype) for v in params["jaxpr"].jaxpr.outvars[carries:]]
+        return [*carry, *map(_widen, empty)]
     columns = columns[::-1] if params["reverse"] else columns
     return [*carry, *(jnp.stack(c) for c in zip(*columns, strict=True))]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import faulthandler
 import functools
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -107,20 +106,67 @@ def test_roundings_before_a_cancellation():
 
 
 def _sleeps(pipe, settings, stacks) -> None:
+    """A worker whose case does not end, in the stage that `arch` names; compiled in small pieces, it does."""
     faulthandler.enable(file := open(stacks, "w"))  # noqa: SIM115
-    Path(stacks + ".ready").touch()
+    seed, whole = pipe.recv()
+    if not whole:
+        pipe.send(("final", jobs.Answer(seed, "ok")))
+    pipe.send((settings.arch, None))
     time.sleep(1000 if file else 0)
 
 
-def test_a_hang_says_where(monkeypatch):
+def hung(monkeypatch, stage: str) -> tuple[jobs._Worker, jobs.Answer | None]:
     monkeypatch.setattr(jobs, "_work", _sleeps)
-    worker = jobs._Worker(jobs.Settings())
+    worker = jobs._Worker(jobs.Settings(arch=stage))
     assert worker.give(iter([7]))
-    ready = Path(worker.stacks.name + ".ready")
-    while not ready.exists():
+    while worker.stage != stage:
         assert worker.answer() is None
         time.sleep(0.1)
-    ready.unlink()
     worker.until = 0.0
-    answer = worker.answer()
+    return worker, worker.answer()
+
+
+def test_a_hang_says_where(monkeypatch):
+    _, answer = hung(monkeypatch, "own")
     assert answer.kind == "hang" and answer.seed == 7 and "in _sleeps" in answer.text
+
+
+def test_a_hang_of_jit_is_refused(monkeypatch):
+    assert hung(monkeypatch, "jit")[1] == jobs.Answer(7, "refused")
+
+
+def test_a_hang_of_the_judge_is_tried_in_pieces(monkeypatch):
+    worker, answer = hung(monkeypatch, "judge")
+    while answer is None:
+        time.sleep(0.1)
+        answer = worker.answer()
+    worker.end()
+    assert answer == jobs.Answer(7, "ok")
+
+
+def test_a_reference_in_pieces():
+    def f(x):
+        return jnp.cumsum(jnp.exp(x) @ x.T, 1)
+
+    x = data(5, 5)
+    whole, pieces = (wide.Reference(f, jax.make_jaxpr(f)(x), [x], whole) for whole in (True, False))
+    for a, b in ((whole.exactly, pieces.exactly), (whole.rounded, pieces.rounded), (whole.shaken, pieces.shaken)):
+        assert np.allclose(a[0], b[0], rtol=1e-12)
+
+
+def test_padding_of_a_convolution_is_multiplied():
+    """XLA:CPU leaves it out or does not, by the types: both are right."""
+
+    def f(x, w):
+        return jax.lax.conv_general_dilated(x, w, (1,), [(1, 0)])
+
+    x, w = data(1, 1, 4), np.array([[[np.inf, 1.0]]], np.float32)
+    (exactly,) = wide.Reference(f, jax.make_jaxpr(f)(x, w), [x, w]).exactly
+    assert np.isnan(exactly[0, 0, 0]) and np.isinf(exactly[0, 0, 1:]).all()
+
+
+def test_a_loop_without_iterations_has_a_reference():
+    f = jax.grad(lambda x: jnp.sum(jax.lax.fori_loop(0, 0, lambda i, y: y * jnp.sin(x), x)))
+    x = data(3)
+    (exactly,) = wide.Reference(f, jax.make_jaxpr(f)(x), [x]).exactly
+    assert np.array_equal(exactly, np.ones(3))
