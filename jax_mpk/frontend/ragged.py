@@ -36,12 +36,15 @@ def _ragged_dot(b: Builder, eqn: Equation, x: Tensor, y: Tensor, sizes: Tensor, 
     if ragged not in cx and rows > ROWS:
         b.unsupported(f"{rows} rows: the weights of every group would be read for each block of {ROWS} of them")
     compute = accumulator(eqn, x, y)
+    y_rank = len(y.shape)
     ends = scanned(b, b.materialise(b.map(sizes.shape, "i32", as_i32(sizes.over(sizes.shape)))), 0, False, "sum")
+    if ragged in cx:  # rows that are not of a group may hold anything, on either side
+        y = _by_group(b, y, ends, cy[list(cx).index(ragged)])
     y = plain(b, y, compute)
 
     axes = list(identity(eqn.shape))
     k = [(E.CORE_AXIS + j, x.shape[a]) for j, a in enumerate(cx)]
-    at_x, at_y = [E.coord_const(0)] * len(x.shape), [E.coord_const(0)] * len(y.shape)
+    at_x, at_y = [E.coord_const(0)] * len(x.shape), [E.coord_const(0)] * y_rank
     for (a, n), p, q in zip(k, cx, cy, strict=True):
         at_x[p] = at_y[q] = E.coord_axis(a, n)
     if ragged in cx:
@@ -56,8 +59,16 @@ def _ragged_dot(b: Builder, eqn: Equation, x: Tensor, y: Tensor, sizes: Tensor, 
     _fill(at_y, (*cy, *by, *d.rhs_group_dimensions), axes)
     lhs = converted(x.at(at_x), x.dtype, compute)
     lhs = E.select(_in_group(ends, group, at_x[ragged]), lhs, E.const(0, compute))
-    rhs = converted(y.at(at_y), y.dtype, compute)
+    rhs = converted(y.at([group, *at_y] if ragged in cx else at_y), y.dtype, compute)
     return contracted(b, eqn, lhs, rhs, tuple((a, n) for a, n in k if n > 1), compute)
+
+
+def _by_group(b: Builder, y: Tensor, ends: Tensor, dim: int) -> Tensor:
+    """`y` for every group, a new first dimension: zero in the rows (along `dim`) of the others."""
+    shape = (*ends.shape, *y.shape)
+    group, *at = identity(shape)
+    mine = _in_group(ends, group, at[dim])
+    return b.map(shape, y.dtype, E.select(mine, y.at(at), E.const(0, compute_dtype(y.dtype))))
 
 
 def _fill(at: list[Coord], named: Sequence[int], axes: list[Coord]) -> None:

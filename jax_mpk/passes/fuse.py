@@ -14,6 +14,7 @@ latency, not arithmetic, is what a small decode step spends its time on. So fusi
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 from jax_mpk.device import CPU, Device
@@ -142,8 +143,14 @@ def _absorb_maps(op: Map, ops: dict[int, Op], users: dict[int, set[int]], result
 def _too_large(e: Expr) -> bool:
     """More nodes or reductions than a code should have. The parts of a piece are codes of their own and share nothing."""
     below = E.walk(e)
-    parts = sum(len(E.walk(p)) for x in below if isinstance(x, E.Piece) for p in x.parts)
-    return len(below) > NODES or parts > 8 * NODES or sum(isinstance(x, E.Reduce) for x in below) > REDUCTIONS
+    parts = [E.walk(p) for x in below if isinstance(x, E.Piece) for p in x.parts]
+    if len(below) > NODES or sum(map(len, parts)) > 8 * NODES or _reductions(below) > REDUCTIONS:
+        return True
+    return sum(map(_reductions, parts)) > 4 * REDUCTIONS
+
+
+def _reductions(nodes: Iterable[Expr]) -> int:
+    return sum(isinstance(x, E.Reduce) for x in nodes)
 
 
 def _fuse_epilogue(op: Map, ops: dict[int, Op], users: dict[int, set[int]], results: frozenset[int],
@@ -277,11 +284,8 @@ def _prologues(g: Graph, target: Device) -> Graph:
     ops: list[Op] = []
     users = {v: len(c) for v, c in g.consumers().items()}
     for op in g.ops:
-        op = inline(
-            op,
-            {v: maps[v].expr for v in op.reads() if v in maps and _inlines(g, maps[v], op, ready, users, target)},
-            gone,
-        )
+        own = {v: maps[v].expr for v in op.reads() if v in maps and _inlines(g, maps[v], op, ready, users, target)}
+        op = _written(op, own, gone)
         gone.update(old for old, _ in op.inplace())
         here = max((ready.get(v, 0) + (v in maps) for v in op.reads()), default=0)
         for v in op.writes():
@@ -290,6 +294,19 @@ def _prologues(g: Graph, target: Device) -> Graph:
         if isinstance(op, Map) and op.store is None:
             maps[op.out] = op
     return dead(g.with_ops(ops))
+
+
+def _written(op: Op, table: dict[int, Expr], gone: set[int]) -> Op:
+    """`op` with the maps of `table` written into it, the small ones first, as many as its codes have room for."""
+    new = inline(op, table, gone)
+    if not any(_too_large(e) for e in new.exprs().values()):
+        return new
+    new = inline(op, {v: e for v, e in table.items() if algebra.is_view(e)}, gone)
+    for v in sorted(table, key=lambda v: len(E.walk(table[v]))):
+        larger = inline(new, {v: table[v]}, gone)
+        if not any(_too_large(e) for e in larger.exprs().values()):
+            new = larger
+    return new
 
 
 def _inlines(g: Graph, m: Map, user: Op, ready: dict[int, int], users: dict[int, int], target: Device) -> bool:

@@ -242,6 +242,17 @@ def test_ragged_dot(sizes):
     assert op.rhs[0].value == g.args[1] and len(op.k) == 2
 
 
+def test_what_is_of_no_group_does_not_count():
+    """The gradient of the weights is made of the rows of their group, whatever the other rows are."""
+
+    def f(x, w, n, scale):
+        return jax.grad(lambda w: (lax.ragged_dot(x, w, n) * scale).sum())(w)
+
+    x, scale = np.array(normal((9, 6))), np.ones((9, 1), np.float32)
+    x[8], scale[7] = np.nan, np.inf
+    same(f, x, normal((4, 6, 5)), jnp.array([3, 0, 4, 0], jnp.int32), scale, sums=True)
+
+
 def test_ragged_dot_of_many_rows_goes_to_xla():
     with pytest.raises(UnsupportedError, match="80 rows"):
         graph_of(lax.ragged_dot, normal((80, 6)), normal((4, 6, 5)), jnp.array([1, 2, 3, 4], jnp.int32))
