@@ -44,7 +44,9 @@ def _unheard(stage: str) -> None:
     pass
 
 
-def verdict(case: Case, implementation: str = "cpu", arch: str = "", whole: bool = True, stage: Callable[[str], None] = _unheard) -> Verdict:
+def verdict(
+    case: Case, implementation: str = "cpu", arch: str = "", whole: bool = True, stage: Callable[[str], None] = _unheard
+) -> Verdict:
     """Runs the case with `jax.jit` and as a megakernel, and compares. `whole` as in `wide.Reference`; `stage` is told what
     comes next: "jit" | "own" | "judge"."""
     f, data = case.function(), case.data()
