@@ -10,18 +10,20 @@ sum is fixed by the slices: deterministic, but not bit-equal to the unsplit sum.
 
 Contractions of one left operand (Q, K and V) get equal slices on a device that streams: then their tasks have equal
 prologues, and a worker computes the norm and the sum before it once for all of them (see the pass `placement`).
+
+A contraction with several accumulators is taken apart on a device that streams if what the busiest worker streams less is
+more than what the readers of the parts read more: one task of both operands is the coarsest unit that there is.
 """
 
 from __future__ import annotations
 
-import functools
-import heapq
 import math
 
 from jax_mpk.device import Device
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Expr
-from jax_mpk.ir.graph import Contract, Graph, Map, Op, Value
+from jax_mpk.ir.graph import Contract, Graph, Map, Op, Value, itemsize
+from jax_mpk.kinds.contract.even import busiest, widths
 from jax_mpk.passes.axes import inverse
 from jax_mpk.passes.simplify import replace_acc
 from jax_mpk.passes.substitute import at
@@ -30,6 +32,14 @@ SLICES = 8
 """At most this many slices: the consumer of the sum reads all of them."""
 SLICE_K = 128
 """A slice is a multiple of this many k: one frame of the weight stream."""
+NEAR = 0.6
+"""What a byte that is read from a cache takes, of what one takes that is streamed: 40 against 23 KB/us (GPU-FINDINGS.md)."""
+COMPUTED = 1
+"""Streamed bytes in the time of an element of a prologue."""
+HOP = 50 << 10
+"""Streamed bytes in the time of a hop: rows that are read at too many places become an operator of their own."""
+WIDEST = 2048
+"""Columns of a task, at the most, when loads are compared."""
 ROWS_K = 16
 """The same for slices of rows on a CPU."""
 ROWS_BYTES = 1 << 18
@@ -43,7 +53,7 @@ def run(g: Graph, target: Device) -> Graph:
     if not target.gpu and not target.rows:
         return g
     values = dict(g.values)
-    together = _together(g, target) if target.gpu else {}
+    together = _alone(g, target) | _together(g, target) if target.gpu else {}
     ops: list[Op] = []
     for op in g.ops:
         pieces = _split(values, op, target, together.get(op.out, 0)) if isinstance(op, Contract) else None
@@ -60,21 +70,20 @@ def _of_weights(values: dict[int, Value], op: Op) -> bool:
     )
 
 
-def _split(values: dict[int, Value], op: Contract, target: Device, slices: int) -> list[Op] | None:
-    """`op` in `slices` slices (0: as many as suit it alone), or None to leave it."""
+def _split(values: dict[int, Value], op: Contract, target: Device, together: int) -> list[Op] | None:
+    """`op` in `together` slices (0: as many as suit it alone), or None to leave it."""
     if not _of_weights(values, op):
         return None
-    tasks = _tasks(op, target)
-    slices = slices or (_slices(op.k[0][1], tasks, target) if target.gpu else _row_slices(values, op, target))
+    slices = together or (1 if target.gpu else _row_slices(values, op, target))
     if slices == 1 and not target.gpu:
         return None
-    if slices == 1 and (len(op.rhs) == 1 or tasks > target.tasks):
+    if slices == 1 and (len(op.rhs) == 1 or not together):
         return None
     out: list[Op] = []
     sums: list[Expr] = []
     try:
-        for r in op.rhs:
-            part, total = _slice(values, op, r, slices)
+        for j, r in enumerate(op.rhs):
+            part, total = _slice(values, op, r, slices, slices == 1 and _is_rounded(op.epilogue, j))
             out.append(part)
             sums.append(total)
     except E.NotAffine:
@@ -122,19 +131,78 @@ def _together(g: Graph, target: Device) -> dict[int, int]:
     return out
 
 
-@functools.cache
-def _load(k: int, columns: tuple[int, ...], slices: int, target: Device) -> int:
+def _load(k: int, columns: tuple[int, ...], slices: int, target: Device, rhs: int = 1) -> int:
     """The most weights (k x columns) that a worker gets when contractions over one k, cut into `slices`, are dealt to
     the workers; their tasks are as wide as `target.tasks` tasks an operator allow."""
-    sizes: list[int] = []
-    for n in columns:
-        blocks = -(-n // target.columns)
-        wide = -(-blocks // max(1, target.tasks // slices))
-        sizes += [wide * target.columns * (k // slices)] * (-(-blocks // wide) * slices)
-    load = [0] * target.workers
-    for x in sorted(sizes, reverse=True):
-        heapq.heapreplace(load, load[0] + x)
-    return max(load)
+    wanted = max(1, target.tasks // slices)
+    width = widths(columns, slices, wanted, target.columns, WIDEST, target.workers)
+    return busiest(columns, width, slices, target.workers) * rhs * (k // slices)
+
+
+def _alone(g: Graph, target: Device) -> dict[int, int]:
+    """Output -> slices, for contractions that are better cut; one with several accumulators is taken apart first.
+
+    What counts are bytes of the busiest worker: weights of its frames, and what a task of each reader reads, which is
+    nearer (`NEAR`) and, of parts, computes (`COMPUTED` bytes an element).
+    """
+    readers = g.consumers()
+    out: dict[int, int] = {}
+    for op in g.ops:
+        if not isinstance(op, Contract) or not _of_weights(g.values, op):
+            continue
+        k, n, many = op.k[0][1], _columns(op), len(op.rhs)
+        batch = math.prod(op.domain[a] for a in op.axes("batch"))
+        if batch > 1:
+            if many == 1:
+                out[op.out] = _slices(k, _tasks(op, target), target)
+            continue
+        weight = max(itemsize(g.values[v].dtype) for r in op.rhs for v in r.loads)
+        rows, share = math.prod(op.domain[a] for a in op.axes("m")), _shares(g, readers, op, target)
+        rounded = all(_is_rounded(op.epilogue, j) for j in range(many))
+
+        def read(size: float, rows: int = rows, n: int = n, share: int = share) -> float:
+            """What reading `size` bytes for each element takes every task that does."""
+            each = NEAR * size * n
+            return each * rows / share if share > 1 else min(each * rows, each + HOP)
+
+        def cost(
+            s: int, k: int = k, n: int = n, many: int = many, weight: int = weight, rounded: bool = rounded
+        ) -> float:
+            part = 2 if rounded and s == 1 else 4
+            work = COMPUTED / NEAR if many > 1 else 0
+            return weight * _load(k, (n,) * many, s, target) + read(many * (part * s + work))
+
+        whole = weight * _load(k, (n,), 1, target, many) + read(itemsize(g.values[op.out].dtype))
+        fits = [s for s in range(1 if many > 1 else 2, SLICES + 1) if k % (s * SLICE_K) == 0]
+        best = min(fits, key=cost, default=0)
+        if best and cost(best) < whole:
+            out[op.out] = best
+    return out
+
+
+def _shares(g: Graph, readers: dict[int, list[Op]], op: Contract, target: Device) -> int:
+    """Into how many slices the readers of a result cut it; 1 if some task reads all of it."""
+    found, todo, seen = [], [op.out], {op.out}
+    while todo:
+        for user in readers[todo.pop()]:
+            if isinstance(user, Map) and not user.expr.height:
+                if user.out not in seen:
+                    seen.add(user.out)
+                    todo.append(user.out)
+            elif isinstance(user, Contract) and len(user.k) == 1 and user.k[0][1] == _columns(op):
+                found.append(_slices(user.k[0][1], _tasks(user, target), target))
+            else:
+                found.append(1)
+    return min(found, default=1)
+
+
+def _is_rounded(e: Expr, j: int) -> bool:
+    """Whether accumulator `j` is rounded to bf16 before anything else: then its part can be kept so."""
+    return all(
+        isinstance(x, E.Unary) and x.op == "round_bf16"
+        for x in E.walk(e)
+        if any(isinstance(a, E.Acc) and a.index == j for a in x.args())
+    )
 
 
 def _row_slices(values: dict[int, Value], op: Contract, target: Device) -> int:
@@ -149,8 +217,8 @@ def _row_slices(values: dict[int, Value], op: Contract, target: Device) -> int:
     return max((s for s in range(1, min(SLICES, target.tasks) + 1) if k % (s * ROWS_K) == 0), default=1)
 
 
-def _slice(values: dict[int, Value], op: Contract, rhs: Expr, slices: int) -> tuple[Contract, Expr]:
-    """One accumulator as a contraction over slices (domain axis 0), and the ordered sum of its slices."""
+def _slice(values: dict[int, Value], op: Contract, rhs: Expr, slices: int, rounded: bool) -> tuple[Contract, Expr]:
+    """One accumulator as a contraction over slices (domain axis 0), and the ordered sum of its slices; `rounded`: kept as bf16."""
     axis, extent = op.k[0]
     step = extent // slices
     up = {a: E.coord_axis(a + 1, n) for a, n in enumerate(op.domain)}
@@ -161,9 +229,11 @@ def _slice(values: dict[int, Value], op: Contract, rhs: Expr, slices: int) -> tu
     else:
         point, domain = {}, op.domain
     new = max(values) + 1
-    values[new] = Value(new, domain, "f32", name="")
+    values[new] = Value(new, domain, "bf16" if rounded else "f32", name="")
+    acc = E.acc(0, range(len(domain)))
     lhs, r = (E.substitute_axes(e, point) if point else e for e in (op.lhs, rhs))
-    part = Contract(new, domain, op.source, None, lhs, (r,), ((axis, step),), E.acc(0, range(len(domain))))
+    part = Contract(new, domain, op.source, None, lhs, (r,), ((axis, step),),
+                    E.unary("round_bf16", acc) if rounded else acc)  # fmt: skip
     here = tuple(E.coord_axis(a, n) for a, n in enumerate(op.domain))
     total: Expr | None = None
     for s in range(slices):

@@ -14,6 +14,7 @@ from jax_mpk.ir.body import Body
 from jax_mpk.ir.graph import Contract, Graph
 from jax_mpk.ir.loops import loop_axes
 from jax_mpk.kinds.contract import cuda
+from jax_mpk.kinds.contract.even import widths
 from jax_mpk.kinds.kind import Case, TaskKind, cut, normal
 
 if TYPE_CHECKING:
@@ -49,26 +50,37 @@ def tile(graph: Graph, op: Contract, target: Device) -> dict[int, int]:
             if tile[x.axis] > 1 or left <= rows:
                 break
         m = math.prod(tile.get(x.axis, x.extent) for x in role["m"])
+    batches = 1
     for axis, t in cut(role["batch"], wanted).items():
         tile[axis] = t
+        batches *= math.ceil(op.domain[axis] / t)
         wanted = math.ceil(wanted / math.ceil(op.domain[axis] / t))
     if role["n"]:
         x = role["n"][0]
         inner = max(1, n // max(1, x.extent))
         limit = SHARED_ACCUMULATORS if target.gpu else ACCUMULATORS
         most = max(target.columns, limit // max(1, m * len(op.rhs)) // target.columns * target.columns)
-        columns = _columns(n, wanted, target.columns, most)
+        beside = _beside(graph, op, target)
+        together = tuple(math.prod(x.extent for x in loop_axes(o) if x.role == "n") for o in beside)
+        columns = widths(together, batches, wanted, target.columns, most, target.workers)[
+            [o.out for o in beside].index(op.out)
+        ]
         step = target.columns // math.gcd(inner, target.columns)
         step = step if step * inner <= max(columns, 2 * target.columns) else 1
         tile[x.axis] = max(1, min(x.extent, math.ceil(max(1, columns // inner) / step) * step))
     return tile
 
 
-def _columns(n: int, wanted: int, unit: int, most: int) -> int:
-    """Columns of a task, a multiple of `unit` up to `most`: those with which the busiest of `wanted` workers gets the
-    fewest, and of these the most, for fewer tasks."""
-    widths = range(unit, min(most, math.ceil(n / unit) * unit) + 1, unit)
-    return min(widths, key=lambda c: (math.ceil(math.ceil(n / c) / wanted) * c, -c))
+def _beside(graph: Graph, op: Contract, target: Device) -> list[Contract]:
+    """The contractions of the same left operand, which are dealt together on a device that deals levels: `op` is one."""
+    if not target.gpu:
+        return [op]
+    return [x for x in graph.ops if isinstance(x, Contract) and x.lhs is op.lhs and x.k == op.k
+            and len(x.rhs) == len(op.rhs) and _rows(x) == _rows(op)]  # fmt: skip
+
+
+def _rows(op: Contract) -> list[tuple[str, int]]:
+    return [(x.role, x.extent) for x in loop_axes(op) if x.role in ("batch", "m")]
 
 
 def body(c: Bound, op: Contract) -> Body:
