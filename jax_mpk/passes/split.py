@@ -18,6 +18,7 @@ more than what the readers of the parts read more: one task of both operands is 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from jax_mpk.device import Device
 from jax_mpk.ir import expr as E
@@ -32,10 +33,13 @@ SLICES = 8
 """At most this many slices: the consumer of the sum reads all of them."""
 SLICE_K = 128
 """A slice is a multiple of this many k: one frame of the weight stream."""
-NEAR = 0.6
-"""What a byte that is read from a cache takes, of what one takes that is streamed: 40 against 23 KB/us (GPU-FINDINGS.md)."""
-COMPUTED = 1
-"""Streamed bytes in the time of an element of a prologue."""
+NEAR, COMBINED = 0.7, 2.7
+"""What a byte that a prologue reads takes, of what one takes that is streamed (23 KB/us): a norm's 32 KB/us
+(GPU-FINDINGS.md), and 8.6 KB/us where several accumulators are combined (docs/measurements.md, run 40)."""
+SPARE = 1.2
+"""How much faster than on average a worker streams while others do not."""
+PARTS = 70 << 10
+"""Streamed bytes in the time that a prologue loses when it adds slices of several accumulators."""
 HOP = 50 << 10
 """Streamed bytes in the time of a hop: rows that are read at too many places become an operator of their own."""
 WIDEST = 2048
@@ -134,50 +138,68 @@ def _together(g: Graph, target: Device) -> dict[int, int]:
 def _load(k: int, columns: tuple[int, ...], slices: int, target: Device, rhs: int = 1) -> int:
     """The most weights (k x columns) that a worker gets when contractions over one k, cut into `slices`, are dealt to
     the workers; their tasks are as wide as `target.tasks` tasks an operator allow."""
-    wanted = max(1, target.tasks // slices)
-    width = widths(columns, slices, wanted, target.columns, WIDEST, target.workers)
-    return busiest(columns, width, slices, target.workers) * rhs * (k // slices)
+    width = widths(columns, slices, target.tasks, target.columns, WIDEST)
+    return busiest(columns, width, slices, target.tasks) * rhs * (k // slices)
 
 
 def _alone(g: Graph, target: Device) -> dict[int, int]:
-    """Output -> slices, for contractions that are better cut; one with several accumulators is taken apart first.
-
-    What counts are bytes of the busiest worker: weights of its frames, and what a task of each reader reads, which is
-    nearer (`NEAR`) and, of parts, computes (`COMPUTED` bytes an element).
-    """
+    """Output -> slices, for contractions that are better cut; one with several accumulators is taken apart first."""
     readers = g.consumers()
     out: dict[int, int] = {}
     for op in g.ops:
         if not isinstance(op, Contract) or not _of_weights(g.values, op):
             continue
-        k, n, many = op.k[0][1], _columns(op), len(op.rhs)
-        batch = math.prod(op.domain[a] for a in op.axes("batch"))
-        if batch > 1:
+        k, many = op.k[0][1], len(op.rhs)
+        if math.prod(op.domain[a] for a in op.axes("batch")) > 1:
             if many == 1:
                 out[op.out] = _slices(k, _tasks(op, target), target)
             continue
         weight = max(itemsize(g.values[v].dtype) for r in op.rhs for v in r.loads)
-        rows, share = math.prod(op.domain[a] for a in op.axes("m")), _shares(g, readers, op, target)
-        rounded = all(_is_rounded(op.epilogue, j) for j in range(many))
-
-        def read(size: float, rows: int = rows, n: int = n, share: int = share) -> float:
-            """What reading `size` bytes for each element takes every task that does."""
-            each = NEAR * size * n
-            return each * rows / share if share > 1 else min(each * rows, each + HOP)
-
-        def cost(
-            s: int, k: int = k, n: int = n, many: int = many, weight: int = weight, rounded: bool = rounded
-        ) -> float:
-            part = 2 if rounded and s == 1 else 4
-            work = COMPUTED / NEAR if many > 1 else 0
-            return weight * _load(k, (n,) * many, s, target) + read(many * (part * s + work))
-
-        whole = weight * _load(k, (n,), 1, target, many) + read(itemsize(g.values[op.out].dtype))
+        cost = _Cost(k, _columns(op), many, weight, math.prod(op.domain[a] for a in op.axes("m")),
+                     _shares(g, readers, op, target), all(_is_rounded(op.epilogue, j) for j in range(many)), target)  # fmt: skip
         fits = [s for s in range(1 if many > 1 else 2, SLICES + 1) if k % (s * SLICE_K) == 0]
-        best = min(fits, key=cost, default=0)
-        if best and cost(best) < whole:
+        best = min(fits, key=cost.parts, default=0)
+        if best and cost.parts(best) < cost.whole(itemsize(g.values[op.out].dtype)):
             out[op.out] = best
     return out
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """What a contraction takes, in bytes that a worker streams meanwhile: weights of the busiest worker's frames, which
+    come faster while others have none, and what a task of each reader reads, which nothing hides.
+
+    k, n: extents; many: accumulators; weight: bytes of a weight; rows: of the left operand; share: slices into which
+    readers cut a row; rounded: parts without slices are bf16.
+    """
+
+    k: int
+    n: int
+    many: int
+    weight: int
+    rows: int
+    share: int
+    rounded: bool
+    target: Device
+
+    def whole(self, size: int) -> float:
+        """As it is, with results of `size` bytes."""
+        return self._stream(_load(self.k, (self.n,), 1, self.target, self.many)) + self._read(size)
+
+    def parts(self, slices: int) -> float:
+        """Every accumulator for itself, in slices."""
+        size = 2 if self.rounded and slices == 1 else 4
+        more = PARTS if self.many > 1 and slices > 1 else 0
+        load = _load(self.k, (self.n,) * self.many, slices, self.target)
+        return self._stream(load) + self._read(self.many * slices * size) + more
+
+    def _stream(self, load: int) -> float:
+        return self.weight * max(load / SPARE, self.k * self.n * self.many / self.target.workers)
+
+    def _read(self, size: int) -> float:
+        """What every task takes that reads `size` bytes for each element; rows too large to be read by all get a hop."""
+        row = (NEAR if self.many == 1 else COMBINED) * size * self.n
+        return row * self.rows / self.share if self.share > 1 else min(row * self.rows, row + HOP)
 
 
 def _shares(g: Graph, readers: dict[int, list[Op]], op: Contract, target: Device) -> int:

@@ -23,12 +23,10 @@ BF16 = jnp.bfloat16
 
 
 def test_widths():
-    assert widths((8192, 8192), 1, 132, 64, 2048, 132) == (64, 64), "128 tasks each, two a worker"
-    assert widths((12288, 12288), 1, 132, 64, 2048, 132) == (64, 64), (
-        "96 wide tasks each are two turns, 384 three halves"
-    )
-    assert widths((12288,), 1, 132, 64, 2048, 132) == (128,)
-    assert widths((12288, 12288), 1, 132, 64, 64, 132) == (64, 64)
+    assert widths((8192, 8192), 1, 132, 64, 2048) == (64, 64), "128 tasks each, two a worker"
+    assert widths((12288, 12288), 1, 132, 64, 2048) == (64, 64), "96 wide tasks each are two turns, 384 three halves"
+    assert widths((12288,), 1, 132, 64, 2048) == (128,)
+    assert widths((5120,), 4, 78, 64, 2048) == (320,), "64 tasks for 78 workers rather than 80"
     assert busiest((12288, 12288), (64, 64), 1, 132) == 192 and busiest((12288, 12288), (128, 128), 1, 132) == 256
 
 
@@ -52,8 +50,8 @@ def compiled(f, target: Device, *shape: int) -> compiler.Compiled:
     return compiler.compile(closed, target, Options(cache_entries=0))
 
 
-# An H100, where every slice of a whole number of frames fits; others, where 32 columns of tasks leave less choice.
-@pytest.mark.parametrize(("workers", "limit"), [(132, 1.12), (114, 1.35), (78, 1.25)])
+# A worker streams 1.2 times as fast while others do not, so this is near to even (docs/measurements.md, run 40).
+@pytest.mark.parametrize(("workers", "limit"), [(132, 1.38), (114, 1.45), (78, 1.65)])
 @pytest.mark.parametrize(
     "shape", [(2048, 8192), (1024, 3072), (2048, 6144), (4096, 12288), (3072, 8192), (5120, 13824)]
 )
@@ -69,18 +67,18 @@ def test_a_gated_network(f, shape, workers, limit):
 
 
 def test_parts_that_would_be_read_too_often_stay_together():
-    """At 32 rows the readers of the parts would read more than the frames that are saved."""
-    contractions = lambda rows: [  # noqa: E731
-        op for op in compiled(gated, H100, rows, 2048, 6144).stages["refine"].ops if isinstance(op, Contract)
+    """At 8 rows the readers of the parts would read more than the frames that are saved."""
+    contractions = lambda rows, *shape: [  # noqa: E731
+        len(op.rhs) for op in compiled(gated, H100, rows, *shape).stages["refine"].ops if isinstance(op, Contract)
     ]
-    assert [len(op.rhs) for op in contractions(1)] == [1, 1, 1]
-    assert max(len(op.rhs) for op in contractions(32)) == 2
+    assert contractions(1, 4096, 12288) == [1, 1, 1]
+    assert contractions(8, 4096, 12288) == [2, 1]
+    assert contractions(1, 2048, 8192) == [2, 1], "128 tasks of both are even"
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator is compiled by g++")
-@pytest.mark.parametrize("rows", [1, 8])
 @pytest.mark.parametrize("rounded", [True, False])
-def test_parts_on_the_emulator(rows, rounded):
+def test_parts_on_the_emulator(rounded, rows=1):
     """Taken apart, without slices: what is rounded first is kept as bf16, the rest in f32. Poisoned memory."""
 
     def f(x, gate, up, down):

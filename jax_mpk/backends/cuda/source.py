@@ -65,6 +65,10 @@ def generate(tg: TaskGraph, device: Device, operands: int) -> Source:
     return Source("\n".join([*lines, _results(tg), _kernel(calls, s.ring > 0, s.spill, s.total), ""]), variants)
 
 
+MANY = 48
+"""Variants from which each is a function of its own: as one function, a scan written out took ptxas minutes. A program
+with fewer (a decoder has some 12) has them inlined: a call saves registers, and one reload took 1.4 us of an epilogue."""
+
 POISON = {
     "f32": "0x7fc00000u",
     "bf16": "0x7fc0u",
@@ -108,8 +112,9 @@ def _shell() -> str:
 
 def _kernel(calls: list[str], stream: bool, spill: int, smem: int) -> str:
     cases = "\n".join(f"      case {n}: run_{n}(launch, d); break;" for n in range(len(calls)))
+    inline = "__forceinline__" if len(calls) < MANY else "__noinline__"
     functions = "\n".join(
-        f"""__device__ __forceinline__ void run_{n}(const Launch& launch, const Desc& d) {{
+        f"""__device__ {inline} void run_{n}(const Launch& launch, const Desc& d) {{
   extern __shared__ __align__(1024) u8 smem[];
   Worker w(launch, smem, {spill});
   stamp(w, d, 0);

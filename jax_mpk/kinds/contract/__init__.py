@@ -36,6 +36,7 @@ def tile(graph: Graph, op: Contract, target: Device) -> dict[int, int]:
     role = {r: [x for x in axes if x.role == r] for r in ("batch", "m", "n", "k")}
     batch, m, n, k = (math.prod(x.extent for x in role[r]) for r in ("batch", "m", "n", "k"))
     wanted = min(target.tasks, max(1, batch * m * n * k * len(op.rhs) // MIN_MACS))
+    workers, times = wanted, 1
     tile: dict[int, int] = {}
     if role["m"]:
         across = batch * max(1, n // target.columns)
@@ -46,15 +47,13 @@ def tile(graph: Graph, op: Contract, target: Device) -> dict[int, int]:
         for x in role["m"]:  # single steps of the outer axes, then the one that is cut, so that rows are one range
             left //= max(1, x.extent)
             tile[x.axis] = min(x.extent, max(1, rows // max(1, left)))
-            wanted = math.ceil(wanted / max(1, math.ceil(x.extent / tile[x.axis])))
+            times *= max(1, math.ceil(x.extent / tile[x.axis]))
             if tile[x.axis] > 1 or left <= rows:
                 break
         m = math.prod(tile.get(x.axis, x.extent) for x in role["m"])
-    batches = 1
-    for axis, t in cut(role["batch"], wanted).items():
+    for axis, t in cut(role["batch"], math.ceil(wanted / times)).items():
         tile[axis] = t
-        batches *= math.ceil(op.domain[axis] / t)
-        wanted = math.ceil(wanted / math.ceil(op.domain[axis] / t))
+        times *= math.ceil(op.domain[axis] / t)
     if role["n"]:
         x = role["n"][0]
         inner = max(1, n // max(1, x.extent))
@@ -62,9 +61,8 @@ def tile(graph: Graph, op: Contract, target: Device) -> dict[int, int]:
         most = max(target.columns, limit // max(1, m * len(op.rhs)) // target.columns * target.columns)
         beside = _beside(graph, op, target)
         together = tuple(math.prod(x.extent for x in loop_axes(o) if x.role == "n") for o in beside)
-        columns = widths(together, batches, wanted, target.columns, most, target.workers)[
-            [o.out for o in beside].index(op.out)
-        ]
+        all_widths = widths(together, times, workers, target.columns, most)
+        columns = all_widths[[o.out for o in beside].index(op.out)]
         step = target.columns // math.gcd(inner, target.columns)
         step = step if step * inner <= max(columns, 2 * target.columns) else 1
         tile[x.axis] = max(1, min(x.extent, math.ceil(max(1, columns // inner) / step) * step))

@@ -8,13 +8,13 @@ import math
 
 
 @functools.cache
-def widths(columns: tuple[int, ...], batch: int, wanted: int, unit: int, most: int, workers: int) -> tuple[int, ...]:
+def widths(columns: tuple[int, ...], batch: int, workers: int, unit: int, most: int) -> tuple[int, ...]:
     """Columns of a task of contractions that are dealt together, multiples of `unit` up to `most`.
 
-    columns: of each contraction. batch: how often each comes (batches, slices of k). wanted: tasks of one of them that keep
-    the workers busy. Every contraction has the width that suits it alone, unless a narrower one evens out their sum.
+    columns: of each contraction. batch: how often each comes (batches, slices of k, blocks of rows). Every contraction has
+    the width that suits it alone (of equal ones the widest, for fewer tasks), unless a narrower one evens out their sum.
     """
-    alone = tuple(_alone(n, wanted, unit, most) for n in columns)
+    alone = tuple(_alone(n, batch, workers, unit, most) for n in columns)
     least, best = busiest(columns, alone, batch, workers), alone
     for c in range(max(alone) - unit, 0, -unit) if len(columns) > 1 else ():
         narrow = tuple(min(c, a) for a in alone)
@@ -33,7 +33,6 @@ def busiest(columns: tuple[int, ...], width: tuple[int, ...], batch: int, worker
     return max(load)
 
 
-def _alone(n: int, wanted: int, unit: int, most: int) -> int:
-    """Those with which the busiest of `wanted` workers gets the fewest, and of these the most, for fewer tasks."""
+def _alone(n: int, batch: int, workers: int, unit: int, most: int) -> int:
     candidates = range(unit, min(most, math.ceil(n / unit) * unit) + 1, unit)
-    return min(candidates, key=lambda c: (math.ceil(math.ceil(n / c) / wanted) * c, -c))
+    return min(candidates, key=lambda c: (math.ceil(math.ceil(n / c) * batch / workers) * c, -c))
