@@ -35,8 +35,27 @@ MPK_F1(F_ROUND_AWAY, roundf(a))
 MPK_F1(F_ROUND_BF16, bf16_to_f32(f32_to_bf16(a)))
 MPK_F1(F_ROUND_F16, f16_to_f32(f32_to_f16(a)))
 
-// sinf and cosf of large arguments spill to local memory; reduce in three steps first (exact enough up to 2**20).
+// sinf and cosf keep a table in local memory, and with it every kernel a stack. x = q * pi / 2 + r, q modulo 4: in three
+// steps where that is exact enough; else (Payne and Hanek) the mantissa times those 96 bits of 2 / pi that matter.
+__device__ const u32 TWO_OVER_PI[] = {0, 0xa2f9836e, 0x4e441529, 0xfc2757d1, 0xf534ddc0, 0xdb629599, 0x3c439041, 0xfe5163ab};
+
+__device__ __forceinline__ float reduce_large(float x, int& q) {
+  const u32 m = (b(x) & 0x7fffff) | 0x800000, at = (b(x) >> 23 & 255) - 120;  // the first bit worth 2 after the product
+  const u32* w = TWO_OVER_PI + at / 32;
+  const int up = at % 32;
+  const auto bits = [&](int n) { return (u32)((((u64)w[n] << 32 | w[n + 1]) << up) >> 32); };
+  const u64 low = (u64)bits(2) * m, middle = (u64)bits(1) * m + (low >> 32);
+  const u64 product = (u64)(bits(0) * m + (u32)(middle >> 32)) << 32 | (u32)middle;  // modulo 4, in units of 2**-62
+  q = (int)((product + (1ull << 61)) >> 62);
+  const float r = (float)(i64)(product << 2) * 8.5153039e-20f;  // pi / 2 * 2**-64
+  if (x < 0.0f) q = -q;
+  return x < 0.0f ? -r : r;
+}
 __device__ __forceinline__ float reduce_pi(float x, int& q) {
+  if (!(fabsf(x) < 1048576.0f)) {
+    q = 0;
+    return fabsf(x) < __uint_as_float(0x7f800000) ? reduce_large(x, q) : __uint_as_float(0x7fc00000);
+  }
   float n = rintf(x * 0.636619772f);
   q = (int)n;
   x = fmaf(n, -1.57079601f, x);
