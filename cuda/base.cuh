@@ -71,8 +71,10 @@ template <class T> struct Storage;
 #define MPK_STORAGE(T, M, LOAD, STORE)                                                               \
   template <> struct Storage<T> {                                                                    \
     using type = M;                                                                                  \
-    static __device__ __forceinline__ u32 load(const void* p, i64 i) { M x = ((const M*)p)[i]; return LOAD; } \
-    static __device__ __forceinline__ void store(void* p, i64 i, u32 x) { ((M*)p)[i] = STORE; }       \
+    static __device__ __forceinline__ u32 widen(M x) { return LOAD; }                                 \
+    static __device__ __forceinline__ M narrow(u32 x) { return STORE; }                               \
+    static __device__ __forceinline__ u32 load(const void* p, i64 i) { return widen(((const M*)p)[i]); } \
+    static __device__ __forceinline__ void store(void* p, i64 i, u32 x) { ((M*)p)[i] = narrow(x); }   \
   };
 MPK_STORAGE(F32, u32, x, x)
 MPK_STORAGE(I32, u32, x, x)
@@ -88,6 +90,48 @@ MPK_STORAGE(BOOL, u8, x != 0, (u8)(x != 0))
 
 template <class T> __device__ __forceinline__ u32 load(const void* p, i64 i) { return Storage<T>::load(p, i); }
 template <class T> __device__ __forceinline__ void store(void* p, i64 i, u32 x) { Storage<T>::store(p, i, x); }
+
+// N neighbours, as many bytes at a time as there are, up to 16; their address is a multiple of these.
+template <class T, int N> struct Wide {
+  using type = typename Storage<T>::type;
+  static constexpr int SIZE = sizeof(type), EACH = 4 / SIZE, WORDS = N * SIZE / 4, BITS = 8 * SIZE;
+  static_assert(N * SIZE == 2 || N * SIZE == 4 || N * SIZE == 8 || N * SIZE % 16 == 0);
+  u32 word[WORDS ? WORDS : 1];
+
+  __device__ __forceinline__ u32 get(int n) const {
+    if constexpr (SIZE == 4) return Storage<T>::widen((type)word[n]);
+    else return Storage<T>::widen((type)(word[n / EACH] >> (n % EACH * BITS)));
+  }
+  __device__ __forceinline__ void set(int n, u32 x) {
+    if constexpr (SIZE == 4) {
+      word[n] = (u32)Storage<T>::narrow(x);
+    } else {
+      const u32 bits = ((u32)Storage<T>::narrow(x) & ((1u << BITS) - 1)) << (n % EACH * BITS);
+      word[n / EACH] = n % EACH ? word[n / EACH] | bits : bits;
+    }
+  }
+  __device__ __forceinline__ void load(const void* p, i64 i) {
+    const type* at = (const type*)p + i;
+    if constexpr (WORDS == 0) word[0] = *(const u16*)at;
+    else if constexpr (WORDS == 1) word[0] = *(const u32*)at;
+    else if constexpr (WORDS == 2) { const uint2 x = *(const uint2*)at; word[0] = x.x, word[1] = x.y; }
+    else
+#pragma unroll
+      for (int k = 0; k < WORDS; k += 4) {
+        const uint4 x = ((const uint4*)at)[k / 4];
+        word[k] = x.x, word[k + 1] = x.y, word[k + 2] = x.z, word[k + 3] = x.w;
+      }
+  }
+  __device__ __forceinline__ void store(void* p, i64 i) const {
+    type* at = (type*)p + i;
+    if constexpr (WORDS == 0) *(u16*)at = (u16)word[0];
+    else if constexpr (WORDS == 1) *(u32*)at = word[0];
+    else if constexpr (WORDS == 2) *(uint2*)at = make_uint2(word[0], word[1]);
+    else
+#pragma unroll
+      for (int k = 0; k < WORDS; k += 4) ((uint4*)at)[k / 4] = make_uint4(word[k], word[k + 1], word[k + 2], word[k + 3]);
+  }
+};
 
 __device__ __forceinline__ i64 clamp_to(u32 x, int limit) { return min(max((int)x, 0), limit); }
 

@@ -171,8 +171,8 @@ DAMAGES = [shorter_code, without_a_code, a_code_twice, moved_store, shared_strid
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda d: d.__name__)
 def test_damaged_codes_are_rejected(damage):
     """On every function that the damage applies to. Updates are left out: they may store less, or elsewhere in bounds, and
-    still be sound programs. So may a padded copy of which a convolution does not read all: what is accepted must then give
-    what it gave, with poison everywhere."""
+    still be sound programs. So may a padded copy of which a convolution does not read all, and rows of no group, which are
+    masked on both sides: what is accepted must then give what it gave, with poison everywhere."""
     applied, accepted, sound = 0, [], 0
     for name, (f, args) in FUNCTIONS.items():
         blob = program(f, *args)
@@ -189,7 +189,7 @@ def test_damaged_codes_are_rejected(damage):
             sound += 1
         except VerifyError:
             pass
-    assert applied >= 3 and not accepted and sound <= 1
+    assert applied >= 3 and not accepted and sound <= 2
 
 
 def test_an_update_of_what_was_written_must_say_so():

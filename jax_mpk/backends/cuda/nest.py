@@ -10,6 +10,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from jax_mpk.backends.cuda import wide
 from jax_mpk.backends.cuda.expressions import Printer, roots_of, value_of
 from jax_mpk.backends.cuda.space import Lines, Loop, Scratch, Space, Span
 from jax_mpk.ir import expr as E
@@ -122,7 +123,10 @@ class Writer:
                 a = span.axes[0]
                 lo, hi = self._clip(a, box[a], f"({s.lo(a)} + ({span.lo}))", f"({s.lo(a)} + ({span.hi}))")
                 known = span.size if full else 0
-                loops.append(Loop((a,), lo, str(known) if known else _count(lo, hi), known or s.most(a)))
+                count = str(known) if known else _count(lo, hi)
+                loops.append(
+                    Loop((a,), lo, count, known or s.most(a), grain=math.gcd(s.grain(a), known) if known else 1)
+                )
                 taken.add(a)
             elif (full and len(inside) == len(span.axes) and not (alone and inner in span.axes)
                   and all(s.tile[a] >= s.extent[a] for a in span.axes[1:])):  # fmt: skip
@@ -135,7 +139,8 @@ class Writer:
             if a not in taken:
                 lo, hi = self._clip(a, box[a], s.lo(a), s.hi(a))
                 count = s.count(a) if (lo, hi) == (s.lo(a), s.hi(a)) else _count(lo, hi)
-                loops.append(Loop((a,), lo, count, s.most(a)))
+                same = s.grain(a) if lo == s.lo(a) else int(lo) if lo.isdigit() else 1
+                loops.append(Loop((a,), lo, count, s.most(a), grain=same))
         loops.sort(key=lambda x: (inner in x.axes, x.axes))
         return loops
 
@@ -211,6 +216,9 @@ class Writer:
         serial = [x for x in loops if self.collides(p.nest, x)]
         if serial and not kept:
             self._serially(p, [x for x in loops if x not in serial], serial, rank, size, given)
+            return
+        if not kept and (n := wide.width(self, p, loops, size)) > 1:
+            wide.points(self, p, loops, rank, size, n, given)
             return
         most = math.prod(x.most for x in loops)
         nodes = p.order(roots, {**given, **kept})
@@ -289,22 +297,11 @@ class Writer:
         value, store = value_of(p.nest), p.nest.store
         if not isinstance(value, Load | Acc) or store.where is not None or store.mode != "set":
             return False
-        if (not loops or self.guards or len(loops[-1].axes) != 1 or loops[-1].most % WIDE
-                or not loops[-1].count.isdigit()):  # fmt: skip
+        if not loops or self.guards or not wide.runs(loops[-1], WIDE):
             return False
-        inner = loops[-1].axes[0]
-        for x in (p.nest.place(value), store.place):
-            m = p.scratch.get(x.slot)
-            strides = {self.number[a]: v for a, v in x.strides.items()}
-            if ((m.dtype if m else "") or x.dtype.upper()) != "BF16" or x.dyn or x.offset % WIDE:
-                return False
-            if strides.pop(inner, 0) != 1 or any(v % WIDE for v in strides.values()):
-                return False
-            if m and (m.row0 != "0" or (m.col0 != "0" and not m.shared) or m.ld % WIDE or m.length % WIDE):
-                return False
-            if not m and x.slot not in self.aligned:
-                return False
-        return all(self.space.most(a) % WIDE == 0 or self.space.most(a) == self.space.extent[a] for a in (inner,))
+        axis = next(a for a, n in self.number.items() if n == loops[-1].axes[0])
+        places = [p.nest.place(value), store.place]
+        return all(wide.dtype(p, x) == "BF16" and not x.dyn and wide.is_run(self, p, x, axis, WIDE) for x in places)
 
     def _copy(self, p: Printer, loops: Sequence[Loop]) -> None:
         """Points in groups of `WIDE`: by asynchronous copies into shared memory (no registers, everything on the way at

@@ -25,7 +25,7 @@ class Scratch:
 @dataclass(frozen=True)
 class Span:
     """Loop axes taken as one flattened range [lo, hi) of their (full, tile-relative) index space; `size` is hi - lo
-    where that is always the same."""
+    where that is always the same, and then lo is a multiple of it."""
 
     axes: tuple[int, ...]
     lo: str
@@ -51,6 +51,10 @@ class Space:
             return str(min(self.tile[a], self.extent[a]))
         return f"({self.hi(a)} - {self.lo(a)})"
 
+    def grain(self, a: int) -> int:
+        """The first index of every tile is a multiple of this (0: it is zero)."""
+        return 0 if self.tile[a] >= self.extent[a] else int(self.tile[a])
+
     def most(self, a: int) -> int:
         return min(int(self.tile[a]), int(self.extent[a]))
 
@@ -72,10 +76,12 @@ class Lines:
 
 @dataclass
 class Loop:
-    """One loop dimension: axis numbers with their extents (several: a span), first value, number of values."""
+    """One loop dimension: axis numbers with their extents (several: a span), first value, number of values. The first value
+    is a multiple of `grain` (of everything: 0)."""
 
     axes: tuple[int, ...]
     base: str
     count: str
     most: int
     sizes: tuple[int, ...] = ()
+    grain: int = 1
