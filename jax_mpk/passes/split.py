@@ -35,7 +35,7 @@ SLICE_K = 128
 """A slice is a multiple of this many k: one frame of the weight stream."""
 NEAR, COMBINED = 0.7, 2.7
 """What a byte that a prologue reads takes, of what one takes that is streamed (23 KB/us): a norm's 32 KB/us
-(GPU-FINDINGS.md), and 8.6 KB/us where several accumulators are combined (docs/measurements.md, run 40)."""
+(GPU-FINDINGS.md), and 8.6 KB/us where several accumulators are combined (docs/measurements.md, run 32)."""
 SPARE = 1.2
 """How much faster than on average a worker streams while others do not."""
 PARTS = 70 << 10

@@ -50,7 +50,7 @@ def compiled(f, target: Device, *shape: int) -> compiler.Compiled:
     return compiler.compile(closed, target, Options(cache_entries=0))
 
 
-# A worker streams 1.2 times as fast while others do not, so this is near to even (docs/measurements.md, run 40).
+# A worker streams 1.2 times as fast while others do not, so this is near to even (docs/measurements.md, run 32).
 @pytest.mark.parametrize(("workers", "limit"), [(132, 1.38), (114, 1.45), (78, 1.65)])
 @pytest.mark.parametrize(
     "shape", [(2048, 8192), (1024, 3072), (2048, 6144), (4096, 12288), (3072, 8192), (5120, 13824)]
