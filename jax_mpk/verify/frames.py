@@ -6,12 +6,11 @@ frames of all of K for each (cuda/tasks/contract.cuh). Nothing tells it what a f
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 
 from jax_mpk import abi
 from jax_mpk.errors import VerifyError
+from jax_mpk.ir.boxes import ragged
 from jax_mpk.verify.codes import Operator, core
 
 COLUMNS, DEPTH, INNER = 64, 128, 64
@@ -45,44 +44,53 @@ def _operator(p: abi.Program, n: int, entries: np.ndarray, number: np.ndarray, f
     batch, m, cols, k = (x.param(f"N_{r}") for r in ("BATCH", "M", "N", "K"))
     n_axes, k_axes = range(batch + m, batch + m + cols), range(x.axes - k, x.axes)
     K = int(np.prod([x.extent[a] for a in k_axes], dtype=np.int64))
-    tiles = [-(-e // t) for e, t in zip(x.extent, x.tile, strict=True)]
-    digits = np.unravel_index(np.arange(int(np.prod(tiles))), tiles) if tiles else ()
     rhs = [core(x, f"RHS{j}") for j in range(x.param("N_RHS"))]
     base = [p["Slot"][int(x.op["slot"]) + int(a["slot"])] for a in rhs]
     inner = int(np.prod([x.extent[a] for a in n_axes[1:]], dtype=np.int64))
-    want: list[tuple[int, int, int]] = []  # task, right side, byte of the first element
-    for task in range(int(np.prod(tiles))):
-        at = [int(d[task]) for d in digits]
-        lo = [i * t for i, t in zip(at, x.tile, strict=True)]
-        hi = [min(v + t, e) for v, t, e in zip(lo, x.tile, x.extent, strict=True)]
-        start, stop = (lo[n_axes[0]] * inner, hi[n_axes[0]] * inner) if cols else (0, 1)
-        for point in itertools.product(*(range(lo[a], hi[a]) for a in range(batch))):
-            for column in range(start, stop, COLUMNS):
-                for j, a in enumerate(rhs):
-                    where = int(a["offset"]) + sum(i * int(a["stride"][b]) for b, i in enumerate(point))
-                    where += column * _step(x, a, n_axes)
-                    want.append((first + task, j, int(base[j]["offset"]) + where * ITEM))
-    if len(entries) != len(want):
-        x.fail(f"its stream has {len(entries)} runs of frames, and its tasks take {len(want)}")
-    w = np.array(want, np.int64).reshape(-1, 3)
+    task, point, column = _runs(x, batch, n_axes[0] if cols else -1, inner)
+    byte = np.empty((len(task), len(rhs)), np.int64)  # of the first element
+    for j, a in enumerate(rhs):
+        where = int(a["offset"]) + point @ a["stride"][:batch].astype(np.int64) + column * _step(x, a, n_axes)
+        byte[:, j] = int(base[j]["offset"]) + where * ITEM
+    side = np.tile(np.arange(len(rhs)), len(task))
+    task, byte = first + np.repeat(task, len(rhs)), byte.reshape(-1)
+    if len(entries) != len(task):
+        x.fail(f"its stream has {len(entries)} runs of frames, and its tasks take {len(task)}")
     maps = p["TensorMap"][entries["map"]]
     have = maps["offset"].astype(np.int64) + (entries["start"] * maps["strides"].astype(np.int64)).sum(1)
-    sides = np.array([int(b["buffer"]) for b in base])[w[:, 1]]
-    bad = (number[entries["task"]] != w[:, 0]) | (have != w[:, 2]) | (maps["buffer"] != sides)
+    sides = np.array([int(b["buffer"]) for b in base])[side]
+    bad = (number[entries["task"]] != task) | (have != byte) | (maps["buffer"] != sides)
     for e in np.flatnonzero(bad)[:1]:
-        x.fail(f"run {e} of its stream begins at byte {have[e]} of buffer {maps['buffer'][e]}, where byte {w[e, 2]} of buffer "
+        x.fail(f"run {e} of its stream begins at byte {have[e]} of buffer {maps['buffer'][e]}, where byte {byte[e]} of buffer "
                f"{sides[e]} is multiplied")  # fmt: skip
-    known: set[bytes] = set()
     for j, a in enumerate(rhs):
-        for e in np.flatnonzero(w[:, 1] == j).tolist():
-            _frames(x, entries[e], maps[e], _step(x, a, n_axes), _step(x, a, k_axes), K, known)
+        mine = np.flatnonzero(side == j)
+        form = np.column_stack([entries["map"], entries["frames"], entries["step"]])[mine]
+        for e in mine[np.unique(form, axis=0, return_index=True)[1]].tolist():
+            _frames(x, entries[e], maps[e], _step(x, a, n_axes), _step(x, a, k_axes), K)
 
 
-def _frames(x: Operator, e: np.void, m: np.void, step_n: int, step_k: int, K: int, known: set[bytes]) -> None:
+def _runs(x: Operator, batch: int, n_axis: int, inner: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the tasks multiply, in their order: task, batch point (one column an axis) and first column of every run of frames.
+    `n_axis`: the outer axis of the columns, each `inner` of them (-1: there is one column)."""
+    extent, tile = (np.array(v, np.int64)[: x.axes] for v in (x.extent, x.tile))
+    tiles = -(-extent // tile)
+    task = np.arange(int(tiles.prod()))
+    lo = np.stack(np.unravel_index(task, tuple(tiles)), 1) * tile if len(tiles) else np.zeros((1, 0), np.int64)
+    hi = np.minimum(lo + tile, extent)
+    size = hi[:, :batch] - lo[:, :batch]
+    task, at = ragged(np.zeros(len(task), np.int64), size.prod(1))
+    point = lo[task, :batch]
+    for a in range(batch - 1, -1, -1):
+        point[:, a] += at % size[task, a]
+        at = at // size[task, a]
+    start, stop = (lo[task, n_axis] * inner, hi[task, n_axis] * inner) if n_axis >= 0 else (0 * task, 0 * task + 1)
+    i, group = ragged(np.zeros(len(task), np.int64), -(-(stop - start) // COLUMNS))
+    return task[i], point[i], start[i] + group * COLUMNS
+
+
+def _frames(x: Operator, e: np.void, m: np.void, step_n: int, step_k: int, K: int) -> None:
     """Box and steps of a run of frames: `COLUMNS` columns, K in steps of `DEPTH`."""
-    key = m.tobytes() + e["step"].tobytes() + np.array([e["frames"], step_n, step_k, K], np.int64).tobytes()
-    if key in known:
-        return
     strides, box, dims = m["strides"].tolist(), m["box"].tolist(), m["dims"].tolist()
     advance = int((e["step"] * m["strides"].astype(np.int64)).sum())
     if step_n == 1:
@@ -93,7 +101,6 @@ def _frames(x: Operator, e: np.void, m: np.void, step_n: int, step_k: int, K: in
     good = good and strides[0] == ITEM and all(b == 1 for b in box[2 if step_n == 1 else 3 : int(m["rank"])])
     if not good or advance != DEPTH * step_k * ITEM or int(e["frames"]) != -(-K // DEPTH):
         x.fail(f"frames of {box}, {e['frames']} in steps of {advance} bytes, are not its {K} by {COLUMNS}")
-    known.add(key)
 
 
 def _step(x: Operator, a: np.void, axes: range) -> int:

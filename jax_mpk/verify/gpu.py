@@ -14,6 +14,7 @@ import numpy as np
 
 from jax_mpk import abi
 from jax_mpk.errors import VerifyError
+from jax_mpk.ir.boxes import ragged
 from jax_mpk.ir.tasks import UPDATE, TaskGraph
 from jax_mpk.verify.codes import Operator, Touch
 
@@ -102,22 +103,25 @@ def order(p: abi.Program, number: np.ndarray, tasks: int) -> np.ndarray:
     """A linear order of the tasks in which every worker keeps the order of its records, and every task comes after those
     whose events it waits for. That there is one means that no order of arrivals can block."""
     t = p["Task"]
-    ready = np.zeros(tasks, np.int64)  # what a task still waits for
+    ready = [0] * tasks  # what a task still waits for
     after: list[list[int]] = [[] for _ in range(tasks)]
     chain = np.flatnonzero((np.diff(t["worker"].astype(np.int64)) == 0) & (np.diff(number) != 0))
     for a, b in zip(number[chain].tolist(), number[chain + 1].tolist(), strict=True):
         after[a].append(b)
         ready[b] += 1
-    left = p["Event"]["threshold"].astype(np.int64)
+    left = p["Event"]["threshold"].tolist()
     wake: list[list[int]] = [[] for _ in left]
     fires: list[list[int]] = [[] for _ in range(tasks)]
     first = t["part"] == 0
-    for n, waits, triggers in zip(number[first].tolist(), t[first], t[first], strict=True):
-        for e in waits["wait"][: waits["n_waits"]].tolist():
-            wake[e].append(n)
-            ready[n] += 1
-        fires[n] = triggers["trigger"][: triggers["n_triggers"]].tolist()
-    heap = np.flatnonzero(ready == 0).tolist()
+    for count, event in (("n_waits", "wait"), ("n_triggers", "trigger")):
+        row, at = ragged(np.zeros(int(first.sum()), np.int64), t[count][first].astype(np.int64))
+        for n, e in zip(number[first][row].tolist(), t[event][first][row, at].tolist(), strict=True):
+            if event == "wait":
+                wake[e].append(n)
+                ready[n] += 1
+            else:
+                fires[n].append(e)
+    heap = [n for n in range(tasks) if not ready[n]]
     out = []
 
     def release(n: int) -> None:
@@ -136,7 +140,7 @@ def order(p: abi.Program, number: np.ndarray, tasks: int) -> np.ndarray:
                 for b in wake[e]:
                     release(b)
     if len(out) < tasks:
-        stuck = int(np.flatnonzero(ready > 0)[0])
+        stuck = next(n for n in range(tasks) if ready[n] > 0)
         op = int(t["op"][np.flatnonzero(number == stuck)[0]])
         name = p.name(int(p["Op"][op]["name"]))
         raise VerifyError(
