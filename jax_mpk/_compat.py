@@ -35,6 +35,16 @@ def subjaxprs(eqn: Any) -> list[Any]:
     return [v for v in values if hasattr(open_jaxpr(v)[0], "eqns")]
 
 
+CALLS = frozenset(("jit", "pjit", "closed_call", "core_call", "call", "eval_jaxpr", "custom_jvp_call", "custom_vjp_call",
+                   "custom_vjp_call_jaxpr", "remat2", "checkpoint", "remat", "custom_lin", "core_closed_call", "megakernel"))  # fmt: skip
+"""Primitives that do no more than what the jaxpr in their parameters says, once."""
+
+
+def called(eqn: Any) -> Any:
+    """The jaxpr that a call calls, or None."""
+    return next((eqn.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in eqn.params), None)
+
+
 _PLACES = (
     "sharding",
     "layout",

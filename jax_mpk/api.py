@@ -197,8 +197,11 @@ class Megakernelized:
         return lower(self, args, kwargs)
 
     def explain(self, *args: Any, **kwargs: Any) -> str:
-        """What the megakernel does for these arguments: operators, tasks, bytes, and every hop with its reason."""
-        return self.lower(*args, **kwargs).explain()
+        """What the megakernel does for these arguments: operators, tasks, bytes, and every hop with its reason. Of a function
+        that is cut (`jax_mpk.cuts`): what XLA runs and why, and every piece."""
+        from jax_mpk.stages import explained
+
+        return explained(self, args, kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Predicted microseconds of XLA and of the megakernel for these arguments, and which of them `implementation=None`

@@ -81,3 +81,8 @@ class ExecutionError(MpkError):
 
 class MegakernelWarning(UserWarning):
     """A function, or a part of it, runs through XLA instead of a megakernel; the message says why and where."""
+
+
+def plural(n: int, what: str) -> str:
+    """`1 task`, `2 tasks`."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"

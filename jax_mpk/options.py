@@ -47,6 +47,10 @@ class Options:
         True,
         "implementation=None: XLA where it is predicted to be as fast; off = a megakernel wherever one can be made",
     )
+    split: bool = _knob(
+        False,
+        "a named implementation: what has no rule is cut out and runs through XLA, as implementation=None does it; off = error",
+    )
     cache_dir: str | None = _knob(None, "directory of compiled programs; '' = no disk cache, unset = the user's cache")
     cache_bytes: int = _knob(
         1 << 30, "size bound of the disk cache; the least recently used programs are removed", most=(1 << 63) - 1

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import ad, batching, mlir
 
-from jax_mpk import _compat, backends, predict
-from jax_mpk.errors import Gap, OptionError, UnsupportedError
+from jax_mpk import _compat, backends, cuts, predict
+from jax_mpk.errors import Gap, OptionError, UnsupportedError, plural
 from jax_mpk.options import Options
 from jax_mpk.trace import Fact, dependent, prepare, remembered, side_effects
 
@@ -178,14 +178,17 @@ _warned: set[tuple[str, str]] = set()
 _lock = threading.Lock()
 
 
-def _warn_once(name: str, error: Exception) -> None:
+def _warn_once(name: str, error: Exception, megakernels: int = 0) -> None:
     key = (name, str(error))
     with _lock:
         if key in _warned:
             return
         _warned.add(key)
     if isinstance(error, UnsupportedError):
-        text = f"megakernelize({name}) hands the function to XLA: {error}"
+        part = (
+            f"a part of the function (the rest is in {plural(megakernels, 'piece')})" if megakernels else "the function"
+        )
+        text = f"megakernelize({name}) hands {part} to XLA: {error}"
     else:
         text = (f"megakernelize({name}) hands the function to XLA because of a bug in jax_mpk; please report it: "
                 f"{type(error).__name__}: {error}")  # fmt: skip
@@ -208,14 +211,28 @@ def _lower(platform: str | None, ctx: Any, *operands: Any, jaxpr: Any, implement
             raise
         except UnsupportedError as error:
             located = error.located(_compat.here)
-            if implementation is not None and not derived:
+            if implementation is not None and not derived and not options.split:
                 raise located from None
-            _warn_once(name, located)
+            found = (
+                cuts.cut(jaxpr, platform) if platform in backends.NAMES and implementation in (None, platform) else None
+            )
+            _warn_once(name, located, found.megakernels if found else 0)
+            if found:
+                return _lower_cut(ctx, operands, found, implementation=implementation, options=options, name=name)
         except Exception as error:
             if implementation is not None:
                 raise
             _warn_once(name, error)
     return _to_xla(ctx, *operands, jaxpr=jaxpr)
+
+
+def _lower_cut(ctx: Any, operands: Sequence[Any], found: cuts.Cuts, *, name: str, **params: Any) -> Sequence[Any]:
+    """The pieces of a function, each of which is chosen for, or goes to XLA, by itself."""
+
+    def run(*args: Any) -> list[Any]:
+        return found.run(args, lambda n, piece, xs: call(piece.jaxpr, xs, name=f"{name}_{n}", derived=True, **params))
+
+    return mlir.lower_fun(run, multiple_results=True)(ctx, *operands)
 
 
 def _platforms(ctx: Any) -> Sequence[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from jax_mpk import _compat, backends, compiler, modules, predict
+from jax_mpk import _compat, backends, compiler, cuts, modules, predict
 from jax_mpk import options as opts
 from jax_mpk.errors import UnsupportedError
 from jax_mpk.inspect import cost, draw, explain
@@ -88,14 +88,36 @@ class Lowered:
 def lower(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Lowered:
     """Compiles a `Megakernelized` for arguments or `jax.ShapeDtypeStruct`s; see `Megakernelized.lower`."""
     eqn, platform, options = _traced(wrapped, args, kwargs)
-    jaxpr, name = eqn.params["jaxpr"], eqn.params["name"]
-    target = backends.get(platform).device(options)
     try:
-        compiled = compiler.compile(jaxpr, target, options, name=name)
-        chooses = wrapped.implementation is None and options.choose and not options.stop_after
-        return Lowered(compiled, predict.choice(jaxpr, platform, options, name) if chooses else None)
+        return _lowered(wrapped, eqn.params["jaxpr"], platform, options, eqn.params["name"])
     except UnsupportedError as error:
         raise error.located(_compat.here) from None
+
+
+def _lowered(wrapped: Any, jaxpr: Any, platform: str, options: opts.Options, name: str) -> Lowered:
+    compiled = compiler.compile(jaxpr, backends.get(platform).device(options), options, name=name)
+    chooses = wrapped.implementation is None and options.choose and not options.stop_after
+    return Lowered(compiled, predict.choice(jaxpr, platform, options, name) if chooses else None)
+
+
+def explained(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """`Lowered.explain` of a `Megakernelized`; of one that is cut, what is cut out and every piece."""
+    eqn, platform, options = _traced(wrapped, args, kwargs)
+    try:
+        return _explained(wrapped, eqn.params["jaxpr"], platform, options, eqn.params["name"])
+    except UnsupportedError as error:
+        found = cuts.cut(eqn.params["jaxpr"], platform) if wrapped.implementation is None or options.split else None
+        if found is None:
+            raise error.located(_compat.here) from None
+        located = error.located(_compat.here)
+    parts = [f"{found}\nbecause {located}"]
+    for n, piece in enumerate(p for p in found.pieces if p.megakernel):
+        parts.append(_explained(wrapped, piece.jaxpr, platform, options, f"{eqn.params['name']}_{n}"))
+    return "\n\n".join(parts)
+
+
+def _explained(wrapped: Any, jaxpr: Any, platform: str, options: opts.Options, name: str) -> str:
+    return _lowered(wrapped, jaxpr, platform, options, name).explain()
 
 
 def predicted(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> predict.Choice:

@@ -84,7 +84,7 @@ def _prepare(closed: jc.ClosedJaxpr, arguments: Callable[[], Sequence[str]] | No
         known = {id(c): (v, c) for v, c in zip(constvars, consts, strict=True)}
         binds = dict(known)
         alias: dict[Any, Any] = {}
-        eqns = _inlined(eqns, alias, binds)
+        eqns = _inlined(eqns, alias, binds, _has_captures)
         outvars = [_atom(v, alias) for v in outvars]
         fresh = [x for key, x in binds.items() if key not in known]
         constvars += [v for v, _ in fresh]
@@ -148,11 +148,32 @@ def _has_captures(eqn: Any) -> bool:
 
 
 def _atom(v: Any, alias: dict[Any, Any]) -> Any:
-    return v if isinstance(v, jc.Literal) else alias.get(v, v)
+    """What `v` is called in the end: the result of a call inside a call has had several names."""
+    while not isinstance(v, jc.Literal) and v in alias:
+        v = alias[v]
+    return v
 
 
-def _inlined(eqns: Iterable[Any], alias: dict[Any, Any], binds: dict[int, tuple[Any, Any]]) -> list[Any]:
-    """`eqns` with each `jit` that captures arrays replaced by its body, on fresh variables.
+def flat(closed: jc.ClosedJaxpr) -> jc.ClosedJaxpr:
+    """The same function without calls: the equations inside them in their places. Loops and branches stay."""
+    jaxpr = closed.jaxpr
+    known = {id(c): (v, c) for v, c in zip(jaxpr.constvars, closed.consts, strict=True)}
+    alias: dict[Any, Any] = {}
+    binds = dict(known)
+    eqns = _inlined(jaxpr.eqns, alias, binds, _is_call)
+    outvars = [_atom(v, alias) for v in jaxpr.outvars]
+    fresh = [x for key, x in binds.items() if key not in known]
+    open_ = jaxpr.replace(constvars=[*jaxpr.constvars, *(v for v, _ in fresh)], eqns=eqns, outvars=outvars)
+    return jc.ClosedJaxpr(open_, [*closed.consts, *(c for _, c in fresh)])
+
+
+def _is_call(eqn: Any) -> bool:
+    return eqn.primitive.name in _compat.CALLS and not _compat.places(eqn) and _compat.called(eqn) is not None
+
+
+def _inlined(eqns: Iterable[Any], alias: dict[Any, Any], binds: dict[int, tuple[Any, Any]],
+             which: Callable[[Any], bool]) -> list[Any]:  # fmt: skip
+    """`eqns` with each call of `which` replaced by its body, on fresh variables.
 
     `alias` gets what the results of replaced equations are called now; `binds` gets, by identity of the captured
     array, its variable and itself.
@@ -160,16 +181,15 @@ def _inlined(eqns: Iterable[Any], alias: dict[Any, Any], binds: dict[int, tuple[
     out = []
     for eqn in eqns:
         eqn = eqn.replace(invars=[_atom(v, alias) for v in eqn.invars])
-        if not _has_captures(eqn):
+        if not which(eqn):
             out.append(eqn)
             continue
-        closed = eqn.params["jaxpr"]
-        body = closed.jaxpr
+        body, consts = _compat.open_jaxpr(_compat.called(eqn))
         inner: dict[Any, Any] = dict(zip(body.invars, eqn.invars, strict=True))
-        for v, c in zip(body.constvars, closed.consts, strict=True):
+        for v, c in zip(body.constvars, consts, strict=True):
             inner[v] = binds.setdefault(id(c), (jc.Var(v.aval), c))[0]
         renamed = []
-        for e in _inlined(body.eqns, inner, binds):
+        for e in _inlined(body.eqns, inner, binds, which):
             for v in e.outvars:
                 if type(v) is jc.Var:
                     inner[v] = jc.Var(v.aval)

@@ -17,6 +17,6 @@ from jax_mpk.frontend import (  # noqa: F401
     special,
     window,
 )
-from jax_mpk.frontend.jaxpr import lower
+from jax_mpk.frontend.jaxpr import gaps, lower
 
-__all__ = ["lower"]
+__all__ = ["gaps", "lower"]

@@ -16,11 +16,9 @@ UNROLL_LIMIT = 20_000
 """A scan is written out up to this many equations (its length times those of its body, nested ones included)."""
 
 
-@primitive("jit", "pjit", "closed_call", "core_call", "call", "eval_jaxpr", "custom_jvp_call", "custom_vjp_call",
-           "custom_vjp_call_jaxpr", "remat2", "checkpoint", "remat", "custom_lin", "core_closed_call",
-           "megakernel", empty=True)  # fmt: skip
+@primitive(*sorted(_compat.CALLS), empty=True)
 def _call(b: Builder, eqn: Equation, *xs: Tensor) -> Sequence[Tensor]:
-    jaxpr = next((eqn.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in eqn.params), None)
+    jaxpr = _compat.called(eqn)
     if jaxpr is None:
         b.unsupported("a call without a jaxpr")
     b.unplaced()

@@ -50,6 +50,35 @@ def lower(closed_jaxpr: Any, *, name: str = "fn", platform: str = "cpu") -> Grap
     return check(inplace.run(_live(g)))
 
 
+def gaps(closed_jaxpr: Any, *, platform: str = "cpu") -> dict[int, tuple[Gap, ...]]:
+    """The equations of a closed jaxpr that `lower` refuses, by number, and why. What their results would have been is taken
+    for granted by the others."""
+    b = Builder(platform)
+    lowering = _Lowering(b)
+    b.inline = lowering.inline
+    jaxpr, consts = _compat.open_jaxpr(closed_jaxpr)
+    env: dict[Any, Tensor] = {v: lowering.argument(n, v, "") for n, v in enumerate(jaxpr.invars)}
+    env.update((v, lowering.constant(v, c)) for v, c in zip(jaxpr.constvars, consts, strict=True))
+    found: dict[int, tuple[Gap, ...]] = {}
+    for n, eqn in enumerate(jaxpr.eqns):
+        lowering.gaps = {}
+        name, blind = eqn.primitive.name, [v for v in eqn.invars if not _compat.is_literal(v) and env[v] is UNTYPED]
+        live = tuple(not _compat.is_dropped(v) for v in eqn.outvars)
+        try:
+            env.update(zip(eqn.outvars, lowering.equation(eqn, env, live, ""), strict=True))
+        except Exception as e:  # an operand is a stand-in, which no rule has to understand
+            if not found:
+                raise
+            lowering.gaps[Gap(name, str(e), where=_compat.user_where(eqn))] = None
+            env.update((v, lowering.stand_in(v)) for v in eqn.outvars)
+        if blind and not lowering.gaps:
+            types = ", ".join(short(v.aval) for v in blind)
+            lowering.gaps[Gap(name, "its operands are no arrays of a kernel", types, _compat.user_where(eqn))] = None
+        if lowering.gaps:
+            found[n] = tuple(lowering.gaps)
+    return found
+
+
 KEY_WORDS = 2
 """Words of a Threefry key."""
 _NO_TYPE: tuple[tuple[int, ...], str] = ((), "f32")

@@ -65,11 +65,6 @@ def size(n: float) -> str:
     raise AssertionError
 
 
-def plural(n: int, what: str) -> str:
-    """`1 task`, `2 tasks`."""
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
-
-
 def cost(graph: Graph, tg: TaskGraph) -> Cost:
     """The costs of a refined graph and its task graph."""
     keys = np.concatenate([np.stack([tg.boxes.buffer, tg.boxes.offset, tg.boxes.run], 1), tg.boxes.count,

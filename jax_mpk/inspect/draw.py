@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from xml.sax.saxutils import escape
 
+from jax_mpk.errors import plural
 from jax_mpk.inspect import hops
-from jax_mpk.inspect.cost import plural
 from jax_mpk.ir.tasks import TaskGraph
 
 BOX, HEIGHT, GAP, ROW, MARGIN = 210, 52, 28, 118, 70

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from jax_mpk.compiler import Compiled
+from jax_mpk.errors import plural
 from jax_mpk.inspect import hops
-from jax_mpk.inspect.cost import cost, plural, size
+from jax_mpk.inspect.cost import cost, size
 
 
 def explain(compiled: Compiled) -> str:

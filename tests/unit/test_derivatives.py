@@ -59,9 +59,11 @@ NO_GRADIENT = {"concatenate, argmax", "nested, argmax", "argmin", "search", "bit
                "pooling", "pooling, spread", "pooling by a function", "ragged dot, gradient", "scatter extremes",
                "scatter extremes, narrow", "scatter by functions", "next after", "cumulative extremes, gradient"}  # fmt: skip
 """Functions of which JAX has no derivative."""
+LOADS = {"waves", "wide", "wide, types", "wide, rows", "wide, pieces"}
+"""Functions that are about how elements are loaded, with too many or infinite ones for a tolerance of derivatives."""
 NO_KERNEL = {"special functions": "polygamma"}
 """Functions whose forward pass has a gap that they have not."""
-FUNCTIONS = {n: c for n, c in CASES.items() if n not in NO_GRADIENT and any(map(is_float, c[1]))}
+FUNCTIONS = {n: c for n, c in CASES.items() if n not in NO_GRADIENT | LOADS and any(map(is_float, c[1]))}
 FUNCTIONS |= {n: no_decoder(n, 3, np.float32) for n in NO_DECODERS}
 
 
@@ -74,7 +76,7 @@ def test_grad_of_every_function(case):
     tolerance = 0.03 if any(a.dtype in (jnp.bfloat16, jnp.float16) for a in args) else 1e-4
     got, want = (jax.jit(jax.grad(loss(f), where)) for f in (cpu(fn), fn))
     if case in NO_KERNEL:
-        with pytest.warns(jax_mpk.MegakernelWarning, match=rf"_forward\) hands the function to XLA: {NO_KERNEL[case]}"):
+        with pytest.warns(jax_mpk.MegakernelWarning, match=rf"_forward\) hands a part of the function .* to XLA: {NO_KERNEL[case]}"):
             close(got(*args), want(*args), tolerance)
     else:
         close(got(*args), want(*args), tolerance)
@@ -220,5 +222,5 @@ def test_an_unsupported_forward_pass_warns_and_stays_right():
     """The function is a megakernel; a derivative never raises for what only its forward pass cannot do."""
     f = cpu(lambda x: lax.digamma(x) + 0.125)
     close(f(X), lax.digamma(X) + 0.125)
-    with pytest.warns(jax_mpk.MegakernelWarning, match="hands the function to XLA"):
+    with pytest.warns(jax_mpk.MegakernelWarning, match="hands a part of the function"):
         close(jax.grad(lambda x: f(x).sum())(X), jax.grad(lambda x: lax.digamma(x).sum())(X))
