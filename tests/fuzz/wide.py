@@ -203,17 +203,15 @@ def _equation(eqn: Any, xs: list[Any], how: Arithmetic) -> list[Any]:
 
 
 def _convolution(x: Any, w: Any, params: dict[str, Any]) -> Any:
-    """Padding and holes are zeros that are multiplied (docs/decisions.md 58), and groups are taken one by one: as one, XLA
+    """Padding and holes of `x` are zeros that are multiplied (docs/decisions.md 58), and groups are taken one by one: as one, XLA
     writes zeros for the weights between groups, and zero times infinity is no number."""
     dims, features, batches = params["dimension_numbers"], params["feature_group_count"], params["batch_group_count"]
-    spatial = params["padding"], params["lhs_dilation"], params["rhs_dilation"]
-    for at, wat, pads, hole, gap in zip(dims.lhs_spec[2:], dims.rhs_spec[2:], *spatial, strict=True):
+    spatial = params["padding"], params["lhs_dilation"]
+    for at, pads, hole in zip(dims.lhs_spec[2:], *spatial, strict=True):
         if x.shape[at]:
             x = lax.pad(x, _zero(x), [(*pads, hole - 1) if d == at else (0, 0, 0) for d in range(x.ndim)])
-        if w.shape[wat]:
-            w = lax.pad(w, _zero(w), [(0, 0, gap - 1) if d == wat else (0, 0, 0) for d in range(w.ndim)])
     flat, ones = ((0, 0),) * len(spatial[0]), (1,) * len(spatial[0])
-    params = params | {"padding": flat, "lhs_dilation": ones, "rhs_dilation": ones}
+    params = params | {"padding": flat, "lhs_dilation": ones}
     n = features * batches  # one of them is 1
     one = params | {"feature_group_count": 1, "batch_group_count": 1}
     xs = jnp.split(x, n, dims.lhs_spec[1] if features > 1 else dims.lhs_spec[0])

@@ -76,7 +76,9 @@ def test_grad_of_every_function(case):
     tolerance = 0.03 if any(a.dtype in (jnp.bfloat16, jnp.float16) for a in args) else 1e-4
     got, want = (jax.jit(jax.grad(loss(f), where)) for f in (cpu(fn), fn))
     if case in NO_KERNEL:
-        with pytest.warns(jax_mpk.MegakernelWarning, match=rf"_forward\) hands a part of the function .* to XLA: {NO_KERNEL[case]}"):
+        with pytest.warns(
+            jax_mpk.MegakernelWarning, match=rf"_forward\) hands a part of the function .* to XLA: {NO_KERNEL[case]}"
+        ):
             close(got(*args), want(*args), tolerance)
     else:
         close(got(*args), want(*args), tolerance)
