@@ -57,7 +57,7 @@ def _is_everywhere(place: Any) -> bool:
     if place is None or isinstance(place, jax.Device) or type(place).__name__ == "UnspecifiedValue":
         return True  # `jit` ignores a device
     if isinstance(place, jax.memory.Space):
-        return place == jax.memory.Space.Device
+        return bool(place == jax.memory.Space.Device)
     if not isinstance(place, jax.sharding.Sharding) or place.memory_kind not in (None, "device"):
         return False
     if isinstance(place, jax.sharding.NamedSharding):
@@ -112,7 +112,7 @@ def gather_mode(mode: Any) -> str:
 
 def key_width(dtype: Any) -> int | None:
     """How many uint32 words a PRNG key of `dtype` has; None if it is no key dtype or not Threefry."""
-    if not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    if not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):  # type: ignore[attr-defined]
         return None
     impl = getattr(dtype, "_impl", None)
     return 2 if getattr(impl, "name", "") == "threefry2x32" else None

@@ -47,7 +47,8 @@ def call(closed: jc.ClosedJaxpr, leaves: Sequence[Any], *, implementation: str |
             if implementation is not None:
                 raise error
             _warn_once(name, error)
-        return jc.jaxpr_as_fun(closed)(*leaves)
+        results: list[Any] = jc.jaxpr_as_fun(closed)(*leaves)
+        return results
     plan = prepare(closed, arguments)
     values: dict[str, Sequence[Any]] = {"arg": leaves, "captured": plan.captured(closed)}
     if plan.jaxpr is not None:
@@ -61,7 +62,8 @@ def call(closed: jc.ClosedJaxpr, leaves: Sequence[Any], *, implementation: str |
 
 def reference(*args: Any, jaxpr: jc.ClosedJaxpr, **_: Any) -> list[Any]:
     """What the primitive means: its jaxpr, evaluated equation by equation."""
-    return jc.jaxpr_as_fun(jaxpr)(*args)
+    out: list[Any] = jc.jaxpr_as_fun(jaxpr)(*args)
+    return out
 
 
 def _restricted(args: Sequence[Any], live: Sequence[int], jaxpr: jc.ClosedJaxpr) -> Any:
@@ -87,8 +89,8 @@ def _evaluate(*args: Any, jaxpr: jc.ClosedJaxpr, **params: Any) -> Sequence[Any]
         run.__name__ = params["name"]
         return jax.jit(run)
 
-    run = remembered(jaxpr, ("evaluate", *sorted(params.items())), jitted)
-    if not jax.config.jax_disable_jit:
+    run: Callable[..., Sequence[Any]] = remembered(jaxpr, ("evaluate", *sorted(params.items())), jitted)
+    if not jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         return run(*args)
     with jax.disable_jit(False):
         return run(*args)
@@ -203,7 +205,8 @@ def _lower(platform: str | None, ctx: Any, *operands: Any, jaxpr: Any, implement
                 raise UnsupportedError("megakernel", f"{name} is lowered for {'/'.join(_platforms(ctx))}, which the "
                                        f"implementation {implementation or 'for it'!r} does not serve")  # fmt: skip
             if implementation is not None or not predict.to_xla(jaxpr, platform, options, name):
-                return backends.get(platform).lower(ctx, operands, jaxpr, options, name)
+                results: Sequence[Any] = backends.get(platform).lower(ctx, operands, jaxpr, options, name)
+                return results
         except OptionError:
             raise
         except UnsupportedError as error:
@@ -215,11 +218,13 @@ def _lower(platform: str | None, ctx: Any, *operands: Any, jaxpr: Any, implement
             if implementation is not None:
                 raise
             _warn_once(name, error)
-    return _to_xla(ctx, *operands, jaxpr=jaxpr)
+    by_xla: Sequence[Any] = _to_xla(ctx, *operands, jaxpr=jaxpr)
+    return by_xla
 
 
 def _platforms(ctx: Any) -> Sequence[str]:
-    return ctx.platforms or ctx.module_context.platforms
+    platforms: Sequence[str] = ctx.platforms or ctx.module_context.platforms
+    return platforms
 
 
 mlir.register_lowering(megakernel_p, functools.partial(_lower, None))
