@@ -1,7 +1,7 @@
 """The extension module: XLA FFI handlers, and entries for tests and benchmarks."""
 
 from collections.abc import Sequence
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 class ProgramError(ValueError):
     """A blob that is not a program of this version, or that is damaged."""
@@ -39,14 +39,8 @@ def registrations() -> dict[str, Any]:
 def programs_kept() -> int:
     """How many loaded programs the table of this process keeps; it is bounded."""
 
-class StateType(TypedDict):
-    """What `jax.ffi.register_ffi_type` takes."""
-
-    type_id: Any
-    type_info: NotRequired[Any]
-
 def cuda_handlers() -> dict[str, Any]: ...
-def cuda_state_type() -> StateType: ...
+def cuda_state_type() -> dict[str, Any]: ...
 def cuda_code(program: bytes, cubin: bytes, smem: int, spill: int, tickets: int) -> tuple[int, Any]:
     """What a call site holds, and its identity: equal sites share it. `ValueError` for damage and other machine code."""
 

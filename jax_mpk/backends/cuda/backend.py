@@ -54,7 +54,10 @@ def ready() -> None:
         raise UnsupportedError("megakernel", f"the extension module jax_mpk._ext does not load ({e})") from e
     if not hasattr(_ext, "cuda_handlers"):
         raise UnsupportedError("megakernel", "this build of jax_mpk._ext has no CUDA launcher")
-    jax.ffi.register_ffi_type(STATE_NAME, _ext.cuda_state_type(), platform="CUDA")
+    state = _ext.cuda_state_type()
+    jax.ffi.register_ffi_type(
+        STATE_NAME, {"type_id": state["type_id"], "type_info": state["type_info"]}, platform="CUDA"
+    )
     jax.ffi.register_ffi_target(TARGET_NAME, _ext.cuda_handlers(), platform="CUDA")
 
 
