@@ -112,7 +112,7 @@ def gather_mode(mode: Any) -> str:
 
 def key_width(dtype: Any) -> int | None:
     """How many uint32 words a PRNG key of `dtype` has; None if it is no key dtype or not Threefry."""
-    if not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):  # type: ignore[attr-defined]
+    if not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
         return None
     impl = getattr(dtype, "_impl", None)
     return 2 if getattr(impl, "name", "") == "threefry2x32" else None

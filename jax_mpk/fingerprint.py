@@ -111,7 +111,7 @@ def _value(h: Any, p: Any) -> None:
     if p is None or isinstance(p, bool | int | float | complex | str | bytes | np.dtype | np.generic):
         _put(h, f"{type(p).__name__} {p!r}")
     elif isinstance(p, np.ndarray | jax.Array):
-        if jax.dtypes.issubdtype(p.dtype, jax.dtypes.prng_key):  # type: ignore[attr-defined]
+        if jax.dtypes.issubdtype(p.dtype, jax.dtypes.prng_key):
             _put(h, str(p.dtype))
             p = jax.random.key_data(p)
         a = np.ascontiguousarray(p)

@@ -90,7 +90,7 @@ def _evaluate(*args: Any, jaxpr: jc.ClosedJaxpr, **params: Any) -> Sequence[Any]
         return jax.jit(run)
 
     run: Callable[..., Sequence[Any]] = remembered(jaxpr, ("evaluate", *sorted(params.items())), jitted)
-    if not jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+    if not jax.config.jax_disable_jit:
         return run(*args)
     with jax.disable_jit(False):
         return run(*args)
@@ -151,8 +151,9 @@ def _batched(axis: Any, dims: Sequence[Any], mapped: Sequence[bool], jaxpr: jc.C
     def fun(_mapped: Any, *xs: Any) -> list[Any]:  # `vmap` wants at least one mapped argument; nobody reads this one
         return reference(*xs, jaxpr=jaxpr)
 
-    return jax.vmap(fun, (0, *dims), [0 if on else None for on in mapped], axis_name=axis.name, axis_size=axis.size,
-                    spmd_axis_name=axis.spmd_name)  # fmt: skip
+    out: Callable[..., Any] = jax.vmap(fun, (0, *dims), [0 if on else None for on in mapped], axis_name=axis.name,
+                                       axis_size=axis.size, spmd_axis_name=axis.spmd_name)  # fmt: skip
+    return out
 
 
 def _batch(axis: Any, args: Sequence[Any], dims: Sequence[Any], *, jaxpr: jc.ClosedJaxpr, **params: Any) -> Any:
