@@ -17,7 +17,7 @@ using u64 = uint64_t;
 using i64 = int64_t;
 static_assert(sizeof(u16) == 2 && sizeof(u32) == 4 && sizeof(u64) == 8 && sizeof(void*) == 8);
 
-constexpr int WARPS = 16;          // consumer warps
+constexpr int WARPS = 16;  // consumer warps
 constexpr int THREADS = 32 * WARPS;
 constexpr int CONTROLLER = WARPS;  // fetches descriptors and polls events
 constexpr int LOADER = WARPS + 1;  // walks the stream
@@ -68,13 +68,13 @@ struct BOOL {};
 
 // load<T>(p, i): element i as register bits; store<T>(p, i, bits): narrows.
 template <class T> struct Storage;
-#define MPK_STORAGE(T, M, LOAD, STORE)                                                               \
-  template <> struct Storage<T> {                                                                    \
-    using type = M;                                                                                  \
-    static __device__ __forceinline__ u32 widen(M x) { return LOAD; }                                 \
-    static __device__ __forceinline__ M narrow(u32 x) { return STORE; }                               \
+#define MPK_STORAGE(T, M, LOAD, STORE)                                                                   \
+  template <> struct Storage<T> {                                                                        \
+    using type = M;                                                                                      \
+    static __device__ __forceinline__ u32 widen(M x) { return LOAD; }                                    \
+    static __device__ __forceinline__ M narrow(u32 x) { return STORE; }                                  \
     static __device__ __forceinline__ u32 load(const void* p, i64 i) { return widen(((const M*)p)[i]); } \
-    static __device__ __forceinline__ void store(void* p, i64 i, u32 x) { ((M*)p)[i] = narrow(x); }   \
+    static __device__ __forceinline__ void store(void* p, i64 i, u32 x) { ((M*)p)[i] = narrow(x); }      \
   };
 MPK_STORAGE(F32, u32, x, x)
 MPK_STORAGE(I32, u32, x, x)
@@ -114,8 +114,10 @@ template <class T, int N> struct Wide {
     const type* at = (const type*)p + i;
     if constexpr (WORDS == 0) word[0] = *(const u16*)at;
     else if constexpr (WORDS == 1) word[0] = *(const u32*)at;
-    else if constexpr (WORDS == 2) { const uint2 x = *(const uint2*)at; word[0] = x.x, word[1] = x.y; }
-    else
+    else if constexpr (WORDS == 2) {
+      const uint2 x = *(const uint2*)at;
+      word[0] = x.x, word[1] = x.y;
+    } else
 #pragma unroll
       for (int k = 0; k < WORDS; k += 4) {
         const uint4 x = ((const uint4*)at)[k / 4];
@@ -129,7 +131,8 @@ template <class T, int N> struct Wide {
     else if constexpr (WORDS == 2) *(uint2*)at = make_uint2(word[0], word[1]);
     else
 #pragma unroll
-      for (int k = 0; k < WORDS; k += 4) ((uint4*)at)[k / 4] = make_uint4(word[k], word[k + 1], word[k + 2], word[k + 3]);
+      for (int k = 0; k < WORDS; k += 4)
+        ((uint4*)at)[k / 4] = make_uint4(word[k], word[k + 1], word[k + 2], word[k + 3]);
   }
 };
 

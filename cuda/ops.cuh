@@ -3,12 +3,14 @@
 
 namespace mpk {
 
+// clang-format off
 #define MPK_F1(NAME, EXPR) __device__ __forceinline__ u32 NAME(u32 xa) { float a = f(xa); return b(EXPR); }
 #define MPK_F2(NAME, EXPR) __device__ __forceinline__ u32 NAME(u32 xa, u32 xb) { float a = f(xa), c = f(xb); return b(EXPR); }
 #define MPK_FC(NAME, EXPR) __device__ __forceinline__ u32 NAME(u32 xa, u32 xb) { float a = f(xa), c = f(xb); return (EXPR); }
 #define MPK_I1(NAME, EXPR) __device__ __forceinline__ u32 NAME(u32 x) { int a = (int)x; (void)a; return (u32)(EXPR); }
 #define MPK_I2(NAME, EXPR) \
   __device__ __forceinline__ u32 NAME(u32 x, u32 y) { int a = (int)x, c = (int)y; (void)a; (void)c; return (u32)(EXPR); }
+// clang-format on
 
 __device__ __forceinline__ u32 MOVE(u32 x) { return x; }
 __device__ __forceinline__ u32 SELECT(u32 p, u32 x, u32 y) { return p ? x : y; }
@@ -37,7 +39,8 @@ MPK_F1(F_ROUND_F16, f16_to_f32(f32_to_f16(a)))
 
 // sinf and cosf keep a table in local memory, and with it every kernel a stack. x = q * pi / 2 + r, q modulo 4: in three
 // steps where that is exact enough; else (Payne and Hanek) the mantissa times those 96 bits of 2 / pi that matter.
-__device__ const u32 TWO_OVER_PI[] = {0, 0xa2f9836e, 0x4e441529, 0xfc2757d1, 0xf534ddc0, 0xdb629599, 0x3c439041, 0xfe5163ab};
+__device__ const u32 TWO_OVER_PI[] = {0,          0xa2f9836e, 0x4e441529, 0xfc2757d1,
+                                      0xf534ddc0, 0xdb629599, 0x3c439041, 0xfe5163ab};
 
 __device__ __forceinline__ float reduce_large(float x, int& q) {
   const u32 m = (b(x) & 0x7fffff) | 0x800000, at = (b(x) >> 23 & 255) - 120;  // the first bit worth 2 after the product
@@ -71,14 +74,23 @@ __device__ __forceinline__ float sine_of_quadrant(float r, int q) {
   float v = (q & 1) ? cs : sn;
   return (q & 2) ? -v : v;
 }
-__device__ __forceinline__ u32 F_SIN(u32 x) { int q; float r = reduce_pi(f(x), q); return b(sine_of_quadrant(r, q)); }
-__device__ __forceinline__ u32 F_COS(u32 x) { int q; float r = reduce_pi(f(x), q); return b(sine_of_quadrant(r, q + 1)); }
+__device__ __forceinline__ u32 F_SIN(u32 x) {
+  int q;
+  float r = reduce_pi(f(x), q);
+  return b(sine_of_quadrant(r, q));
+}
+__device__ __forceinline__ u32 F_COS(u32 x) {
+  int q;
+  float r = reduce_pi(f(x), q);
+  return b(sine_of_quadrant(r, q + 1));
+}
 
 __device__ __forceinline__ u32 F_IS_FINITE(u32 x) { return (x & 0x7f800000u) != 0x7f800000u; }
-__device__ __forceinline__ u32 F_TO_I(u32 x) { return (u32)__float2int_rz(f(x)); }   // saturates; NaN gives 0
+__device__ __forceinline__ u32 F_TO_I(u32 x) { return (u32)__float2int_rz(f(x)); }  // saturates; NaN gives 0
 __device__ __forceinline__ u32 F_TO_U(u32 x) { return __float2uint_rz(f(x)); }
 __device__ __forceinline__ u32 F_TO_B(u32 x) { return f(x) != 0.0f; }
 
+// clang-format off: a product is taken for a declaration
 MPK_F2(F_ADD, a + c)
 MPK_F2(F_SUB, a - c)
 MPK_F2(F_MUL, a * c)
@@ -92,6 +104,7 @@ MPK_FC(F_LT, a < c)
 MPK_FC(F_LE, a <= c)
 MPK_FC(F_EQ, a == c)
 MPK_FC(F_NE, a != c)
+// clang-format on
 
 // f32 to an i32 power, by squaring, as XLA does for integer_pow.
 __device__ __forceinline__ u32 F_POW_I(u32 x, u32 y) {
@@ -102,6 +115,7 @@ __device__ __forceinline__ u32 F_POW_I(u32 x, u32 y) {
   return b(n < 0 ? 1.0f / r : r);
 }
 
+// clang-format off: as above
 MPK_I1(I_NEG, 0u - x)
 MPK_I1(I_ABS, a < 0 ? 0u - x : x)
 MPK_I1(I_SIGN, (a > 0) - (a < 0))
@@ -139,6 +153,7 @@ MPK_I2(I_LE, a <= c)
 MPK_I2(U_LE, x <= y)
 MPK_I2(I_EQ, x == y)
 MPK_I2(I_NE, x != y)
+// clang-format on
 __device__ __forceinline__ u32 I_POW(u32 a, u32 n) {
   u32 r = 1;
   if ((int)n < 0) return a == 1 ? 1u : a == ~0u ? ((n & 1) ? a : 1u) : 0u;

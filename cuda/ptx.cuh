@@ -8,7 +8,8 @@ namespace mpk {
 
 // Starts to copy 16 bytes, both sides aligned to 16. Goes past L1; takes no register.
 __device__ __forceinline__ void copy16(void* to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from)
+               : "memory");
 }
 
 // Every copy16 of this thread has landed; other threads see it after a barrier.
@@ -87,7 +88,9 @@ __device__ __forceinline__ void barrier_arrive(u32 id, u32 threads) {
 // From global memory, aligned to 16. A load that the compiler neither repeats nor moves across a barrier or another wrapper.
 __device__ __forceinline__ uint4 load16(const void* p) {
   uint4 x;
-  asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "l"(__cvta_generic_to_global(p)));
+  asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "l"(__cvta_generic_to_global(p)));
   return x;
 }
 
@@ -95,7 +98,8 @@ __device__ __forceinline__ uint4 load16(const void* p) {
 __device__ __forceinline__ uint4 load16_shared(const void* p) {
   uint4 x;
   asm volatile("ld.volatile.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"((u32)__cvta_generic_to_shared(p)));
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "r"((u32)__cvta_generic_to_shared(p)));
   return x;
 }
 
@@ -106,20 +110,25 @@ __device__ __forceinline__ u32 smem_address(const void* p) { return (u32)__cvta_
 // Four 8x8 b16 matrices; lane l gives the address of row l%8 of matrix l/8; lane l receives elements (l/4, 2*(l%4)+{0,1}).
 __device__ __forceinline__ void ldmatrix(u32 (&r)[4], u32 address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
 }
 
 // The same with each matrix transposed: lane l receives elements (2*(l%4)+{0,1}, l/4) of the stored matrix.
 __device__ __forceinline__ void ldmatrix_trans(u32 (&r)[4], u32 address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
 }
 
 // c[16 rows][8 columns] += a[16][16] * b[16][8] in f32. Column j of c depends on column j of b only.
 __device__ __forceinline__ void mma_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // Two floats to bf16, each to the nearest, ties to even: `low` in bits 0 to 15.
@@ -149,7 +158,9 @@ __device__ __forceinline__ void mbarrier_arrive(u64* b) {
 
 // Arrives when `x` and `y` hold what was loaded: the address depends on them, through a zero that the compiler cannot know.
 // An arrival waits for no load otherwise, and a copy that it permits may overtake one.
-__device__ __forceinline__ void mbarrier_arrive_after(u64* b, u32 x, u32 y) { mbarrier_arrive(b + ((x | y) & blockIdx.y)); }
+__device__ __forceinline__ void mbarrier_arrive_after(u64* b, u32 x, u32 y) {
+  mbarrier_arrive(b + ((x | y) & blockIdx.y));
+}
 
 // Arrives and announces `bytes` that a copy will deliver to this phase.
 __device__ __forceinline__ void mbarrier_expect(u64* b, u32 bytes) {
@@ -161,15 +172,20 @@ __device__ __forceinline__ void mbarrier_expect(u64* b, u32 bytes) {
 __device__ __forceinline__ bool mbarrier_try_wait(u64* b, u32 parity) {
   u32 done;
   asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-               : "=r"(done) : "r"(smem_address(b)), "r"(parity) : "memory");
+               : "=r"(done)
+               : "r"(smem_address(b)), "r"(parity)
+               : "memory");
   return done;
 }
 
 // Copies the box at (x, y, z, u) of the tensor to shared memory, zeros where it sticks out; completes on `b`. The tensor
 // must not be written while the kernel runs: nothing orders this copy after writes of this kernel.
 __device__ __forceinline__ void copy_box(void* to, const void* map, int x, int y, int z, int u, u64* b) {
-  asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];"
-               ::"r"(smem_address(to)), "l"(map), "r"(x), "r"(y), "r"(z), "r"(u), "r"(smem_address(b)) : "memory");
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];"
+      :
+      : "r"(smem_address(to)), "l"(map), "r"(x), "r"(y), "r"(z), "r"(u), "r"(smem_address(b))
+      : "memory");
 }
 #endif
 

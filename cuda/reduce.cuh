@@ -4,6 +4,7 @@
 
 namespace mpk {
 
+// clang-format off
 struct SUM_F { static constexpr u32 first = 0x00000000u; static __device__ u32 op(u32 x, u32 y) { return F_ADD(x, y); } };
 struct PROD_F { static constexpr u32 first = 0x3f800000u; static __device__ u32 op(u32 x, u32 y) { return F_MUL(x, y); } };
 struct MAX_F { static constexpr u32 first = 0xff800000u; static __device__ u32 op(u32 x, u32 y) { return F_MAX(x, y); } };
@@ -16,6 +17,7 @@ struct MAX_U { static constexpr u32 first = 0u; static __device__ u32 op(u32 x, 
 struct MIN_U { static constexpr u32 first = ~0u; static __device__ u32 op(u32 x, u32 y) { return U_MIN(x, y); } };
 struct AND_I { static constexpr u32 first = ~0u; static __device__ u32 op(u32 x, u32 y) { return x & y; } };
 struct OR_I { static constexpr u32 first = 0u; static __device__ u32 op(u32 x, u32 y) { return x | y; } };
+// clang-format on
 
 __device__ __forceinline__ void sync_consumers() { barrier_sync(1, THREADS); }
 
@@ -66,10 +68,15 @@ __device__ __forceinline__ u32 ordered_f32(u32 x) {  // monotonic; both zeros co
   return (int)x < 0 ? ~x : x | 0x80000000u;
 }
 template <> __device__ __forceinline__ u32 extreme_key<F32, true>(u32 x) { return f(x) != f(x) ? ~0u : ordered_f32(x); }
-template <> __device__ __forceinline__ u32 extreme_key<F32, false>(u32 x) { return f(x) != f(x) ? ~0u : ~ordered_f32(x); }
+template <> __device__ __forceinline__ u32 extreme_key<F32, false>(u32 x) {
+  return f(x) != f(x) ? ~0u : ~ordered_f32(x);
+}
 
 __device__ __forceinline__ void better(u32& key, u32& at, u32 k, u32 a) {
-  if (k > key || (k == key && a < at)) { key = k; at = a; }
+  if (k > key || (k == key && a < at)) {
+    key = k;
+    at = a;
+  }
 }
 
 // The index of the best key; `key`, `at` hold this thread's candidate.
@@ -81,7 +88,10 @@ template <class Group> __device__ __forceinline__ u32 reduce_extreme(u32 key, u3
   }
   if constexpr (Group::size == 32) return at;
   sync_consumers();
-  if ((threadIdx.x & 31) == 0) { scratch[threadIdx.x >> 5] = key; scratch[WARPS + (threadIdx.x >> 5)] = at; }
+  if ((threadIdx.x & 31) == 0) {
+    scratch[threadIdx.x >> 5] = key;
+    scratch[WARPS + (threadIdx.x >> 5)] = at;
+  }
   sync_consumers();
 #pragma unroll
   for (int w = 0; w < WARPS; ++w) better(key, at, scratch[w], scratch[WARPS + w]);

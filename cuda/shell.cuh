@@ -15,9 +15,7 @@ namespace mpk {
 using abi::Task;
 
 // Written by the kernel in mapped host memory, read by the host without synchronisation. `code` is written last.
-struct Status {
-  u32 code, worker, task, event, have, want, op, pad;
-};
+struct Status { u32 code, worker, task, event, have, want, op, pad; };
 static_assert(sizeof(Status) == 32);
 enum : u32 { STATUS_OK = 0, STATUS_EVENT = 1, STATUS_STREAM = 2, STATUS_FRAME = 3 };
 
@@ -34,7 +32,7 @@ struct State {
   u32* tickets;               // one per split task
   Status* status;
   u64 limit_ns;
-  u64 spill;                  // byte offset in the workspace: scratch of the blocks
+  u64 spill;  // byte offset in the workspace: scratch of the blocks
   u32 counter_words, ticket_words;
   u32 epoch, exits, abort, pad;
 };
@@ -92,10 +90,10 @@ struct Worker {
   State* state;
   Shared* sh;
   u8 *ring, *act, *acc;
-  u8* spill;      // this block's part of the workspace, for scratch that does not fit
+  u8* spill;  // this block's part of the workspace, for scratch that does not fit
   u8* workspace;
 #if MPK_PROFILE
-  u64* stamps;    // four times for every task, after the scratch of the blocks
+  u64* stamps;  // four times for every task, after the scratch of the blocks
 #endif
   u64 act_key;
   u32 frame, phase;
@@ -214,7 +212,8 @@ __device__ __forceinline__ bool wait_events(State* s, u32 epoch, u32 t, u32 word
     if (__any_sync(~0u, deadline.expired(s))) {
       const u32 stuck = __ffs(__ballot_sync(~0u, !ready)) - 1;
       const u32 event = __shfl_sync(~0u, word, 4 + stuck), threshold = __shfl_sync(~0u, word, 8 + stuck);
-      if ((threadIdx.x & 31) == stuck) give_up(s, STATUS_EVENT, t, s->tasks[t].op, event, event_have(have, epoch, threshold), threshold);
+      if ((threadIdx.x & 31) == stuck)
+        give_up(s, STATUS_EVENT, t, s->tasks[t].op, event, event_have(have, epoch, threshold), threshold);
       return false;
     }
   }
@@ -297,7 +296,10 @@ __device__ __forceinline__ bool last_part(Worker& w, const Desc& d, u32 parts) {
 }
 
 // A result: `last` counts from the end of Launch::base; elements, their bytes, and what each becomes.
-struct Result { u64 count; u32 last, width, poison; };
+struct Result {
+  u64 count;
+  u32 last, width, poison;
+};
 
 // By all consumers of a block. A table, not text: a model has a result for every cache.
 __device__ __noinline__ void poison(const Launch& launch, const Result* results, u32 n) {

@@ -35,20 +35,31 @@ __device__ __noinline__ void loader(State* s, Shared* sh, u8* ring) {
     const u32 word = next;
     if (e + 1 < end && lane < 12) next = ((const u32*)(s->stream + e + 1))[lane];  // while this entry's frames move
     const u8* map = s->maps + 128ull * __shfl_sync(~0u, word, 1);
-    int x = __shfl_sync(~0u, word, 2), y = __shfl_sync(~0u, word, 3), z = __shfl_sync(~0u, word, 4), u = __shfl_sync(~0u, word, 5);
-    const int dx = __shfl_sync(~0u, word, 6), dy = __shfl_sync(~0u, word, 7), dz = __shfl_sync(~0u, word, 8), du = __shfl_sync(~0u, word, 9);
+    int x = __shfl_sync(~0u, word, 2), y = __shfl_sync(~0u, word, 3), z = __shfl_sync(~0u, word, 4),
+        u = __shfl_sync(~0u, word, 5);
+    const int dx = __shfl_sync(~0u, word, 6), dy = __shfl_sync(~0u, word, 7), dz = __shfl_sync(~0u, word, 8),
+              du = __shfl_sync(~0u, word, 9);
     const u32 frames = __shfl_sync(~0u, word, 10);
     if (lane == 0) {
       for (u32 n = 0; n < frames; ++n, x += dx, y += dy, z += dz, u += du) {
-        if (!wait_free(sh, &sh->empty[at], parity)) { run = false; break; }
+        if (!wait_free(sh, &sh->empty[at], parity)) {
+          run = false;
+          break;
+        }
         if (issued >= MPK_WINDOW) {
           while (!mbarrier_try_wait(&sh->full[oldest], oldest_parity)) {}  // a copy in flight always lands
-          if (++oldest == MPK_RING) { oldest = 0; oldest_parity ^= 1; }
+          if (++oldest == MPK_RING) {
+            oldest = 0;
+            oldest_parity ^= 1;
+          }
         }
         ++issued;
         mbarrier_expect(&sh->full[at], FRAME);
         copy_box(ring + at * FRAME, map, x, y, z, u, &sh->full[at]);
-        if (++at == MPK_RING) { at = 0; parity ^= 1; }
+        if (++at == MPK_RING) {
+          at = 0;
+          parity ^= 1;
+        }
       }
     }
     run = __shfl_sync(~0u, (u32)run, 0);
@@ -57,7 +68,10 @@ __device__ __noinline__ void loader(State* s, Shared* sh, u8* ring) {
   if (lane == 0)
     for (u32 n = issued < MPK_WINDOW ? 0 : issued - MPK_WINDOW; n < issued; ++n) {
       while (!mbarrier_try_wait(&sh->full[oldest], oldest_parity)) {}
-      if (++oldest == MPK_RING) { oldest = 0; oldest_parity ^= 1; }
+      if (++oldest == MPK_RING) {
+        oldest = 0;
+        oldest_parity ^= 1;
+      }
     }
 }
 #endif

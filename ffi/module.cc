@@ -25,7 +25,8 @@ class Buffers {
   }
   void add(nb::handle object, bool writable, std::vector<char*>& data, std::vector<size_t>& bytes) {
     Py_buffer v;
-    if (PyObject_GetBuffer(object.ptr(), &v, PyBUF_C_CONTIGUOUS | (writable ? PyBUF_WRITABLE : 0))) throw nb::python_error();
+    if (PyObject_GetBuffer(object.ptr(), &v, PyBUF_C_CONTIGUOUS | (writable ? PyBUF_WRITABLE : 0)))
+      throw nb::python_error();
     views_.push_back(v);
     data.push_back(static_cast<char*>(v.buf)), bytes.push_back(static_cast<size_t>(v.len));
   }
@@ -57,7 +58,8 @@ void run(nb::bytes blob, nb::sequence args, nb::sequence results, uint32_t threa
       std::memset(o.workspace, 0xff, bytes);
       std::vector<bool> aliased(o.results.size());
       for (const abi::Buffer& b : program->buffers)
-        if (static_cast<abi::Space>(b.space) == abi::Space::RESULT && b.alias >= 0 && b.index < aliased.size()) aliased[b.index] = true;
+        if (static_cast<abi::Space>(b.space) == abi::Space::RESULT && b.alias >= 0 && b.index < aliased.size())
+          aliased[b.index] = true;
       for (size_t i = 0; i < o.results.size(); ++i)
         if (!aliased[i]) std::memset(o.results[i], 0xff, o.result_bytes[i]);
     }
@@ -95,10 +97,13 @@ NB_MODULE(_ext, m) {
         nb::arg("seed") = -1, nb::arg("poison") = false, nb::arg("deadline_ms") = 60000, nb::arg("isa") = "");
   m.def("check", [](nb::bytes blob) { load(blob); }, nb::arg("blob"));
   m.def("info", &info);
-  m.def("read_bandwidth", [](size_t bytes, uint32_t threads, int rounds) {
-    nb::gil_scoped_release release;
-    return read_bandwidth(bytes, threads ? threads : default_threads(), rounds);
-  }, nb::arg("bytes"), nb::arg("threads") = 0, nb::arg("rounds") = 5);
+  m.def(
+      "read_bandwidth",
+      [](size_t bytes, uint32_t threads, int rounds) {
+        nb::gil_scoped_release release;
+        return read_bandwidth(bytes, threads ? threads : default_threads(), rounds);
+      },
+      nb::arg("bytes"), nb::arg("threads") = 0, nb::arg("rounds") = 5);
   m.def("registrations", [] {
     nb::dict out;
     nb::dict stages;

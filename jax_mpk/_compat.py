@@ -67,7 +67,7 @@ def _is_everywhere(place: Any) -> bool:
     if place is None or isinstance(place, jax.Device) or type(place).__name__ == "UnspecifiedValue":
         return True  # `jit` ignores a device
     if isinstance(place, jax.memory.Space):
-        return place == jax.memory.Space.Device
+        return bool(place == jax.memory.Space.Device)
     if not isinstance(place, jax.sharding.Sharding) or place.memory_kind not in (None, "device"):
         return False
     if isinstance(place, jax.sharding.NamedSharding):

@@ -233,7 +233,8 @@ class Program:
     @property
     def key(self) -> bytes:
         """What the program was made from: 32 bytes, all zero for none."""
-        return self.header["key"].tobytes()
+        key: bytes = self.header["key"].tobytes()
+        return key
 
     def __getitem__(self, section: str) -> np.ndarray:
         return self.sections[section]
@@ -247,9 +248,16 @@ class Program:
         return names[offset:end].decode(errors="backslashreplace")
 
 
+def fields(record: str) -> dict[str, tuple[np.dtype, int]]:
+    """The type and the byte offset of every field of a record, in their order."""
+    known = RECORDS[record].fields
+    assert known is not None
+    return {name: (known[name][0], known[name][1]) for name in RECORDS[record].names or ()}
+
+
 def content_hash(blob: bytes) -> bytes:
     """The hash of a blob of at least a header: of everything but the hash in it."""
-    size, at = RECORDS["Header"].itemsize, RECORDS["Header"].fields["hash"][1]
+    size, (_, at) = RECORDS["Header"].itemsize, fields("Header")["hash"]
     digest = hashlib.sha256(blob[:at] + bytes(32) + blob[at + 32 : size])
     digest.update(memoryview(blob)[size:])
     return digest.digest()
@@ -329,13 +337,12 @@ def header() -> str:
     lines += ["", "enum class Section : uint8_t {"] + [f"  {s} = {n}," for n, s in enumerate(SECTIONS)] + ["};"]
     for name, dtype in RECORDS.items():
         lines += ["", f"struct {name} {{"]
-        for field in dtype.names or ():
-            sub, _ = dtype.fields[field][:2]
+        for field, (sub, _) in fields(name).items():
             base, shape = sub.subdtype if sub.subdtype else (sub, ())
             dims = "".join(f"[{n}]" for n in shape)
             lines.append(f"  {_CTYPE[base.str[1:]]} {field}{dims};")
         lines += ["};", f"static_assert(sizeof({name}) == {dtype.itemsize});"]
-        lines += [f"static_assert(offsetof({name}, {f}) == {dtype.fields[f][1]});" for f in dtype.names or ()]
+        lines += [f"static_assert(offsetof({name}, {f}) == {at});" for f, (_, at) in fields(name).items()]
     lines += [
         "",
         "#ifdef MPK_ABI_FIELDS  // what records consist of, for tools that walk them; section -1 is the header",
@@ -344,7 +351,7 @@ def header() -> str:
     lines += ["constexpr Field FIELDS[] = {"]
     for name, dtype in RECORDS.items():
         section = SECTIONS.index(name) if name in SECTIONS else -1
-        for sub, offset in (dtype.fields[f][:2] for f in dtype.names or ()):
+        for sub, offset in fields(name).values():
             width = sub.base.itemsize
             lines.append(f"  {{{section}, {dtype.itemsize}, {offset}, {width}, {sub.itemsize // width}}},")
     lines += ["};", "#endif"]

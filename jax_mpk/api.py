@@ -179,7 +179,8 @@ class Megakernelized:
         return unflatten(out), lambda: unflatten(forwarded(closed))
 
     def _make_sharded(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        return self._shard(functools.partial(self._call, fn))
+        sharded: Callable[..., Any] = self._shard(functools.partial(self._call, fn))
+        return sharded
 
     def _name(self) -> str:
         return getattr(self.__wrapped__, "__name__", type(self.__wrapped__).__name__)
@@ -212,7 +213,7 @@ class Megakernelized:
 
     def draw(self, *args: Any, file: Any = None, **kwargs: Any) -> str:
         """The task graph as SVG text, also written to `file` (a path) if given."""
-        return self.lower(*args, **kwargs).draw(file=file)
+        return str(self.lower(*args, **kwargs).draw(file=file))
 
     def cost_analysis(self, *args: Any, **kwargs: Any) -> Any:
         """Flops and bytes, per operator and in total: see `jax_mpk.inspect.cost.Cost`."""

@@ -77,6 +77,7 @@ class Pass:
 
 
 def _emit(u: Unit) -> bytes:
+    assert u.graph is not None and u.tasks is not None
     if u.target.gpu:
         return cuda.pack(u.graph, u.tasks, u.target, name=u.name, key=u.key)
     return cpu.pack(u.graph, u.tasks, name=u.name, key=u.key)

@@ -67,7 +67,7 @@ class UnsupportedError(MpkError, NotImplementedError):
         """The same error with other lines: `at` of each."""
         return UnsupportedError.of(replace(g, where=at(g.where)) for g in self.gaps)
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[object, ...]:
         return UnsupportedError.of, (self.gaps,)
 
 

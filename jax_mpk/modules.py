@@ -107,7 +107,7 @@ def pure(fn: Callable[..., Any]) -> Callable[..., Any]:
                 return _split(context, nodes), _split(context, out), Fact(changed)
 
         _pure[fn] = functools.wraps(fn, updated=())(of_split)
-        del _pure[fn].__wrapped__
+        del vars(_pure[fn])["__wrapped__"]
     return _pure[fn]
 
 
@@ -191,7 +191,10 @@ def _settable(leaf: _Leaf) -> bool:
     """Whether the new arrays can be put into the Variable: it is one, and is held by value (Flax marks references)."""
     from flax import nnx
 
-    return isinstance(leaf.before, nnx.Variable) and jax.tree.structure(leaf.before) == jax.tree.structure(leaf.after)
+    if not isinstance(leaf.before, nnx.Variable):
+        return False
+    before: Any = jax.tree.structure(leaf.before)
+    return bool(before == jax.tree.structure(leaf.after))
 
 
 def _set(path: str, variable: Any, value: Any) -> None:

@@ -47,7 +47,8 @@ def call(closed: jc.ClosedJaxpr, leaves: Sequence[Any], *, implementation: str |
             if implementation is not None:
                 raise error
             _warn_once(name, error)
-        return jc.jaxpr_as_fun(closed)(*leaves)
+        results: list[Any] = jc.jaxpr_as_fun(closed)(*leaves)
+        return results
     plan = prepare(closed, arguments)
     values: dict[str, Sequence[Any]] = {"arg": leaves, "captured": plan.captured(closed)}
     if plan.jaxpr is not None:
@@ -61,7 +62,8 @@ def call(closed: jc.ClosedJaxpr, leaves: Sequence[Any], *, implementation: str |
 
 def reference(*args: Any, jaxpr: jc.ClosedJaxpr, **_: Any) -> list[Any]:
     """What the primitive means: its jaxpr, evaluated equation by equation."""
-    return jc.jaxpr_as_fun(jaxpr)(*args)
+    out: list[Any] = jc.jaxpr_as_fun(jaxpr)(*args)
+    return out
 
 
 def _restricted(args: Sequence[Any], live: Sequence[int], jaxpr: jc.ClosedJaxpr) -> Any:
@@ -87,7 +89,7 @@ def _evaluate(*args: Any, jaxpr: jc.ClosedJaxpr, **params: Any) -> Sequence[Any]
         run.__name__ = params["name"]
         return jax.jit(run)
 
-    run = remembered(jaxpr, ("evaluate", *sorted(params.items())), jitted)
+    run: Callable[..., Sequence[Any]] = remembered(jaxpr, ("evaluate", *sorted(params.items())), jitted)
     if not jax.config.jax_disable_jit:
         return run(*args)
     with jax.disable_jit(False):
@@ -149,8 +151,9 @@ def _batched(axis: Any, dims: Sequence[Any], mapped: Sequence[bool], jaxpr: jc.C
     def fun(_mapped: Any, *xs: Any) -> list[Any]:  # `vmap` wants at least one mapped argument; nobody reads this one
         return reference(*xs, jaxpr=jaxpr)
 
-    return jax.vmap(fun, (0, *dims), [0 if on else None for on in mapped], axis_name=axis.name, axis_size=axis.size,
-                    spmd_axis_name=axis.spmd_name)  # fmt: skip
+    out: Callable[..., Any] = jax.vmap(fun, (0, *dims), [0 if on else None for on in mapped], axis_name=axis.name,
+                                       axis_size=axis.size, spmd_axis_name=axis.spmd_name)  # fmt: skip
+    return out
 
 
 def _batch(axis: Any, args: Sequence[Any], dims: Sequence[Any], *, jaxpr: jc.ClosedJaxpr, **params: Any) -> Any:
@@ -206,7 +209,8 @@ def _lower(platform: str | None, ctx: Any, *operands: Any, jaxpr: Any, implement
                 raise UnsupportedError("megakernel", f"{name} is lowered for {'/'.join(_platforms(ctx))}, which the "
                                        f"implementation {implementation or 'for it'!r} does not serve")  # fmt: skip
             if implementation is not None or not predict.to_xla(jaxpr, platform, options, name):
-                return backends.get(platform).lower(ctx, operands, jaxpr, options, name)
+                results: Sequence[Any] = backends.get(platform).lower(ctx, operands, jaxpr, options, name)
+                return results
         except OptionError:
             raise
         except UnsupportedError as error:
@@ -223,7 +227,8 @@ def _lower(platform: str | None, ctx: Any, *operands: Any, jaxpr: Any, implement
             if implementation is not None:
                 raise
             _warn_once(name, error)
-    return _to_xla(ctx, *operands, jaxpr=jaxpr)
+    by_xla: Sequence[Any] = _to_xla(ctx, *operands, jaxpr=jaxpr)
+    return by_xla
 
 
 def _lower_cut(ctx: Any, operands: Sequence[Any], found: cuts.Cuts, *, name: str, **params: Any) -> Sequence[Any]:
@@ -232,11 +237,13 @@ def _lower_cut(ctx: Any, operands: Sequence[Any], found: cuts.Cuts, *, name: str
     def run(*args: Any) -> list[Any]:
         return found.run(args, lambda n, piece, xs: call(piece.jaxpr, xs, name=f"{name}_{n}", derived=True, **params))
 
-    return mlir.lower_fun(run, multiple_results=True)(ctx, *operands)
+    out: Sequence[Any] = mlir.lower_fun(run, multiple_results=True)(ctx, *operands)
+    return out
 
 
 def _platforms(ctx: Any) -> Sequence[str]:
-    return ctx.platforms or ctx.module_context.platforms
+    platforms: Sequence[str] = ctx.platforms or ctx.module_context.platforms
+    return platforms
 
 
 mlir.register_lowering(megakernel_p, functools.partial(_lower, None))

@@ -34,12 +34,14 @@ class Lowered:
     def graph(self, pass_name: str | None = None) -> Graph:
         """The op graph after a pass ("lower", "simplify", "recognise", "fuse", "refine"; None: the last one)."""
         graphs = {k: v for k, v in self.compiled.stages.items() if isinstance(v, Graph)}
-        return self._pick(graphs, pass_name)
+        graph: Graph = self._pick(graphs, pass_name)
+        return graph
 
     def tasks(self, pass_name: str | None = None) -> TaskGraph:
         """The task graph after a pass ("decompose", ..., "memory"; None: the last one)."""
         graphs = {k: v for k, v in self.compiled.stages.items() if isinstance(v, TaskGraph)}
-        return self._pick(graphs, pass_name)
+        tasks: TaskGraph = self._pick(graphs, pass_name)
+        return tasks
 
     def _pick(self, products: Mapping[str, Any], name: str | None) -> Any:
         if not products or (name is not None and name not in products):
@@ -54,7 +56,8 @@ class Lowered:
     @property
     def program(self) -> bytes:
         """The program blob (`jax_mpk.abi.decode` reads it)."""
-        return self._pick(self.compiled.stages, "emit")
+        blob: bytes = self._pick(self.compiled.stages, "emit")
+        return blob
 
     @property
     def compile_times(self) -> dict[str, float]:

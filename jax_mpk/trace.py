@@ -73,12 +73,14 @@ def remembered(jaxpr: jc.ClosedJaxpr, key: Hashable, make: Callable[[], T]) -> T
         return make()
     if key not in call.derived:
         call.derived[key] = make()
-    return call.derived[key]
+    made: T = call.derived[key]
+    return made
 
 
 def _prepare(closed: jc.ClosedJaxpr, arguments: Callable[[], Sequence[str]] | None) -> Call:
     jaxpr = closed.jaxpr
-    eqns, outvars = list(jaxpr.eqns), list(jaxpr.outvars)
+    eqns = list(jaxpr.eqns)
+    outvars: list[Any] = list(jaxpr.outvars)
     constvars, consts, nested = list(jaxpr.constvars), list(closed.consts), []
     if any(_has_captures(e) for e in eqns):
         known = {id(c): (v, c) for v, c in zip(constvars, consts, strict=True)}
@@ -95,7 +97,7 @@ def _prepare(closed: jc.ClosedJaxpr, arguments: Callable[[], Sequence[str]] | No
     origin: dict[Any, tuple[str, Any]] = {v: ("arg", i) for i, v in enumerate(jaxpr.invars)}
     origin |= {v: ("captured", i) for i, v in enumerate(constvars)}
     kept = [(v, c) for v, c in zip(constvars, consts, strict=True) if v in used and _embeds(c)]
-    empty = [v for v in (*constvars, *jaxpr.invars) if v in used and _is_empty(v)]
+    empty: list[Any] = [v for v in (*constvars, *jaxpr.invars) if v in used and _is_empty(v)]
     kept = list((dict(kept) | {v: np.zeros(v.aval.shape, v.aval.dtype) for v in empty}).items())
     embedded = {v for v, _ in kept}
     invars = [v for v in (*constvars, *jaxpr.invars) if v in used and v not in embedded]
@@ -104,7 +106,8 @@ def _prepare(closed: jc.ClosedJaxpr, arguments: Callable[[], Sequence[str]] | No
     outputs: list[tuple[str, Any]] = []
     for v in outvars:
         if isinstance(v, jc.Literal):
-            outputs.append(("literal", np.asarray(v.val, v.aval.dtype)))
+            aval: Any = v.aval
+            outputs.append(("literal", np.asarray(v.val, aval.dtype)))
         elif v in origin:
             outputs.append(origin[v])
         elif _is_empty(v):

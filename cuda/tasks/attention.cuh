@@ -40,7 +40,8 @@ template <class V> struct AttentionScratch {
 };
 
 // score[r][key - key0] = q[r] . k[key]
-template <class V> __device__ __forceinline__ void scores(const AttentionScratch<V>& s, const void* keys, i64 base, int key0, int key1) {
+template <class V> __device__ __forceinline__ void scores(const AttentionScratch<V>& s, const void* keys, i64 base,
+                                                          int key0, int key1) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   if constexpr (V::FAST_K) {
     constexpr int LANES = V::HEAD / 8, EACH = 32 / LANES;
@@ -55,7 +56,8 @@ template <class V> __device__ __forceinline__ void scores(const AttentionScratch
       uint4 raw[AHEAD];
 #pragma unroll
       for (int u = 0; u < AHEAD; ++u)
-        raw[u] = *(const uint4*)((const u16*)keys + base + (i64)min(k0 + u * WARPS * EACH + sub, key1 - 1) * V::KEY_STRIDE + part * 8);
+        raw[u] = *(const uint4*)((const u16*)keys + base +
+                                 (i64)min(k0 + u * WARPS * EACH + sub, key1 - 1) * V::KEY_STRIDE + part * 8);
 #pragma unroll
       for (int u = 0; u < AHEAD; ++u) {
         const int key = k0 + u * WARPS * EACH + sub;
@@ -86,7 +88,8 @@ template <class V> __device__ __forceinline__ void scores(const AttentionScratch
 }
 
 // out[r] = out[r] * scale[r] + sum over keys of score[r][key] * v[key]
-template <class V> __device__ __forceinline__ void weighted(const AttentionScratch<V>& s, const void* values, i64 base, int key0, int key1) {
+template <class V> __device__ __forceinline__ void weighted(const AttentionScratch<V>& s, const void* values, i64 base,
+                                                            int key0, int key1) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const float* scale = s.top + 2 * V::RC;
   if constexpr (V::FAST_V) {
@@ -98,7 +101,8 @@ template <class V> __device__ __forceinline__ void weighted(const AttentionScrat
       uint4 raw[AHEAD];
 #pragma unroll
       for (int u = 0; u < AHEAD; ++u)
-        raw[u] = *(const uint4*)((const u16*)values + base + (i64)min(k0 + u * WARPS * EACH, key1 - 1) * V::VALUE_STRIDE + part * 8);
+        raw[u] = *(const uint4*)((const u16*)values + base +
+                                 (i64)min(k0 + u * WARPS * EACH, key1 - 1) * V::VALUE_STRIDE + part * 8);
 #pragma unroll
       for (int u = 0; u < AHEAD; ++u) {
         const int key = k0 + u * WARPS * EACH;
@@ -207,7 +211,10 @@ template <class V> __device__ __forceinline__ void attention(Worker& w, const De
 #pragma unroll 1
     for (int i = threadIdx.x; i < V::RC * V::DV; i += THREADS) s.out[i] = 0;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < V::RC; i += THREADS) { s.top[i] = LOWEST; s.top[V::RC + i] = 0; }
+    for (int i = threadIdx.x; i < V::RC; i += THREADS) {
+      s.top[i] = LOWEST;
+      s.top[V::RC + i] = 0;
+    }
     V::query(w, d, r, row0, row1, s.q);
     if (row1 - row0 < V::RC)  // rows that do not exist
 #pragma unroll 1

@@ -41,7 +41,7 @@ template <class V> __device__ __forceinline__ void contract_stream(Worker& w, co
       if constexpr (V::COLUMNS_INNER) {  // [128 k][64 n]
         const int k = kg * 32 + s * 16 + ((lane >> 4) << 3) + (lane & 7), chunk = nt * 2 + ((lane >> 3) & 1);
         at[s] = k * 128 + ((chunk ^ (k & 7)) << 4);
-      } else {                           // [2][64 n][64 k]
+      } else {  // [2][64 n][64 k]
         const int n = nt * 16 + (((lane >> 3) & 1) << 3) + (lane & 7), chunk = (kg & 1) * 4 + s * 2 + (lane >> 4);
         at[s] = (kg >> 1) * 8192 + n * 128 + ((chunk ^ (n & 7)) << 4);
       }
@@ -83,7 +83,10 @@ template <class V> __device__ __forceinline__ void contract_stream(Worker& w, co
             }
           __syncwarp();
           if (lane == 0) mbarrier_arrive_after(&w.sh->empty[w.frame], a[0][0], a[1][0]);
-          if (++w.frame == MPK_RING) { w.frame = 0; w.phase ^= 1; }
+          if (++w.frame == MPK_RING) {
+            w.frame = 0;
+            w.phase ^= 1;
+          }
         }
 #pragma unroll
         for (int mt = 0; mt < MT; ++mt)
@@ -143,7 +146,7 @@ template <class V> __device__ __forceinline__ void contract_direct(Worker& w, co
 #pragma unroll 1
           for (int n = warp; n < columns; n += WARPS) {
             T acc[MC] = {};
-#pragma unroll (MC > 1 ? 4 : 8)
+#pragma unroll(MC > 1 ? 4 : 8)
             for (int k = lane; k < V::K; k += 32) {
               const T x = V::number(V::load_rhs(rhs, base + n * sn + k, j));
 #pragma unroll
@@ -162,7 +165,7 @@ template <class V> __device__ __forceinline__ void contract_direct(Worker& w, co
           for (int c0 = 0; c0 < columns; c0 += 64) {
             T acc[MC] = {};
             if (c0 + col < columns)
-#pragma unroll (MC > 1 ? 4 : 8)
+#pragma unroll(MC > 1 ? 4 : 8)
               for (int k = kg; k < V::K; k += 8) {
                 const T x = V::number(V::load_rhs(rhs, base + (c0 + col) * sn + k * sk, j));
 #pragma unroll

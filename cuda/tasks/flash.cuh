@@ -21,12 +21,13 @@ namespace mpk {
 template <class V> struct Flash {
   static constexpr int STEPS = V::HEAD / 16;     // of Q * K^T
   static constexpr int SETS = WARPS / V::SPLIT;  // of warps with keys of their own
-  float *q, *out;    // [RC][HEAD], [RC][DV]
-  float *top, *sum;  // [SETS][8]
-  float* largest;    // [8] max of a row over the warps
-  float* red;        // [PLACES][RC][DV]
-  uint4* queries;    // [STEPS][32 lanes]: Q as the A operand, until red is needed
-  static_assert(V::HEAD % 32 == 0 && V::DV % 32 == 0 && V::DV <= 64 * V::SPLIT && V::RC <= 8 && SETS % 4 == 0 && SETS % V::PLACES == 0);
+  float *q, *out;                                // [RC][HEAD], [RC][DV]
+  float *top, *sum;                              // [SETS][8]
+  float* largest;                                // [8] max of a row over the warps
+  float* red;                                    // [PLACES][RC][DV]
+  uint4* queries;                                // [STEPS][32 lanes]: Q as the A operand, until red is needed
+  static_assert(V::HEAD % 32 == 0 && V::DV % 32 == 0 && V::DV <= 64 * V::SPLIT && V::RC <= 8 && SETS % 4 == 0 &&
+                SETS % V::PLACES == 0);
   __device__ Flash(u8* p) {
     q = (float*)p;
     out = q + V::RC * V::HEAD;
@@ -63,8 +64,8 @@ template <class V> __device__ __forceinline__ void flash_queries(const Flash<V>&
 // Rows [row0, row1) of the task against the keys [begin, end): put(i, value, max, sum) for every element i of [RC][DV] of
 // this block's weighted values, with max and sum of its row.
 template <class V, class R, class Put>
-__device__ __forceinline__ void flash_rows(const Desc& d, const R& r, const Flash<V>& s, const u16* keys, const u16* values, int row0,
-                                           int row1, int begin, int end, const Put& put) {
+__device__ __forceinline__ void flash_rows(const Desc& d, const R& r, const Flash<V>& s, const u16* keys,
+                                           const u16* values, int row0, int row1, int begin, int end, const Put& put) {
   constexpr int CHUNKS = V::HEAD / 32, EARLY = CHUNKS <= 2 ? CHUNKS : 2, SETS = Flash<V>::SETS;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3, set = warp / V::SPLIT;
   const int chunk = warp % V::SPLIT * 8 + g, row = min(row0 + g, row1 - 1);
@@ -75,9 +76,10 @@ __device__ __forceinline__ void flash_rows(const Desc& d, const R& r, const Flas
   for (int key0 = begin + set * 16; key0 < end; key0 += SETS * 16) {
     // Loads are on their way before any of them is needed, as far as there are registers: the kernel has 96 a thread.
     uint4 k[EARLY][2], v[4];
-    const auto load_k = [&](uint4 (&k)[2], int n) {
+    const auto load_k = [&](uint4(&k)[2], int n) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) k[i] = load16(key_at + (i64)min(key0 + 8 * i + g, end - 1) * (2 * V::KEY_STRIDE) + n * 64);
+      for (int i = 0; i < 2; ++i)
+        k[i] = load16(key_at + (i64)min(key0 + 8 * i + g, end - 1) * (2 * V::KEY_STRIDE) + n * 64);
     };
 #pragma unroll
     for (int n = 0; n < EARLY; ++n) load_k(k[n], n);
@@ -87,8 +89,8 @@ __device__ __forceinline__ void flash_rows(const Desc& d, const R& r, const Flas
         v[i] = load16(value_at + (i64)min(key0 + (i >> 1) * 8 + 2 * t + (i & 1), end - 1) * (2 * V::VALUE_STRIDE));
     };
     if (CHUNKS == EARLY) load_v();  // more keys take the registers first
-    float score[2][4] = {};  // of 8 keys: [0], [1] of keys 2t, 2t+1; [2], [3] what the lower parts of Q add
-#pragma unroll (EARLY)
+    float score[2][4] = {};         // of 8 keys: [0], [1] of keys 2t, 2t+1; [2], [3] what the lower parts of Q add
+#pragma unroll(EARLY)
     for (int n = 0; n < CHUNKS; ++n) {
       uint4(&x)[2] = k[n % EARLY];
 #pragma unroll
@@ -140,7 +142,8 @@ __device__ __forceinline__ void flash_rows(const Desc& d, const R& r, const Flas
 #pragma unroll
     for (int i = 0; i < 4; ++i)
 #pragma unroll
-      for (int j = 0; j < 4; ++j) a[i][j] = __byte_perm(word(v[j & 2], i), word(v[(j & 2) + 1], i), j & 1 ? 0x7632 : 0x5410);
+      for (int j = 0; j < 4; ++j)
+        a[i][j] = __byte_perm(word(v[j & 2], i), word(v[(j & 2) + 1], i), j & 1 ? 0x7632 : 0x5410);
 #pragma unroll
     for (int i = 0; i < 4; ++i) mma_bf16(acc[i], a[i], high[0], high[1]);
 #pragma unroll
@@ -198,7 +201,8 @@ __device__ __forceinline__ void flash_rows(const Desc& d, const R& r, const Flas
 }
 
 // A block that has seen the last part of a task merges all: lane q knows max and sum of part q.
-template <class V> __device__ __forceinline__ void flash_merge(Worker& w, const Desc& d, const Flash<V>& s, int row0, int row1) {
+template <class V> __device__ __forceinline__ void flash_merge(Worker& w, const Desc& d, const Flash<V>& s, int row0,
+                                                               int row1) {
   static_assert(V::PARTS <= 32);
   constexpr u64 NEXT = (u64)V::R * (V::DV + 2);
   const float* all = (const float*)(w.workspace + d.partial) + (u64)d.index * V::PARTS * NEXT + (u64)row0 * (V::DV + 2);
@@ -241,18 +245,20 @@ template <class V> __device__ __forceinline__ void flash(Worker& w, const Desc& 
     flash_queries<V>(s, row1 - row0);
     sync_consumers();
     stamp(w, d, 1);
-    flash_rows<V>(d, V::range(d.index), s, keys, values, row0, row1, begin, end, [&](int i, float value, float top, float sum) {
-      if constexpr (V::PARTS == 1) {
-        s.out[i] = __fdividef(value, sum);
-      } else if (i < (row1 - row0) * V::DV) {
-        float* p = (float*)(w.workspace + d.partial) + (((u64)d.index * V::PARTS + d.part) * V::R + row0 + i / V::DV) * (V::DV + 2);
-        p[2 + i % V::DV] = value;
-        if (i % V::DV == 0) {
-          p[0] = top;
-          p[1] = sum;
-        }
-      }
-    });
+    flash_rows<V>(d, V::range(d.index), s, keys, values, row0, row1, begin, end,
+                  [&](int i, float value, float top, float sum) {
+                    if constexpr (V::PARTS == 1) {
+                      s.out[i] = __fdividef(value, sum);
+                    } else if (i < (row1 - row0) * V::DV) {
+                      float* p = (float*)(w.workspace + d.partial) +
+                                 (((u64)d.index * V::PARTS + d.part) * V::R + row0 + i / V::DV) * (V::DV + 2);
+                      p[2 + i % V::DV] = value;
+                      if (i % V::DV == 0) {
+                        p[0] = top;
+                        p[1] = sum;
+                      }
+                    }
+                  });
     if constexpr (V::PARTS == 1) {
       sync_consumers();
       stamp(w, d, 2);

@@ -34,7 +34,12 @@ template <class V> __device__ __forceinline__ void sort(Worker& w, const Desc& d
           const int i = (p / gap) * 2 * gap + p % gap, j = i + gap;
           const u32 ki = key[i], kj = key[j], ai = at[i], aj = at[j];
           const bool larger = ki > kj || (ki == kj && ai > aj);
-          if (larger == ((i & size) == 0)) { key[i] = kj; key[j] = ki; at[i] = aj; at[j] = ai; }
+          if (larger == ((i & size) == 0)) {
+            key[i] = kj;
+            key[j] = ki;
+            at[i] = aj;
+            at[j] = ai;
+          }
         }
         sync_consumers();
       }

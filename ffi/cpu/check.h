@@ -5,9 +5,7 @@
 namespace mpk {
 
 // Inclusive ranges of loop variables, by axis. Never negative.
-struct Ranges {
-  int64_t lo[abi::MAX_AXES] = {}, hi[abi::MAX_AXES] = {};
-};
+struct Ranges { int64_t lo[abi::MAX_AXES] = {}, hi[abi::MAX_AXES] = {}; };
 
 // What is known about an operator while its accesses and codes are checked.
 struct OpScope {
@@ -15,7 +13,7 @@ struct OpScope {
   const size_t n;  // operator number
   const abi::Op& op;
   OpInfo& info;
-  int32_t tile[abi::MAX_AXES] = {};                    // of scratch: what one run of a code covers along each axis
+  int32_t tile[abi::MAX_AXES] = {};                   // of scratch: what one run of a code covers along each axis
   int64_t act = 0, acc[MAX_ACC + 1] = {}, limit = 0;  // elements of scratch
 };
 

@@ -15,13 +15,16 @@ constexpr int64_t kMaxOffset = int64_t{1} << 60;  // elements, of a sum of terms
 
 class CodeChecker {
  public:
-  CodeChecker(OpScope& s, uint32_t number, CheckBudget& budget) : s_(s), p_(s.p), c_(s.p.codes[number]), number_(number), budget_(budget) {}
+  CodeChecker(OpScope& s, uint32_t number, CheckBudget& budget)
+      : s_(s), p_(s.p), c_(s.p.codes[number]), number_(number), budget_(budget) {}
 
   void run() {
     const abi::Op& op = s_.op;
-    if (c_.n_axes != op.n_axes) program_error("code %u has %u axes, operator %zu has %u", number_, c_.n_axes, s_.n, op.n_axes);
+    if (c_.n_axes != op.n_axes)
+      program_error("code %u has %u axes, operator %zu has %u", number_, c_.n_axes, s_.n, op.n_axes);
     if (uint64_t{c_.stage} + c_.stages > p_.stages.size) program_error("code %u has stages beyond the end", number_);
-    if (uint64_t{c_.access} + c_.accesses > p_.accesses.size) program_error("code %u has accesses beyond the end", number_);
+    if (uint64_t{c_.access} + c_.accesses > p_.accesses.size)
+      program_error("code %u has accesses beyond the end", number_);
     if (c_.axes >> op.n_axes) program_error("code %u loops over axes that operator %zu does not have", number_, s_.n);
     if (c_.vector < -1 || c_.vector >= op.n_axes || (c_.vector >= 0 && !(c_.axes >> c_.vector & 1)))
       program_error("code %u has vector axis %d", number_, c_.vector);
@@ -32,17 +35,20 @@ class CodeChecker {
     bool runs = true;
     for (int a = 0; a < op.n_axes; ++a) {
       const bool loops = c_.axes >> a & 1;
-      if (loops && (c_.lo[a] < 0 || c_.hi[a] < 0)) program_error("code %u: axis %d goes from %d to %d", number_, a, c_.lo[a], c_.hi[a]);
+      if (loops && (c_.lo[a] < 0 || c_.hi[a] < 0))
+        program_error("code %u: axis %d goes from %d to %d", number_, a, c_.lo[a], c_.hi[a]);
       const int64_t lo = loops ? c_.lo[a] : 0;
       const int64_t hi = std::min(loops ? c_.hi[a] : op.extent[a], op.extent[a]) - 1;
       if (hi < lo) runs = false;
       const bool tiled = s_.tile[a] < op.extent[a];
       memory_.lo[a] = lo, memory_.hi[a] = loops ? hi : int64_t{s_.info.grid[a] - 1} * op.tile[a];
-      if (!loops && static_cast<abi::Kind>(op.kind) != abi::Kind::ROWS) memory_.hi[a] = tiled ? op.extent[a] - 1 : memory_.hi[a];
+      if (!loops && static_cast<abi::Kind>(op.kind) != abi::Kind::ROWS)
+        memory_.hi[a] = tiled ? op.extent[a] - 1 : memory_.hi[a];
       scratch_.lo[a] = tiled || !loops ? 0 : lo, scratch_.hi[a] = !loops ? 0 : tiled ? s_.tile[a] - 1 : hi;
     }
     if (!runs) return;
-    for (uint32_t j = 0; j < c_.accesses; ++j) check_terms(s_, p_.accesses[c_.access + j], memory_, what("code", number_));
+    for (uint32_t j = 0; j < c_.accesses; ++j)
+      check_terms(s_, p_.accesses[c_.access + j], memory_, what("code", number_));
     for (uint32_t i = c_.stage; i < c_.stage + c_.stages; ++i) first_ = i == c_.stage, stage(i);
     p_.code_info[number_].ahead &= ahead();
   }
@@ -99,14 +105,16 @@ class CodeChecker {
     if (s.dst & abi::VECTOR_REG) program_error("stage %u reduces to a vector register", number);
     if (s.flags & abi::ACCUMULATE && !position) read(s.dst, "stage", number);
     write(s.dst, "stage", number);
-    for (int j = 0; j < s.axes; ++j) memory_.lo[s.axis + j] = memory_.hi[s.axis + j] = scratch_.lo[s.axis + j] = scratch_.hi[s.axis + j] = 0;
+    for (int j = 0; j < s.axes; ++j)
+      memory_.lo[s.axis + j] = memory_.hi[s.axis + j] = scratch_.lo[s.axis + j] = scratch_.hi[s.axis + j] = 0;
   }
 
   // Sets the ranges of the reduction axes; false when there is nothing to reduce.
   bool reduction(uint32_t number, const abi::Stage& s) {
     if (!s.axes || s.axes > 4 || s.axis < c_.n_axes || s.axis + s.axes > static_cast<int>(MAX_AXES))
       program_error("stage %u reduces axes %u to %u", number, s.axis, s.axis + s.axes - 1);
-    if (s.reduce > static_cast<uint8_t>(abi::ReduceOp::ARGMIN)) program_error("stage %u has reduction %u", number, s.reduce);
+    if (s.reduce > static_cast<uint8_t>(abi::ReduceOp::ARGMIN))
+      program_error("stage %u has reduction %u", number, s.reduce);
     const auto dt = static_cast<abi::Dtype>(s.dtype);
     if (dt != abi::Dtype::F32 && dt != abi::Dtype::I32 && dt != abi::Dtype::U32 && dt != abi::Dtype::BOOL)
       program_error("stage %u reduces element type %u", number, s.dtype);
@@ -125,7 +133,8 @@ class CodeChecker {
     const bool vector = r & abi::VECTOR_REG;
     const uint32_t i = r & ~abi::VECTOR_REG;
     if (i >= (vector ? c_.vector_regs : c_.scalar_regs)) program_error("%s %u names register %#x", kind, number, r);
-    if (!((vector ? vectors_ : scalars_) >> i & 1)) program_error("%s %u reads register %#x, which has no value", kind, number, r);
+    if (!((vector ? vectors_ : scalars_) >> i & 1))
+      program_error("%s %u reads register %#x, which has no value", kind, number, r);
     if (!vector && !first_) used_ |= uint64_t{1} << i;
   }
 
@@ -143,7 +152,8 @@ class CodeChecker {
     if (i.op >= sizeof abi::ARITY) program_error("instruction %u has opcode %u", number, i.op);
     const auto o = static_cast<Opcode>(i.op);
     const auto operand = [&](uint16_t r) {
-      if (scalar && r & abi::VECTOR_REG) program_error("instruction %u names register %#x in a scalar stage", number, r);
+      if (scalar && r & abi::VECTOR_REG)
+        program_error("instruction %u names register %#x in a scalar stage", number, r);
       read(r, "instruction", number);
     };
     const uint16_t operands[] = {i.a, i.b, i.c};
@@ -164,7 +174,8 @@ class CodeChecker {
       }
     }
     if (stores(o)) return;
-    if (scalar == bool(i.dst & abi::VECTOR_REG)) program_error("instruction %u writes register %#x in a %s stage", number, i.dst, scalar ? "scalar" : "vector");
+    if (scalar == bool(i.dst & abi::VECTOR_REG))
+      program_error("instruction %u writes register %#x in a %s stage", number, i.dst, scalar ? "scalar" : "vector");
     write(i.dst, "instruction", number);
   }
 };
@@ -173,17 +184,22 @@ class CodeChecker {
 
 void check_terms(const OpScope& s, const abi::Access& x, const Ranges& r, const char* what) {
   if (x.dtype >= sizeof abi::DTYPE_BYTES) program_error("operator %zu: %s has element type %u", s.n, what, x.dtype);
-  const bool scratch = x.slot == abi::SLOT_ACT || x.slot == abi::SLOT_LIMIT || (x.slot >= abi::SLOT_ACC && x.slot <= abi::SLOT_ACC + MAX_ACC);
-  if (!scratch && x.slot >= s.op.slots) program_error("operator %zu: %s names slot %u of %u", s.n, what, x.slot, s.op.slots);
+  const bool scratch = x.slot == abi::SLOT_ACT || x.slot == abi::SLOT_LIMIT ||
+                       (x.slot >= abi::SLOT_ACC && x.slot <= abi::SLOT_ACC + MAX_ACC);
+  if (!scratch && x.slot >= s.op.slots)
+    program_error("operator %zu: %s names slot %u of %u", s.n, what, x.slot, s.op.slots);
   const auto size = [](int64_t v) { return v < 0 ? -static_cast<__int128>(v) : static_cast<__int128>(v); };
   __int128 sum = size(x.offset);
   bool wide = sum > kMaxOffset;
-  for (uint32_t a = 0; a < MAX_AXES; ++a) sum += size(x.stride[a]) * r.hi[a], wide = wide || size(x.stride[a]) > kMaxStride;
+  for (uint32_t a = 0; a < MAX_AXES; ++a)
+    sum += size(x.stride[a]) * r.hi[a], wide = wide || size(x.stride[a]) > kMaxStride;
   for (int d = 0; d < x.n_dyn && d < static_cast<int>(abi::MAX_DYN); ++d) {
-    if (x.dyn_limit[d] < 0) program_error("operator %zu: %s has a dynamic coordinate up to %d", s.n, what, x.dyn_limit[d]);
+    if (x.dyn_limit[d] < 0)
+      program_error("operator %zu: %s has a dynamic coordinate up to %d", s.n, what, x.dyn_limit[d]);
     sum += size(x.dyn_stride[d]) * x.dyn_limit[d], wide = wide || size(x.dyn_stride[d]) > kMaxStride;
   }
-  if (wide || sum > kMaxOffset) program_error("operator %zu: %s has an access with strides or an offset beyond any buffer", s.n, what);
+  if (wide || sum > kMaxOffset)
+    program_error("operator %zu: %s has an access with strides or an offset beyond any buffer", s.n, what);
 }
 
 void check_access(const OpScope& s, const abi::Access& x, const Ranges& r, bool store, const char* what) {
@@ -214,7 +230,8 @@ void check_access(const OpScope& s, const abi::Access& x, const Ranges& r, bool 
     lo += slot.offset, hi += slot.offset;
   }
   if (lo < 0 || hi + size > bytes)
-    program_error("operator %zu: %s reaches bytes %lld to %lld of %lld", s.n, what, (long long)lo, (long long)(hi + size), (long long)bytes);
+    program_error("operator %zu: %s reaches bytes %lld to %lld of %lld", s.n, what, (long long)lo,
+                  (long long)(hi + size), (long long)bytes);
 }
 
 void check_code(OpScope& s, uint32_t number, CheckBudget& budget) { CodeChecker(s, number, budget).run(); }

@@ -8,7 +8,7 @@ namespace mpk {
 namespace {
 
 using abi::MAX_AXES;
-constexpr int64_t kMaxScratch = int64_t{1} << 31;     // bytes of a thread
+constexpr int64_t kMaxScratch = int64_t{1} << 31;          // bytes of a thread
 constexpr CheckBudget kMaxRecords = CheckBudget{1} << 26;  // a second or two
 
 struct OpChecker : OpScope {
@@ -21,7 +21,8 @@ struct OpChecker : OpScope {
   void run() {
     if (op.n_axes > MAX_AXES) program_error("operator %zu has %u axes", n, op.n_axes);
     if (uint64_t{op.slot} + op.slots > p.slots.size) program_error("operator %zu has slots beyond the end", n);
-    if (uint64_t{op.access} + op.accesses > p.accesses.size) program_error("operator %zu has accesses beyond the end", n);
+    if (uint64_t{op.access} + op.accesses > p.accesses.size)
+      program_error("operator %zu has accesses beyond the end", n);
     int64_t tasks = 1;
     for (int a = 0; a < op.n_axes; ++a) {
       if (op.extent[a] < 1 || op.tile[a] < 1 || op.extent[a] > static_cast<int32_t>(abi::MAX_EXTENT))
@@ -48,7 +49,8 @@ struct OpChecker : OpScope {
 
   int32_t count(abi::Param which) const {
     const int64_t v = param(which);
-    if (v < 0 || v > MAX_AXES) program_error("operator %zu: parameter %d is %lld", n, static_cast<int>(which), (long long)v);
+    if (v < 0 || v > MAX_AXES)
+      program_error("operator %zu: parameter %d is %lld", n, static_cast<int>(which), (long long)v);
     return static_cast<int32_t>(v);
   }
 
@@ -60,7 +62,8 @@ struct OpChecker : OpScope {
   }
 
   const abi::Access& core_access(int64_t index) const {
-    if (index < 0 || index >= op.accesses) program_error("operator %zu: core access %lld of %u", n, (long long)index, op.accesses);
+    if (index < 0 || index >= op.accesses)
+      program_error("operator %zu: core access %lld of %u", n, (long long)index, op.accesses);
     const abi::Access& x = p.accesses[op.access + index];
     if (x.n_dyn) program_error("operator %zu: a core access has dynamic coordinates", n);
     if (x.slot >= op.slots) program_error("operator %zu: a core access names slot %u of %u", n, x.slot, op.slots);
@@ -103,7 +106,8 @@ struct OpChecker : OpScope {
       if (op.extent[a] == 1) continue;
       if (inner) stride = x.stride[a], inner = false;
       else if (x.stride[a] != next) program_error("operator %zu: axis %d of a core access does not flatten", n, a);
-      if (__builtin_mul_overflow(x.stride[a], int64_t{op.extent[a]}, &next)) program_error("operator %zu: stride overflow", n);
+      if (__builtin_mul_overflow(x.stride[a], int64_t{op.extent[a]}, &next))
+        program_error("operator %zu: stride overflow", n);
     }
     return stride;
   }
@@ -120,10 +124,12 @@ struct OpChecker : OpScope {
     uint32_t others = ~0u;
     for (abi::Role role : which) others &= ~(1u << static_cast<int>(role));
     for (int r = 0; r < static_cast<int>(sizeof op.codes / sizeof op.codes[0]); ++r)
-      if (others >> r & 1 && op.codes[r]) program_error("operator %zu has codes of role %d, which its kind does not", n, r);
+      if (others >> r & 1 && op.codes[r])
+        program_error("operator %zu has codes of role %d, which its kind does not", n, r);
     for (abi::Role role : which) {
       const int r = static_cast<int>(role);
-      if (uint64_t{op.code[r]} + op.codes[r] > p.codes.size) program_error("operator %zu: role %d has codes beyond the end", n, r);
+      if (uint64_t{op.code[r]} + op.codes[r] > p.codes.size)
+        program_error("operator %zu: role %d has codes beyond the end", n, r);
       for (uint32_t c = op.code[r]; c < op.code[r] + op.codes[r]; ++c) check_code(*this, c, budget);
     }
   }
@@ -136,19 +142,24 @@ struct OpChecker : OpScope {
     const abi::Op& o = p.ops[first->second];
     const OpInfo& i = p.info[first->second];
     const int reduce = static_cast<int>(abi::Param::REDUCE_DTYPE);
-    bool same = i.n_batch == info.n_batch && i.n_m == info.n_m && i.act_row == info.act_row && o.params[reduce] == op.params[reduce];
+    bool same = i.n_batch == info.n_batch && i.n_m == info.n_m && i.act_row == info.act_row &&
+                o.params[reduce] == op.params[reduce];
     for (int a = 0; same && a < info.n_batch + info.n_m; ++a)
       same = o.extent[a] == op.extent[a] && (a < info.n_batch || o.tile[a] == op.tile[a]);
-    if (!same) program_error("operator %zu has the prologue number of operator %zu, but another activation", n, first->second);
+    if (!same)
+      program_error("operator %zu has the prologue number of operator %zu, but another activation", n, first->second);
   }
 
   void contract() {
-    const int b = count(abi::Param::N_BATCH), m = count(abi::Param::N_M), nn = count(abi::Param::N_N), k = count(abi::Param::N_K);
+    const int b = count(abi::Param::N_BATCH), m = count(abi::Param::N_M), nn = count(abi::Param::N_N),
+              k = count(abi::Param::N_K);
     const int64_t rhs = param(abi::Param::N_RHS);
-    if (b + m + nn + k != op.n_axes) program_error("operator %zu: %d axes of a contraction with %d", n, b + m + nn + k, op.n_axes);
+    if (b + m + nn + k != op.n_axes)
+      program_error("operator %zu: %d axes of a contraction with %d", n, b + m + nn + k, op.n_axes);
     if (rhs < 1 || rhs > MAX_ACC) program_error("operator %zu has %lld right sides", n, (long long)rhs);
     const auto type = dtype(abi::Param::REDUCE_DTYPE);
-    if (type != abi::Dtype::F32 && type != abi::Dtype::I32) program_error("operator %zu contracts type %d", n, static_cast<int>(type));
+    if (type != abi::Dtype::F32 && type != abi::Dtype::I32)
+      program_error("operator %zu contracts type %d", n, static_cast<int>(type));
     info.n_batch = b, info.n_m = m, info.n_n = nn, info.n_k = k;
     const int m0 = b, n0 = b + m, k0 = n0 + nn, end = op.n_axes;
     contiguous(m0, n0, "row"), contiguous(n0, k0, "column"), whole(k0, end, "contracted");
@@ -161,7 +172,8 @@ struct OpChecker : OpScope {
       check_access(*this, x, extents({{0, m0}, {n0, end}}), false, "a right side");
       const auto dt = static_cast<abi::Dtype>(x.dtype);
       const bool floating = dt == abi::Dtype::F32 || dt == abi::Dtype::BF16 || dt == abi::Dtype::F16;
-      if (floating != (type == abi::Dtype::F32)) program_error("operator %zu: right side %d has element type %u", n, j, x.dtype);
+      if (floating != (type == abi::Dtype::F32))
+        program_error("operator %zu: right side %d has element type %u", n, j, x.dtype);
       info.stride_n[j] = flat(x, n0, k0), info.stride_k[j] = flat(x, k0, end);
     }
     const int64_t rows = product(tile, m0, n0);
@@ -189,12 +201,14 @@ struct OpChecker : OpScope {
     check_access(*this, kx, extents({{0, b}, {key, head + 1}}), false, "the keys");
     check_access(*this, vx, extents({{0, b}, {column, key + 1}}), false, "the values");
     for (const abi::Access* x : {&kx, &vx})
-      if (x->dtype > static_cast<uint8_t>(abi::Dtype::F16)) program_error("operator %zu: keys or values of type %u", n, x->dtype);
+      if (x->dtype > static_cast<uint8_t>(abi::Dtype::F16))
+        program_error("operator %zu: keys or values of type %u", n, x->dtype);
     info.stride_n[0] = kx.stride[key], info.stride_k[0] = kx.stride[head];
     info.stride_n[1] = vx.stride[column], info.stride_k[1] = vx.stride[key];
     panel(rows);
     using abi::Role;
-    roles({Role::Q, Role::SCORE, Role::PROB, Role::LIMIT, Role::APPEND0, Role::APPEND1, Role::APPEND2, Role::APPEND3, Role::EPILOGUE});
+    roles({Role::Q, Role::SCORE, Role::PROB, Role::LIMIT, Role::APPEND0, Role::APPEND1, Role::APPEND2, Role::APPEND3,
+           Role::EPILOGUE});
     grow();
   }
 
@@ -204,7 +218,8 @@ struct OpChecker : OpScope {
     const int64_t length = op.extent[last], keep = param(abi::Param::COUNT);
     whole(last, op.n_axes, "sorted");
     for (int a = 0; a < last; ++a) tile[a] = 1;  // the body takes one row at a time
-    if (keep < 1 || keep > length) program_error("operator %zu keeps %lld of %lld", n, (long long)keep, (long long)length);
+    if (keep < 1 || keep > length)
+      program_error("operator %zu keeps %lld of %lld", n, (long long)keep, (long long)length);
     const auto type = dtype(abi::Param::KEY_DTYPE);
     if (type != abi::Dtype::F32 && type != abi::Dtype::I32 && type != abi::Dtype::U32 && type != abi::Dtype::BOOL)
       program_error("operator %zu sorts type %d", n, static_cast<int>(type));
@@ -230,7 +245,8 @@ struct OpChecker : OpScope {
     int64_t total = s.act + s.panel + 8 * s.keys + 16 * s.accesses;
     for (int64_t bytes : s.acc) total += bytes;
     if (total > kMaxScratch)
-      program_error("operator %zu: a thread would need %lld bytes of scratch, more than %lld", n, (long long)total, (long long)kMaxScratch);
+      program_error("operator %zu: a thread would need %lld bytes of scratch, more than %lld", n, (long long)total,
+                    (long long)kMaxScratch);
   }
 };
 

@@ -23,9 +23,9 @@ using namespace mpk;
 
 namespace {
 
-constexpr unsigned kTooLong = 120;                  // seconds of a trial
-constexpr size_t kMemory = 64 << 20;                // bytes of operands and results of what is run
-constexpr int64_t kDeadline = 20;                   // ms
+constexpr unsigned kTooLong = 120;    // seconds of a trial
+constexpr size_t kMemory = 64 << 20;  // bytes of operands and results of what is run
+constexpr int64_t kDeadline = 20;     // ms
 
 class Random {
  public:
@@ -62,7 +62,8 @@ constexpr int section(abi::Section s) { return static_cast<int>(s); }
 
 class Damage {
  public:
-  Damage(std::vector<char>& blob, Random& r) : blob_(blob), r_(r), h_(*reinterpret_cast<const abi::Header*>(blob.data())) {
+  Damage(std::vector<char>& blob, Random& r)
+      : blob_(blob), r_(r), h_(*reinterpret_cast<const abi::Header*>(blob.data())) {
     for (const abi::Field& f : abi::FIELDS)
       if (count(f.section)) fields_[f.section].push_back(f);
   }
@@ -71,7 +72,9 @@ class Damage {
     for (size_t edits = r_.once_in(2) ? 1 : 1 + r_.below(4); edits; --edits) r_.once_in(3) ? aimed() : anywhere();
     // What the checks of the header itself refuse at once is worth a few trials only.
     auto& head = *reinterpret_cast<abi::Header*>(blob_.data());
-    if (!r_.once_in(16)) head.magic = h_.magic, head.version = h_.version, head.bytes = h_.bytes, head.ranks = h_.ranks, head.iterations = h_.iterations;
+    if (!r_.once_in(16))
+      head.magic = h_.magic, head.version = h_.version, head.bytes = h_.bytes, head.ranks = h_.ranks,
+      head.iterations = h_.iterations;
     const Digest d = content_hash(blob_.data(), blob_.size());
     std::memcpy(head.hash, d.data(), d.size());
   }
@@ -84,12 +87,15 @@ class Damage {
 
   size_t count(int which) const { return which < 0 ? 1 : h_.section_count[which]; }
 
-  char* record(const abi::Field& f, size_t n) { return blob_.data() + (f.section < 0 ? 0 : h_.section_offset[f.section] + n * f.record); }
+  char* record(const abi::Field& f, size_t n) {
+    return blob_.data() + (f.section < 0 ? 0 : h_.section_offset[f.section] + n * f.record);
+  }
 
   // Element `i` of a field of record `n`: something interesting, or what stands in another element or another record.
   void edit(const abi::Field& f, size_t n, size_t i, size_t elements) {
     char* at = record(f, n) + f.offset + f.bytes * i;
-    char* other = r_.once_in(2) ? record(f, r_.below(count(f.section))) + f.offset + f.bytes * i : record(f, n) + f.offset + f.bytes * r_.below(elements);
+    char* other = r_.once_in(2) ? record(f, r_.below(count(f.section))) + f.offset + f.bytes * i
+                                : record(f, n) + f.offset + f.bytes * r_.below(elements);
     uint64_t now = 0, elsewhere = 0;
     std::memcpy(&now, at, f.bytes);
     std::memcpy(&elsewhere, other, f.bytes);
@@ -102,7 +108,8 @@ class Damage {
   void anywhere() {
     auto at = fields_.begin();
     std::advance(at, r_.below(fields_.size()));
-    const bool dull = at->first == section(abi::Section::Const) || at->first == section(abi::Section::Name) || at->first < 0;
+    const bool dull =
+        at->first == section(abi::Section::Const) || at->first == section(abi::Section::Name) || at->first < 0;
     if (dull && !r_.once_in(4)) return;
     const abi::Field& f = at->second[r_.below(at->second.size())];
     const size_t n = r_.below(count(f.section));
@@ -125,8 +132,10 @@ class Damage {
     const size_t n = ops[r_.below(ops.size())];
     const abi::Op o = op(n);
     const bool access = o.accesses && o.access < count(section(abi::Section::Access)) && r_.once_in(2);
-    constexpr uint16_t of_op[] = {offsetof(abi::Op, extent), offsetof(abi::Op, tile), offsetof(abi::Op, params), offsetof(abi::Op, prologue)};
-    constexpr uint16_t of_access[] = {offsetof(abi::Access, stride), offsetof(abi::Access, stride), offsetof(abi::Access, offset), offsetof(abi::Access, dtype)};
+    constexpr uint16_t of_op[] = {offsetof(abi::Op, extent), offsetof(abi::Op, tile), offsetof(abi::Op, params),
+                                  offsetof(abi::Op, prologue)};
+    constexpr uint16_t of_access[] = {offsetof(abi::Access, stride), offsetof(abi::Access, stride),
+                                      offsetof(abi::Access, offset), offsetof(abi::Access, dtype)};
     const int which = section(access ? abi::Section::Access : abi::Section::Op);
     const uint16_t offset = (access ? of_access : of_op)[r_.below(4)];
     for (const abi::Field& f : fields_[which]) {
@@ -196,12 +205,14 @@ std::vector<char> results(const std::vector<char>& blob) {
   const Memory memory = memory_for(*p, args);
   if (launch(p, memory.o, {}).kind != LaunchError::kNone) std::abort();
   std::vector<char> out;
-  for (size_t i = 0; i < memory.o.results.size(); ++i) out.insert(out.end(), memory.o.results[i], memory.o.results[i] + memory.o.result_bytes[i]);
+  for (size_t i = 0; i < memory.o.results.size(); ++i)
+    out.insert(out.end(), memory.o.results[i], memory.o.results[i] + memory.o.result_bytes[i]);
   return out;
 }
 
 // Runs the trials, the number of each in `*trial` before it begins; false when an intact program has other results.
-bool fuzz(const std::vector<std::vector<char>>& blobs, uint64_t seed, uint64_t from, uint64_t trials, volatile uint64_t* trial) {
+bool fuzz(const std::vector<std::vector<char>>& blobs, uint64_t seed, uint64_t from, uint64_t trials,
+          volatile uint64_t* trial) {
   std::vector<std::vector<char>> want;
   for (const auto& b : blobs) want.push_back(results(b));
   Counts counts;
@@ -216,10 +227,13 @@ bool fuzz(const std::vector<std::vector<char>>& blobs, uint64_t seed, uint64_t f
     if (t % 1000 == 999 && results(blobs[which]) != want[which]) return false;  // damage stays with the damaged
   }
   for (const auto& [text, n] : counts.why) std::printf("%8llu  %s\n", (unsigned long long)n, text.c_str());
-  std::printf("%llu damaged programs of %zu, seed %llu: %llu refused, %llu ran (%llu of their launches ended by the deadline, %llu for want of "
-              "memory), %llu not run because of the size of their operands\n",
-              (unsigned long long)trials, blobs.size(), (unsigned long long)seed, (unsigned long long)counts.refused,
-              (unsigned long long)counts.ran, (unsigned long long)counts.late, (unsigned long long)counts.memory, (unsigned long long)counts.large);
+  std::printf(
+      "%llu damaged programs of %zu, seed %llu: %llu refused, %llu ran (%llu of their launches ended by the deadline, "
+      "%llu for want of "
+      "memory), %llu not run because of the size of their operands\n",
+      (unsigned long long)trials, blobs.size(), (unsigned long long)seed, (unsigned long long)counts.refused,
+      (unsigned long long)counts.ran, (unsigned long long)counts.late, (unsigned long long)counts.memory,
+      (unsigned long long)counts.large);
   return true;
 }
 
@@ -235,7 +249,8 @@ int main(int argc, char** argv) {
     else if (++i < argc) *number = std::strtoull(argv[i], nullptr, 10);
   }
   if (blobs.empty()) return std::fprintf(stderr, "mpk_fuzz: no programs\n"), 1;
-  auto* trial = static_cast<uint64_t*>(mmap(nullptr, sizeof(uint64_t), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  auto* trial = static_cast<uint64_t*>(
+      mmap(nullptr, sizeof(uint64_t), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
   if (trial == MAP_FAILED) return std::perror("mmap"), 1;
   const pid_t child = fork();
   if (child < 0) return std::perror("fork"), 1;
@@ -243,7 +258,8 @@ int main(int argc, char** argv) {
   int status = 0;
   waitpid(child, &status, 0);
   if (!status) return 0;
-  std::fprintf(stderr, "mpk_fuzz: %s %d in trial --seed %llu --from %llu --trials 1\n", WIFSIGNALED(status) ? "signal" : "status",
-               WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status), (unsigned long long)seed, (unsigned long long)*trial);
+  std::fprintf(stderr, "mpk_fuzz: %s %d in trial --seed %llu --from %llu --trials 1\n",
+               WIFSIGNALED(status) ? "signal" : "status", WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status),
+               (unsigned long long)seed, (unsigned long long)*trial);
   return 1;
 }

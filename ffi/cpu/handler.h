@@ -5,9 +5,7 @@
 namespace mpk {
 
 extern const char* const kCpuTarget;
-struct CpuHandlers {
-  void *instantiate, *execute;
-};
+struct CpuHandlers { void *instantiate, *execute; };
 CpuHandlers cpu_handlers();
 const int* ffi_version();  // {major, minor} of the headers that this module was built with
 

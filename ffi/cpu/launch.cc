@@ -19,15 +19,19 @@ std::string check(const Program& p, const Operands& o) {
     return "the program has " + std::to_string(p.header->args) + " operands and " + std::to_string(p.header->results) +
            " results, the call " + std::to_string(o.args.size()) + " and " + std::to_string(o.results.size());
   if (o.workspace_bytes < p.header->workspace)
-    return "the workspace has " + std::to_string(o.workspace_bytes) + " bytes, not " + std::to_string(p.header->workspace);
+    return "the workspace has " + std::to_string(o.workspace_bytes) + " bytes, not " +
+           std::to_string(p.header->workspace);
   for (const abi::Buffer& b : p.buffers) {
     const auto space = static_cast<abi::Space>(b.space);
     const bool arg = space == abi::Space::ARG;
     if (!arg && space != abi::Space::RESULT) continue;
     const size_t bytes = arg ? o.arg_bytes[b.index] : o.result_bytes[b.index];
     const char* what = arg ? "operand " : "result ";
-    if (bytes < b.bytes) return what + std::to_string(b.index) + " has " + std::to_string(bytes) + " bytes, not " + std::to_string(b.bytes);
-    if (!arg && b.alias >= 0 && o.arg_bytes[b.alias] < b.bytes) return "operand " + std::to_string(b.alias) + " is too small for its result";
+    if (bytes < b.bytes)
+      return what + std::to_string(b.index) + " has " + std::to_string(bytes) + " bytes, not " +
+             std::to_string(b.bytes);
+    if (!arg && b.alias >= 0 && o.arg_bytes[b.alias] < b.bytes)
+      return "operand " + std::to_string(b.alias) + " is too small for its result";
     if (reinterpret_cast<uintptr_t>(arg ? o.args[b.index] : o.results[b.index]) % (bytes >= 4 ? 4 : bytes >= 2 ? 2 : 1))
       return what + std::to_string(b.index) + " is not aligned";
   }
@@ -55,12 +59,14 @@ LaunchError launch(const std::shared_ptr<Program>& program, const Operands& o, c
   }
   for (size_t i = 0; i < p.slots.size; ++i) slots[i] = base[p.slots[i].buffer] + p.slots[i].offset;
 
-  uint32_t threads = options.threads ? std::min(options.threads, 255u) : std::min(default_threads(), std::max(1u, p.header->workers));
+  uint32_t threads =
+      options.threads ? std::min(options.threads, 255u) : std::min(default_threads(), std::max(1u, p.header->workers));
   threads = static_cast<uint32_t>(std::max<size_t>(1, std::min<size_t>(threads, p.tasks.size)));
   auto state = program->take_state();
   ++state->epoch;
   const auto schedule = [&](uint32_t n) {
-    return std::make_shared<Schedule>(program, options.isa ? *options.isa : *isa_named(""), slots, state, options.deadline_ms, n);
+    return std::make_shared<Schedule>(program, options.isa ? *options.isa : *isa_named(""), slots, state,
+                                      options.deadline_ms, n);
   };
   std::shared_ptr<Schedule> s;
   if (options.seed >= 0) {

@@ -34,7 +34,8 @@ inline std::vector<size_t> operand_bytes(const Program& p) {
 inline std::vector<size_t> result_bytes(const Program& p) {
   std::vector<size_t> bytes(p.header->results);
   for (const abi::Buffer& b : p.buffers)
-    if (static_cast<abi::Space>(b.space) == abi::Space::RESULT) bytes[b.index] = std::max<size_t>(bytes[b.index], b.bytes);
+    if (static_cast<abi::Space>(b.space) == abi::Space::RESULT)
+      bytes[b.index] = std::max<size_t>(bytes[b.index], b.bytes);
   return bytes;
 }
 

@@ -118,7 +118,8 @@ void rouse(uint32_t threads) { the_pool().rouse(threads); }
 void withdraw(uint32_t threads) { the_pool().withdraw(threads); }
 
 int64_t now_us() {
-  return std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 uint32_t default_threads() {

@@ -58,7 +58,8 @@ Program::Program(const void* blob, size_t bytes) {
                        std::to_string(abi::VERSION));
   if (h.bytes != bytes) program_error("the header says %llu bytes, there are %zu", (unsigned long long)h.bytes, bytes);
   if (!undamaged(blob_.get(), bytes)) program_error("the content does not match its hash");
-  if (h.ranks > 1) throw ProgramError("the CPU executor runs programs of one rank, this has " + std::to_string(h.ranks));
+  if (h.ranks > 1)
+    throw ProgramError("the CPU executor runs programs of one rank, this has " + std::to_string(h.ranks));
   if (h.iterations > 1) throw ProgramError("the CPU executor runs programs of one iteration");
   if (h.workspace >> 40 || h.args > 1 << 20 || h.results > 1 << 20) program_error("the header is out of range");
 
@@ -127,8 +128,10 @@ void Program::check_tasks() {
   std::vector<uint32_t> triggers(events.size);
   for (size_t i = 0; i < tasks.size; ++i) {
     const abi::Task& t = tasks[i];
-    if (t.op >= ops.size || t.index >= info[t.op].tasks) program_error("task %zu names operator %u[%u]", i, t.op, t.index);
-    if (t.n_waits > abi::MAX_WAITS || t.n_triggers > abi::MAX_TRIGGERS) program_error("task %zu has too many events", i);
+    if (t.op >= ops.size || t.index >= info[t.op].tasks)
+      program_error("task %zu names operator %u[%u]", i, t.op, t.index);
+    if (t.n_waits > abi::MAX_WAITS || t.n_triggers > abi::MAX_TRIGGERS)
+      program_error("task %zu has too many events", i);
     for (int j = 0; j < t.n_waits; ++j)
       if (t.wait[j] >= events.size) program_error("task %zu waits for event %u of %zu", i, t.wait[j], events.size);
     for (int j = 0; j < t.n_triggers; ++j)
@@ -142,7 +145,8 @@ void Program::check_tasks() {
   for (size_t i = 0; i < tasks.size; ++i)
     for (int j = 0; j < tasks[i].n_waits; ++j)
       if (const uint32_t e = tasks[i].wait[j]; tasks[i].want[j] != events[e].threshold)
-        program_error("task %zu waits for %u triggers of event %u, its threshold is %u", i, tasks[i].want[j], e, events[e].threshold);
+        program_error("task %zu waits for %u triggers of event %u, its threshold is %u", i, tasks[i].want[j], e,
+                      events[e].threshold);
 }
 
 std::string Program::task_name(uint32_t task) const {

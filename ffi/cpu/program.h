@@ -29,9 +29,7 @@
 
 namespace mpk {
 
-struct ProgramError : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
+struct ProgramError : std::runtime_error { using std::runtime_error::runtime_error; };
 
 template <class T>
 struct Span {
@@ -49,16 +47,12 @@ struct OutOfMemory : std::bad_alloc {
 };
 
 // 64-byte aligned memory; throws OutOfMemory.
-struct AlignedDelete {
-  void operator()(char* p) const;
-};
+struct AlignedDelete { void operator()(char* p) const; };
 using AlignedBytes = std::unique_ptr<char[], AlignedDelete>;
 AlignedBytes aligned_bytes(size_t n);
 
 // Scratch that the largest task needs: bytes of act, acc and panel, numbers of keys and accesses.
-struct ScratchSize {
-  int64_t act = 0, acc[MAX_ACC + 1] = {}, panel = 0, keys = 0, accesses = 0;
-};
+struct ScratchSize { int64_t act = 0, acc[MAX_ACC + 1] = {}, panel = 0, keys = 0, accesses = 0; };
 
 struct LaunchState;
 

@@ -14,11 +14,12 @@
 namespace mpk {
 namespace {
 
-constexpr int64_t kPatience = 500;                       // us that a worker spins for an event before it sleeps
+constexpr int64_t kPatience = 500;                      // us that a worker spins for an event before it sleeps
 constexpr auto kSleep = std::chrono::milliseconds(10);  // at most: the deadline is looked at in between
 
 int64_t now_ms() {
-  return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 struct Stopped {};  // thrown through a task that may not go on
@@ -159,10 +160,11 @@ class Worker {
   }
 };
 
-Schedule::Schedule(std::shared_ptr<Program> program, const Isa& isa, std::vector<char*> slots, std::shared_ptr<LaunchState> state,
-                   int64_t deadline_ms, uint32_t threads)
-    : program_(std::move(program)), isa_(isa), slots_(std::move(slots)), state_(std::move(state)), epoch_(state_->epoch),
-      deadline_ms_(deadline_ms), lists_(program_->lists(threads)), tasks_(program_->tasks), progress_(threads) {}
+Schedule::Schedule(std::shared_ptr<Program> program, const Isa& isa, std::vector<char*> slots,
+                   std::shared_ptr<LaunchState> state, int64_t deadline_ms, uint32_t threads)
+    : program_(std::move(program)), isa_(isa), slots_(std::move(slots)), state_(std::move(state)),
+      epoch_(state_->epoch), deadline_ms_(deadline_ms), lists_(program_->lists(threads)), tasks_(program_->tasks),
+      progress_(threads) {}
 
 void Schedule::work(uint32_t worker) noexcept {
   const FloatMode mode;
@@ -271,7 +273,8 @@ LaunchError Schedule::error() const {
   const std::string worker = "worker " + std::to_string(f.worker);
   if (f.kind == Failure::kNone) return {};
   if (f.kind == Failure::kMemory)
-    return {LaunchError::kMemory, "out of memory: " + worker + " asked for " + std::to_string(f.bytes) + " bytes of scratch"};
+    return {LaunchError::kMemory,
+            "out of memory: " + worker + " asked for " + std::to_string(f.bytes) + " bytes of scratch"};
   std::string text = "deadline exceeded: " + worker + ", " + program_->task_name(f.task);
   std::string why = "nothing finished for " + std::to_string(deadline_ms_) + " ms";
   if (f.kind == Failure::kRuns) {
@@ -281,11 +284,12 @@ LaunchError Schedule::error() const {
   } else {
     const abi::Task& t = tasks_[f.task];
     const uint32_t want = t.want[f.wait];
-    text += " waits for event " + std::to_string(t.wait[f.wait]) + ": have " + std::to_string(event_have(f.have, epoch_, want)) +
-            ", want " + std::to_string(want);
+    text += " waits for event " + std::to_string(t.wait[f.wait]) + ": have " +
+            std::to_string(event_have(f.have, epoch_, want)) + ", want " + std::to_string(want);
     if (progress_.size() == 1) why = "no earlier task can trigger it";
   }
-  return {LaunchError::kDeadline, text + "; " + std::to_string(f.done) + " of " + std::to_string(tasks_.size) + " tasks are done, " + why};
+  return {LaunchError::kDeadline,
+          text + "; " + std::to_string(f.done) + " of " + std::to_string(tasks_.size) + " tasks are done, " + why};
 }
 
 }  // namespace mpk

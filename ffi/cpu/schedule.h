@@ -23,8 +23,8 @@ namespace mpk {
 class Schedule final : public Job {
  public:
   // `slots`: address of every slot of the program. The state's epoch is this launch's.
-  Schedule(std::shared_ptr<Program> program, const Isa& isa, std::vector<char*> slots, std::shared_ptr<LaunchState> state,
-           int64_t deadline_ms, uint32_t threads);
+  Schedule(std::shared_ptr<Program> program, const Isa& isa, std::vector<char*> slots,
+           std::shared_ptr<LaunchState> state, int64_t deadline_ms, uint32_t threads);
 
   // Workers that sleep are roused by worker 0 at this time (now_us; 0: never).
   void rouse_at(int64_t time) { rouse_at_ = time; }
@@ -44,16 +44,16 @@ class Schedule final : public Job {
 
   // Of one worker; read by the others.
   struct alignas(64) Progress {
-    std::atomic<uint64_t> done{0};      // tasks, and their triggers
-    std::atomic<uint32_t> running{0};   // the task that it is in, plus 1
-    std::atomic<bool> here{false};      // it has begun
+    std::atomic<uint64_t> done{0};     // tasks, and their triggers
+    std::atomic<uint32_t> running{0};  // the task that it is in, plus 1
+    std::atomic<bool> here{false};     // it has begun
   };
 
   // What made the launch fail. Plain data: a text may need memory that is not there.
   struct Failure {
     enum Kind { kNone, kWaits, kRuns, kMemory } kind = kNone;
     uint32_t worker = 0, task = 0;
-    int wait = 0;       // kWaits: which one (-1: none, but nobody began), and the counter's value
+    int wait = 0;  // kWaits: which one (-1: none, but nobody began), and the counter's value
     uint32_t have = 0;
     uint64_t done = 0;  // tasks, in the whole launch
     size_t bytes = 0;   // kMemory: that were asked for

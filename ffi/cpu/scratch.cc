@@ -25,9 +25,7 @@ void unguard(const char*, size_t) {}
 // zeros when a task touches them. Between the parts is room that nobody touches, which AddressSanitizer checks.
 class ThreadScratch {
  public:
-  ~ThreadScratch() {
-    unguard(memory_.get(), capacity_);
-  }
+  ~ThreadScratch() { unguard(memory_.get(), capacity_); }
 
   // Throws OutOfMemory, and is then as before.
   Scratch& prepare(const ScratchSize& size) {
@@ -35,7 +33,8 @@ class ThreadScratch {
     constexpr size_t scalars = abi::MAX_REGS * abi::LANES * 4, vectors = abi::MAX_REGS * STRIP * 4;
     const size_t panel = std::max<size_t>(4 * PANEL_K * PANEL_N, static_cast<size_t>(size.panel));
     const size_t accesses = 8 * static_cast<size_t>(size.accesses), keys = 8 * static_cast<size_t>(size.keys);
-    size_t total = 64 + round(scalars) + 3 * round(vectors) + round(panel) + 2 * round(accesses) + round(keys) + round(size.act);
+    size_t total =
+        64 + round(scalars) + 3 * round(vectors) + round(panel) + 2 * round(accesses) + round(keys) + round(size.act);
     for (int64_t n : size.acc) total += round(n);
     if (total > capacity_) {
       Memory memory(static_cast<char*>(std::calloc(total, 1)));

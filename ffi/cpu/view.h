@@ -11,27 +11,25 @@
 
 namespace mpk {
 
-constexpr int STRIP = 256;         // points a vector register
-constexpr int MAX_ACC = 4;         // accumulators of a contraction
-constexpr int PANEL_K = 128;       // rows of a packed panel of weights
-constexpr int PANEL_N = 64;        // columns of the widest panel
-constexpr int PANEL_ROWS = 12;     // rows of an activation that are prepared for dot products
+constexpr int STRIP = 256;      // points a vector register
+constexpr int MAX_ACC = 4;      // accumulators of a contraction
+constexpr int PANEL_K = 128;    // rows of a packed panel of weights
+constexpr int PANEL_N = 64;     // columns of the widest panel
+constexpr int PANEL_ROWS = 12;  // rows of an activation that are prepared for dot products
 
 // What the loader works out once per operator.
 struct OpInfo {
-  int32_t grid[abi::MAX_AXES];     // tiles along each axis
-  uint32_t tasks;                  // their product
-  int32_t n_batch, n_m, n_n, n_k;  // CONTRACT; ATTENTION: batch, rows, -, -
-  int64_t act_row, acc_row;        // elements of a row of ACT and of ACC
-  int64_t acc1_row;                // ATTENTION: elements of a row of ACC1
+  int32_t grid[abi::MAX_AXES];                   // tiles along each axis
+  uint32_t tasks;                                // their product
+  int32_t n_batch, n_m, n_n, n_k;                // CONTRACT; ATTENTION: batch, rows, -, -
+  int64_t act_row, acc_row;                      // elements of a row of ACT and of ACC
+  int64_t acc1_row;                              // ATTENTION: elements of a row of ACC1
   int64_t stride_n[MAX_ACC], stride_k[MAX_ACC];  // CONTRACT: flattened; ATTENTION: of keys [0] and values [1]
 };
 
 // And once per code: scalar registers, by bit, that its first stage leaves for the others, where that stage may run for
 // many points at once: it is SCALAR, stores nothing, and reads nothing that the code stores. Otherwise 0.
-struct CodeInfo {
-  uint64_t ahead;
-};
+struct CodeInfo { uint64_t ahead; };
 
 struct View {
   const abi::Op* ops;
@@ -48,14 +46,14 @@ struct Scratch {
   char* act;
   char* acc[MAX_ACC + 1];
   int32_t limit[16];
-  float* panel;        // widened weights
-  uint32_t* scalars;   // [MAX_REGS][LANES]: every lane of a scalar register holds the same bits
-  uint32_t* vectors;   // [MAX_REGS][STRIP]
-  uint32_t* spread;    // [MAX_REGS][STRIP]: scalar registers broadcast for a vector stage
-  uint32_t* ahead;     // [MAX_REGS][STRIP]: scalar registers of coming points
-  int64_t* base;       // per access of the running code: element offset of the current point
-  char** origin;       // per access: address of the element at offset 0
-  uint64_t* keys;      // SORT
+  float* panel;       // widened weights
+  uint32_t* scalars;  // [MAX_REGS][LANES]: every lane of a scalar register holds the same bits
+  uint32_t* vectors;  // [MAX_REGS][STRIP]
+  uint32_t* spread;   // [MAX_REGS][STRIP]: scalar registers broadcast for a vector stage
+  uint32_t* ahead;    // [MAX_REGS][STRIP]: scalar registers of coming points
+  int64_t* base;      // per access of the running code: element offset of the current point
+  char** origin;      // per access: address of the element at offset 0
+  uint64_t* keys;     // SORT
   // ACT holds the prologue of these, or prologue == 0.
   uint32_t prologue;
   int64_t act_batch, act_m0, act_m1;

@@ -59,7 +59,8 @@ std::string measure(const Driver& cu, const std::string& cubin, uint64_t bytes, 
   *rate = 0;
   for (int pass = -1; pass < passes; ++pass) {  // the first one only wakes the device
     MPK_TRY(cu.EventRecord(t.begin, nullptr));
-    MPK_TRY(cu.LaunchKernel(function, unsigned(processors) * kBlocks, 1, 1, kThreads, 1, 1, 0, nullptr, arguments, nullptr));
+    MPK_TRY(cu.LaunchKernel(function, unsigned(processors) * kBlocks, 1, 1, kThreads, 1, 1, 0, nullptr, arguments,
+                            nullptr));
     MPK_TRY(cu.EventRecord(t.end, nullptr));
     MPK_TRY(cu.EventSynchronize(t.end));
     float ms = 0;

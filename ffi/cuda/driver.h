@@ -20,15 +20,13 @@ using Function = Function_*;
 using Stream = Stream_*;
 using Event = Event_*;
 
-struct alignas(128) TensorMapBits {
-  unsigned char bytes[128];
-};
+struct alignas(128) TensorMapBits { unsigned char bytes[128]; };
 static_assert(sizeof(TensorMapBits) == 128);
 
-constexpr int kMaxDynamicShared = 8;   // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-constexpr int kMultiprocessors = 16;   // CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
-constexpr unsigned kHostMapped = 3;    // CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP
-constexpr int kBfloat16 = 9;           // CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+constexpr int kMaxDynamicShared = 8;  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+constexpr int kMultiprocessors = 16;  // CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+constexpr unsigned kHostMapped = 3;   // CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP
+constexpr int kBfloat16 = 9;          // CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
 constexpr int kSwizzle128 = 3, kPromote256 = 3;
 
 struct Driver {
@@ -50,20 +48,22 @@ struct Driver {
   Result (*MemHostAlloc)(void**, size_t, unsigned);
   Result (*MemFreeHost)(void*);
   Result (*MemHostGetDevicePointer)(DevicePtr*, void*, unsigned);
-  Result (*LaunchCooperativeKernel)(Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Stream, void**);
+  Result (*LaunchCooperativeKernel)(Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
+                                    Stream, void**);
   Result (*Init)(unsigned);
   Result (*DeviceGet)(int*, int);
   Result (*DevicePrimaryCtxRetain)(Context*, int);
   Result (*DevicePrimaryCtxRelease)(int);
   Result (*MemsetD32)(DevicePtr, unsigned, size_t);
-  Result (*LaunchKernel)(Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Stream, void**, void**);
+  Result (*LaunchKernel)(Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Stream, void**,
+                         void**);
   Result (*EventCreate)(Event*, unsigned);
   Result (*EventDestroy)(Event);
   Result (*EventRecord)(Event, Stream);
   Result (*EventSynchronize)(Event);
   Result (*EventElapsedTime)(float*, Event, Event);
-  Result (*TensorMapEncodeTiled)(TensorMapBits*, int, uint32_t, void*, const uint64_t*, const uint64_t*, const uint32_t*,
-                                 const uint32_t*, int, int, int, int);  // null on drivers before 12.0
+  Result (*TensorMapEncodeTiled)(TensorMapBits*, int, uint32_t, void*, const uint64_t*, const uint64_t*,
+                                 const uint32_t*, const uint32_t*, int, int, int, int);  // null on drivers before 12.0
 };
 
 // The driver, or null and the reason in `why`.

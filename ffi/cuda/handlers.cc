@@ -52,7 +52,8 @@ std::vector<void*> addresses(ffi::RemainingArgs args, ffi::RemainingRets rets) {
   return out;
 }
 
-ffi::Error initialize(Stream stream, SiteState* state, ffi::RemainingArgs args, ffi::RemainingRets rets, ffi::Dictionary) {
+ffi::Error initialize(Stream stream, SiteState* state, ffi::RemainingArgs args, ffi::RemainingRets rets,
+                      ffi::Dictionary) {
   return status(state->site->initialize(stream, addresses(args, rets)));
 }
 
@@ -62,9 +63,19 @@ ffi::Error execute(Stream stream, SiteState* state, ffi::RemainingArgs args, ffi
 
 XLA_FFI_DEFINE_HANDLER(kInstantiate, instantiate, ffi::Ffi::BindInstantiate().Attrs());
 XLA_FFI_DEFINE_HANDLER(kInitialize, initialize,
-                       ffi::Ffi::BindInitialize().Ctx<ffi::PlatformStream<Stream>>().Ctx<ffi::State<SiteState>>().RemainingArgs().RemainingRets().Attrs());
+                       ffi::Ffi::BindInitialize()
+                           .Ctx<ffi::PlatformStream<Stream>>()
+                           .Ctx<ffi::State<SiteState>>()
+                           .RemainingArgs()
+                           .RemainingRets()
+                           .Attrs());
 XLA_FFI_DEFINE_HANDLER(kExecute, execute,
-                       ffi::Ffi::Bind().Ctx<ffi::PlatformStream<Stream>>().Ctx<ffi::State<SiteState>>().RemainingArgs().RemainingRets().Attrs(),
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::PlatformStream<Stream>>()
+                           .Ctx<ffi::State<SiteState>>()
+                           .RemainingArgs()
+                           .RemainingRets()
+                           .Attrs(),
                        {ffi::Traits::kCmdBufferCompatible});
 
 template <class T> nb::capsule capsule(T* f) { return nb::capsule(reinterpret_cast<void*>(f)); }
@@ -109,12 +120,15 @@ void bind(nb::module_& m) {
         auto code = Code::get(bytes(program), program.size(), bytes(cubin), cubin.size(), {smem, spill, tickets}, &why);
         if (!code) throw nb::value_error(why.c_str());
         auto* held = new std::shared_ptr<const Code>(code);
-        return nb::make_tuple(reinterpret_cast<uintptr_t>(code.get()),
-                              nb::capsule(held, [](void* p) noexcept { delete static_cast<std::shared_ptr<const Code>*>(p); }));
+        return nb::make_tuple(reinterpret_cast<uintptr_t>(code.get()), nb::capsule(held, [](void* p) noexcept {
+                                delete static_cast<std::shared_ptr<const Code>*>(p);
+                              }));
       },
       nb::arg("program"), nb::arg("cubin"), nb::arg("smem"), nb::arg("spill"), nb::arg("tickets"),
       "What a call site holds, with its identity: equal sites share it.");
-  m.def("cuda_streams", [] { return streams_used(); }, "How many streams the launches of the executables alive were put on.");
+  m.def(
+      "cuda_streams", [] { return streams_used(); },
+      "How many streams the launches of the executables alive were put on.");
   m.def("cuda_check", [] { return check_all(); }, "The messages of launches that gave up since the last call.");
 }
 

@@ -9,8 +9,8 @@
 namespace mpk::cuda {
 namespace {
 
-constexpr uint32_t kThreads = 19 * 32;   // BLOCK of cuda/base.cuh
-constexpr uint32_t kEventWords = 32;     // EVENT_WORDS of cuda/shell.cuh
+constexpr uint32_t kThreads = 19 * 32;  // BLOCK of cuda/base.cuh
+constexpr uint32_t kEventWords = 32;    // EVENT_WORDS of cuda/shell.cuh
 
 #define MPK_TRY(call)                                   \
   do {                                                  \
@@ -77,7 +77,8 @@ std::shared_ptr<const Code> Code::get(const uint8_t* program, size_t bytes, cons
   sha.update(cubin, cubin_bytes);
   const Digest machine = sha.finish();
   if (!undamaged(program, bytes)) *why = "damaged program: the content does not match its hash";
-  else if (std::memcmp(machine.data(), h.key, machine.size())) *why = "the machine code is not the one that the program was planned for";
+  else if (std::memcmp(machine.data(), h.key, machine.size()))
+    *why = "the machine code is not the one that the program was planned for";
   if (!why->empty()) return nullptr;
   auto code = std::make_shared<Code>();
   code->blob.resize((bytes + 7) / 8);
@@ -128,7 +129,8 @@ Error Site::load(Device& d) {
   MPK_TRY(cu.CtxGetDevice(&device));
   MPK_TRY(cu.DeviceGetAttribute(&processors, kMultiprocessors, device));
   if (processors < int(h.workers))
-    return "the program was compiled for " + std::to_string(h.workers) + " multiprocessors, this device has " + std::to_string(processors);
+    return "the program was compiled for " + std::to_string(h.workers) + " multiprocessors, this device has " +
+           std::to_string(processors);
   MPK_TRY(cu.ModuleLoadData(&d.module, code.cubin.data()));
   MPK_TRY(cu.ModuleGetFunction(&d.function, d.module, "mpk_program"));
   MPK_TRY(cu.FuncSetAttribute(d.function, kMaxDynamicShared, int(code.numbers.smem)));
@@ -200,7 +202,8 @@ Error Site::encode(Device& d, Stream stream, const std::vector<void*>& buffers) 
   for (size_t m = 0; m < d.bits.size(); ++m) {
     const abi::Buffer& b = buffer[map[m].buffer];
     const uint32_t base = base_of(b);
-    uint8_t* address = static_cast<uint8_t*>(base < buffers.size() ? buffers[base] : reinterpret_cast<void*>(d.constants));
+    uint8_t* address =
+        static_cast<uint8_t*>(base < buffers.size() ? buffers[base] : reinterpret_cast<void*>(d.constants));
     if (d.streamed[m] == address) continue;
     if (abi::Dtype(map[m].dtype) != abi::Dtype::BF16) continue;  // not streamed by this kernel
     uint64_t dims[4] = {1, 1, 1, 1}, strides[3];
@@ -209,8 +212,8 @@ Error Site::encode(Device& d, Stream stream, const std::vector<void*>& buffers) 
     for (int i = 0; i < rank; ++i) dims[i] = map[m].dims[i], box[i] = map[m].box[i];
     for (int i = 0; i < 3; ++i) strides[i] = i + 1 < rank ? map[m].strides[i + 1] : 16;
     for (int i = rank > 1 ? rank - 1 : 0; i < 3; ++i) strides[i] = i ? strides[i - 1] * dims[i] : 16;  // unused: dims 1
-    MPK_TRY(cu.TensorMapEncodeTiled(&d.bits[m], kBfloat16, 4, address + b.offset + map[m].offset, dims, strides, box, step,
-                                    0, kSwizzle128, kPromote256, 0));
+    MPK_TRY(cu.TensorMapEncodeTiled(&d.bits[m], kBfloat16, 4, address + b.offset + map[m].offset, dims, strides, box,
+                                    step, 0, kSwizzle128, kPromote256, 0));
     d.streamed[m] = address;
     changed = true;
   }
@@ -258,8 +261,8 @@ Error Site::launch(Stream stream, const std::vector<void*>& buffers) {
   void* arguments[] = {parameters.data()};
   Current current(cu, context);
   if (current.result) return describe("cuCtxPushCurrent", current.result);
-  MPK_TRY(cu.LaunchCooperativeKernel(d->function, code_->header().workers, 1, 1, kThreads, 1, 1, unsigned(code_->numbers.smem),
-                                     stream, arguments));
+  MPK_TRY(cu.LaunchCooperativeKernel(d->function, code_->header().workers, 1, 1, kThreads, 1, 1,
+                                     unsigned(code_->numbers.smem), stream, arguments));
   return {};
 }
 
@@ -271,13 +274,14 @@ Error Site::message(Device& d) {
   std::string where = "task " + std::to_string(s->task);
   if (s->task < code_->count(abi::Section::Task)) {
     const abi::Task& t = task[s->task];
-    where += " (" + code_->name(unit[t.op].name) + "[" + std::to_string(t.index) + "] on worker " + std::to_string(s->worker) + ")";
+    where += " (" + code_->name(unit[t.op].name) + "[" + std::to_string(t.index) + "] on worker " +
+             std::to_string(s->worker) + ")";
   }
   std::string text = "a megakernel launch gave up after " + std::to_string(deadline_ms_) + " ms: " + where;
   if (s->code == 1)
-    text += " waits for event " + std::to_string(s->event) + ", which has " + std::to_string(s->have) + " of " + std::to_string(s->want);
-  else
-    text += " waits for a frame of the weight stream that does not come";
+    text += " waits for event " + std::to_string(s->event) + ", which has " + std::to_string(s->have) + " of " +
+            std::to_string(s->want);
+  else text += " waits for a frame of the weight stream that does not come";
   s->code = 0;
   return text;
 }

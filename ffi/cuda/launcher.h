@@ -20,9 +20,7 @@
 namespace mpk::cuda {
 
 // Mirrors of the structs in cuda/shell.cuh.
-struct Status {
-  uint32_t code, worker, task, event, have, want, op, pad;
-};
+struct Status { uint32_t code, worker, task, event, have, want, op, pad; };
 static_assert(sizeof(Status) == 32);
 
 struct DeviceState {
@@ -40,7 +38,9 @@ struct Code {
   // What a launch needs beside the program.
   struct Numbers {
     int64_t smem = 0, spill = 0, tickets = 0;
-    bool operator<(const Numbers& o) const { return std::tie(smem, spill, tickets) < std::tie(o.smem, o.spill, o.tickets); }
+    bool operator<(const Numbers& o) const {
+      return std::tie(smem, spill, tickets) < std::tie(o.smem, o.spill, o.tickets);
+    }
   };
 
   // The code of these bytes, from a table of those alive. Shared only if every byte and number is the same. Null, with a
@@ -57,7 +57,9 @@ struct Code {
     return reinterpret_cast<const T*>(reinterpret_cast<const uint8_t*>(blob.data()) + header().section_offset[int(s)]);
   }
   uint64_t count(abi::Section s) const { return header().section_count[int(s)]; }
-  std::string name(uint32_t at) const { return reinterpret_cast<const char*>(section<abi::Name>(abi::Section::Name)) + at; }
+  std::string name(uint32_t at) const {
+    return reinterpret_cast<const char*>(section<abi::Name>(abi::Section::Name)) + at;
+  }
 };
 
 class Site {

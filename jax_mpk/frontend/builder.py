@@ -83,7 +83,8 @@ class Equation:
 
     @property
     def params(self) -> dict[str, Any]:
-        return self.raw.params
+        params: dict[str, Any] = self.raw.params
+        return params
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -130,8 +131,8 @@ class Builder:
             return Tensor(shape, dtype, splat=E.const(0, compute_dtype(dtype)))
         if store is None and not expr.loads and not expr.axes:
             return Tensor(shape, dtype, splat=expr)
-        if max(domain or (), default=0) > MAX_EXTENT:
-            self.unsupported(f"a loop of {max(domain)} steps, there may be {MAX_EXTENT}")
+        if (longest := max(domain or (), default=0)) > MAX_EXTENT:
+            self.unsupported(f"a loop of {longest} steps, there may be {MAX_EXTENT}")
         out = self.value(shape, dtype)
         self.emit(Map(out, shape if domain is None else domain, self.source, store, expr=expr))
         return Tensor(shape, dtype, out)

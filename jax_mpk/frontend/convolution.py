@@ -35,7 +35,12 @@ def _conv(b: Builder, eqn: Equation, x: Tensor, w: Tensor) -> Tensor:
     if 0 in x.shape or 0 in w.shape:
         return b.map(eqn.shape, eqn.dtype, E.const(0, compute_dtype(eqn.dtype)))
     steps = zip(p["window_strides"], p["lhs_dilation"], p["rhs_dilation"], strict=True)
-    axes = tuple(_Axis(*dims, *pad, *step) for *dims, pad, step in zip(xs, ws, os, p["padding"], steps, strict=True))
+    axes = tuple(
+        _Axis(*dims, low, high, stride, spread, dilation)
+        for dims, (low, high), (stride, spread, dilation) in zip(
+            zip(xs, ws, os, strict=True), p["padding"], steps, strict=True
+        )
+    )
     c = _Convolution(xn, xf, wo, wi, on, of, p["feature_group_count"], p["batch_group_count"], axes)
     return c.phases(b, eqn, x, w)
 

@@ -56,10 +56,10 @@ def scanned(b: Builder, x: Tensor, axis: int, reverse: bool, op: str) -> Tensor:
         return parts[0]
     out, at = [], 0
     for p in reversed(parts) if reverse else parts:
-        coords = list(identity(x.shape))
+        place = list(identity(x.shape))
         size = p.shape[axis]
-        coords[axis] = E.coord_add(coords[axis], E.coord_const(-at)) if size > 1 else E.coord_const(0)
-        out.append((p.at(coords), size))
+        place[axis] = E.coord_add(place[axis], E.coord_const(-at)) if size > 1 else E.coord_const(0)
+        out.append((p.at(place), size))
         at += size
     return joined(b, out, axis, x.shape, x.dtype)
 

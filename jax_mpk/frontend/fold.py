@@ -48,7 +48,8 @@ def folded(b: Builder, xs: Sequence[Tensor], axis: int, fill: Sequence[E.Expr],
             coords = list(identity(shape))
             coords[axis] = E.coord_add(E.coord_scale(coords[axis], fan), E.coord_const(j))
             rows.append([b.map(shape, x.dtype, x.at(coords)) for x in wide])
-        f, out = make(shape), rows[0]
+        f = make(shape)
+        out: Sequence[Tensor] = rows[0]
         for row in rows[1:]:
             out = f(out, row)
         xs = list(out)

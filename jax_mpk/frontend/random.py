@@ -5,6 +5,7 @@ A key array is a u32 tensor with one more dimension, of extent 2.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -25,7 +26,7 @@ def _u32(n: int) -> Expr:
 
 def threefry(k0: Expr, k1: Expr, x0: Expr, x1: Expr) -> tuple[Expr, Expr]:
     """The Threefry-2x32 block function with 20 rounds (Salmon et al., 2011)."""
-    add, xor = (lambda a, b: E.binary("add", a, b)), (lambda a, b: E.binary("xor", a, b))
+    add, xor = functools.partial(E.binary, "add"), functools.partial(E.binary, "xor")
     keys = (k0, k1, xor(xor(k0, k1), _u32(_PARITY)))
     x0, x1 = add(x0, k0), add(x1, k1)
     for group in range(5):

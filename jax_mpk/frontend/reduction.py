@@ -59,8 +59,8 @@ def over(op: str, e: Expr, bound: tuple[int, ...], extents: tuple[int, ...]) -> 
     """`e` reduced over bound axes."""
     if op != "logsumexp":
         return E.reduce(op, e, bound, extents)
-    top = E.reduce("max", e, bound, extents)
-    top = E.select(E.unary("is_finite", top), top, E.const(0.0, "f32"))
+    largest = E.reduce("max", e, bound, extents)
+    top = E.select(E.unary("is_finite", largest), largest, E.const(0.0, "f32"))
     total = E.reduce("sum", E.unary("exp", E.binary("sub", e, top)), bound, extents)
     return E.binary("add", E.unary("log", total), top)
 
@@ -68,7 +68,9 @@ def over(op: str, e: Expr, bound: tuple[int, ...], extents: tuple[int, ...]) -> 
 def over_axes(x: Tensor, dims: Sequence[int], op: str) -> Expr:
     """The reduction of `x` over `dims`, at a point of the other axes."""
     dims = [int(d) for d in dims]
-    bound, extents, coords, axis = [], [], [], 0
+    bound: list[int] = []
+    extents: list[int] = []
+    coords, axis = [], 0
     for d, n in enumerate(x.shape):
         if d in dims:
             a = E.REDUCE_AXIS + len(bound)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Sequence
 
 from jax_mpk.frontend.builder import Builder, Equation, Tensor, identity
@@ -15,7 +16,7 @@ from jax_mpk.ir.graph import compute_dtype
 
 def common_groups(old: tuple[int, ...], new: tuple[int, ...]) -> tuple[int, ...]:
     """The finest shape of which both shapes are splits (equal sizes): (2, 3, 4) and (6, 2, 2) give (6, 4)."""
-    ends = set(itertools.accumulate(old, lambda x, y: x * y)) & set(itertools.accumulate(new, lambda x, y: x * y))
+    ends = set(itertools.accumulate(old, operator.mul)) & set(itertools.accumulate(new, operator.mul))
     sizes = sorted(ends - {1})
     return tuple(b // a for a, b in zip([1, *sizes], sizes, strict=False))
 
@@ -206,7 +207,7 @@ def padded(b: Builder, x: Tensor, config: Sequence[tuple[int, int, int]], fill: 
 
     Interior padding first, as a map of its own; then each edge is a piece. A negative edge cuts.
     """
-    config = [tuple(int(n) for n in dim) for dim in config]
+    config = [(int(before), int(after), int(between)) for before, after, between in config]
     if any(inner and n > 1 for (_, _, inner), n in zip(config, x.shape, strict=True)):
         x = _dilated(b, x, [inner + 1 for _, _, inner in config], fill)
     shape = tuple(lo + n + hi for (lo, hi, _), n in zip(config, x.shape, strict=True))
@@ -229,10 +230,12 @@ def padded(b: Builder, x: Tensor, config: Sequence[tuple[int, int, int]], fill: 
 def _dilated(b: Builder, x: Tensor, steps: Sequence[int], fill: Expr) -> Tensor:
     """`x` with `step - 1` fillers between neighbours."""
     shape = tuple((n - 1) * k + 1 for n, k in zip(x.shape, steps, strict=True))
-    coords, hit = list(identity(shape)), None
+    coords = list(identity(shape))
+    hit: Expr | None = None
     for d, (n, k) in enumerate(zip(x.shape, steps, strict=True)):
         if k > 1 and n > 1:
             coords[d] = Coord(0, (Term(1, d, k, 0, n),))
             own = E.binary("eq", E.index(Coord(0, (Term(1, d, 1, k, k),))), E.const(0, "i32"))
             hit = own if hit is None else E.binary("and", hit, own)
+    assert hit is not None  # it is only asked for where something comes between
     return b.map(shape, x.dtype, E.select(hit, x.at(coords), fill))

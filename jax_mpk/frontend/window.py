@@ -132,15 +132,11 @@ def _reduce_window(b: Builder, eqn: Equation, *xs: Tensor) -> Sequence[Tensor]:
 
 def _chosen(w: Windows, x: Tensor, inside: Tensor, largest: bool, follow: Sequence[Expr]) -> Expr:
     """Of each window, the entry of `follow` at the place of the first extreme element among those `inside` the tensor."""
-    best, known, out = None, None, None
-    for e, here, value in zip(w.terms(x), w.terms(inside), follow, strict=True):
-        if best is None:
-            best, known, out = e, here, value
-            continue
+    (best, known, out), *rest = zip(w.terms(x), w.terms(inside), follow, strict=True)
+    for e, here, value in rest:
         ahead = E.binary("le", e, best) if largest else E.binary("le", best, e)
         stays = E.binary("or", E.unary("not", here), E.binary("and", known, ahead))
         best, out, known = E.select(stays, best, e), E.select(stays, out, value), E.binary("or", known, here)
-    assert out is not None
     return out
 
 

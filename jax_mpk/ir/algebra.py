@@ -21,7 +21,7 @@ _INT_FOLD: dict[str, Callable[[int, int], int]] = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "max": max, "min": min, "and": operator.and_,
     "or": operator.or_, "lt": operator.lt, "le": operator.le, "eq": operator.eq, "ne": operator.ne,
 }  # fmt: skip
-_F32_FOLD: dict[str, Callable[[np.float32, np.float32], np.float32]] = {
+_F32_FOLD: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "max": scalar.maximum, "min": scalar.minimum,
     "lt": np.less, "le": np.less_equal, "eq": np.equal, "ne": np.not_equal,
 }  # fmt: skip
@@ -30,7 +30,7 @@ _F32_FOLD: dict[str, Callable[[np.float32, np.float32], np.float32]] = {
 REGISTER = {"f32": np.float32, "i32": np.int32, "u32": np.uint32, "bool": np.bool_}
 
 
-UNCHANGED = object()
+UNCHANGED = object.__new__(Expr)
 """Stands for the node itself."""
 
 
@@ -57,7 +57,7 @@ def fold_constants(e: Expr) -> Expr:
 
 def _value(x: Unary | Binary) -> Expr:
     """An operation of constants, computed as the interpreter does."""
-    args = [np.array(a.value, REGISTER[a.dtype]) for a in x.args()]  # type: ignore[attr-defined]
+    args: list[np.ndarray] = [np.array(a.value, REGISTER[a.dtype]) for a in x.args() if isinstance(a, Const)]
     with np.errstate(all="ignore"):
         out = scalar.unary(x.op, *args) if isinstance(x, Unary) else scalar.binary(x.op, *args)
     return E.const(np.asarray(out).item(), x.dtype)
@@ -190,7 +190,7 @@ def _f32_binary(x: Binary) -> Expr:
     a, b, op = x.a, x.b, x.op
     if isinstance(a, Const) and isinstance(b, Const) and op in _F32_FOLD:
         with np.errstate(all="ignore"):
-            value = _F32_FOLD[op](np.float32(a.value), np.float32(b.value))
+            value = _F32_FOLD[op](np.array(a.value, np.float32), np.array(b.value, np.float32))
         return E.const(bool(value) if x.dtype == "bool" else float(value), x.dtype)
     if isinstance(b, Const):
         zero = b.value == 0.0

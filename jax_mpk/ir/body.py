@@ -124,10 +124,10 @@ def nests(e: Expr, store: Store, extents: Box, place: Callable[[Load | Acc], Pla
 # ------------------------------------------------------------------------------------------------------------ structure
 
 
-def tokens(place: Callable[[Load], Place], e: Expr, number: dict[Expr, int]) -> list[tuple]:
+def tokens(place: Callable[[Load], Place], e: Expr, number: dict[Expr, int]) -> list[tuple[object, ...]]:
     """The nodes of `e` that have no number yet, as tuples that name operands by number and values by slot: what two
     operators of equal structure have in common."""
-    out: list[tuple] = []
+    out: list[tuple[object, ...]] = []
     todo = [(e, False)]
     while todo:
         x, done = todo.pop()

@@ -118,12 +118,14 @@ def take(b: Boxes, rows: np.ndarray) -> Boxes:
 
 def bytes_of(b: Boxes) -> np.ndarray:
     """Bytes in each box."""
-    return b.run * b.count.prod(axis=1)
+    out: np.ndarray = b.run * b.count.prod(axis=1)
+    return out
 
 
 def ends(b: Boxes) -> np.ndarray:
     """The end of each box's hull."""
-    return b.offset + b.run + ((b.count - 1) * b.stride).sum(axis=1)
+    out: np.ndarray = b.offset + b.run + ((b.count - 1) * b.stride).sum(axis=1)
+    return out
 
 
 # ------------------------------------------------------------------------------------------------------------- overlap
@@ -220,7 +222,7 @@ def _pairs(a: Boxes, b: Boxes) -> np.ndarray:
     few = Boxes(*(_where(swap, getattr(b, f), getattr(a, f)) for f in Boxes.__dataclass_fields__))
     many = Boxes(*(_where(swap, getattr(a, f), getattr(b, f)) for f in Boxes.__dataclass_fields__))
     pieces = few.count.prod(axis=1)
-    hit = pieces > PIECES
+    hit: np.ndarray = pieces > PIECES
     for chunk in np.array_split(np.flatnonzero(~hit), max(1, math.ceil(pieces[~hit].sum() / (1 << 20)))):
         x, y = take(few, chunk), take(many, chunk)
         n, j = ragged(np.zeros_like(chunk), pieces[chunk])

@@ -177,7 +177,7 @@ def reshape_coords(coords: tuple[Coord, ...], old: tuple[int, ...], new: tuple[i
         group = [(coords[k], old[k]) for k in range(a, i) if old[k] != 1]
         dims = [k for k in range(b, j) if new[k] != 1]
         if len(group) == 1 and len(dims) == 1:
-            flat: Coord | None = group[0][0]
+            flat = group[0][0]
         else:
             flat, scale = coord_const(0), 1
             for c, n in reversed(group):

@@ -20,7 +20,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from jax_mpk.ir.coord import (  # noqa: F401  (the vocabulary of index maps is part of the vocabulary of expressions)
     CORE_AXIS,
@@ -58,6 +58,8 @@ REDUCE = "sum max min prod and or argmax argmin".split()
 _UNARY, _BINARY = frozenset(UNARY), frozenset(BINARY)
 _COMPARE = frozenset(("lt", "le", "eq", "ne"))
 EXPENSIVE = frozenset("exp exp2 expm1 log log1p tanh sin cos tan logistic erf pow atan2 cbrt".split())
+Key = tuple[object, ...]
+"""What a node is interned by: its class, then what tells it from others of that class."""
 
 
 class Expr:
@@ -70,7 +72,16 @@ class Expr:
     """
 
     __slots__ = ("__weakref__", "_below", "_reads", "axes", "cost", "dtype", "height", "key", "loads", "simple")
-    _table: ClassVar[weakref.WeakValueDictionary[tuple, Expr]] = weakref.WeakValueDictionary()
+    _table: ClassVar[weakref.WeakValueDictionary[Key, Any]] = weakref.WeakValueDictionary()  # a node of the key's class
+    key: Key
+    dtype: str
+    axes: frozenset[int]
+    loads: frozenset[int]
+    height: int
+    cost: float
+    simple: Expr | None
+    _below: tuple[Expr, ...] | None
+    _reads: tuple[tuple[Load, Ranges], ...] | None
 
     def args(self) -> tuple[Expr, ...]:
         return ()
@@ -81,13 +92,17 @@ class Expr:
         return to_text(self)
 
 
-_known = Expr._table.data.get  # a third of the time of `_table.get`, and most nodes are known
+_known: Callable[[Key], Callable[[], Any] | None] = vars(Expr._table)["data"].get
+"""A third of the time of `_table.get`, and most nodes are known."""
 
 
-def _intern(cls: type, key: tuple, init: Callable[[Expr], None]) -> Expr:
+N = TypeVar("N", bound=Expr)
+
+
+def _intern(cls: type[N], key: Key, init: Callable[[N], None]) -> N:
     full = (cls, *key)
     ref = _known(full)
-    node = ref() if ref is not None else None
+    node: N | None = ref() if ref is not None else None
     if node is None:
         node = object.__new__(cls)
         node.key = full
@@ -113,18 +128,22 @@ class Const(Expr):
     """A literal; `value` is a Python float, int or bool."""
 
     __slots__ = ("value",)
+    value: float | int | bool
 
 
 class Index(Expr):
     """The i32 value of a static coordinate (iota and everything made of it)."""
 
     __slots__ = ("coord",)
+    coord: Coord
 
 
 class Load(Expr):
     """One element of the value `value` at `coords` (one `Coord` a dimension). bf16, i8, ... widen exactly."""
 
     __slots__ = ("coords", "value")
+    value: int
+    coords: tuple[Coord, ...]
 
     def args(self) -> tuple[Expr, ...]:
         return tuple(c.dyn for c in self.coords if c.dyn is not None)
@@ -132,6 +151,8 @@ class Load(Expr):
 
 class Unary(Expr):
     __slots__ = ("a", "op")
+    op: str
+    a: Expr
 
     def args(self) -> tuple[Expr, ...]:
         return (self.a,)
@@ -139,6 +160,9 @@ class Unary(Expr):
 
 class Binary(Expr):
     __slots__ = ("a", "b", "op")
+    op: str
+    a: Expr
+    b: Expr
 
     def args(self) -> tuple[Expr, ...]:
         return (self.a, self.b)
@@ -148,6 +172,9 @@ class Select(Expr):
     """`a if cond else b`; both sides must be safe to evaluate."""
 
     __slots__ = ("a", "b", "cond")
+    cond: Expr
+    a: Expr
+    b: Expr
 
     def args(self) -> tuple[Expr, ...]:
         return (self.cond, self.a, self.b)
@@ -160,6 +187,9 @@ class Piece(Expr):
     """
 
     __slots__ = ("bounds", "coord", "parts")
+    coord: Coord
+    bounds: tuple[int, ...]
+    parts: tuple[Expr, ...]
 
     def args(self) -> tuple[Expr, ...]:
         return self.parts
@@ -172,6 +202,10 @@ class Reduce(Expr):
     """
 
     __slots__ = ("body", "bound", "extents", "op")
+    op: str
+    body: Expr
+    bound: tuple[int, ...]
+    extents: tuple[int, ...]
 
     def args(self) -> tuple[Expr, ...]:
         return (self.body,)
@@ -181,6 +215,7 @@ class Acc(Expr):
     """The result number `index` of the core (contraction or score), inside its epilogue. Of the type of what is summed."""
 
     __slots__ = ("index",)
+    index: int
 
 
 def const(value: float | int | bool, dtype: str) -> Expr:
@@ -217,7 +252,7 @@ def coord_value(coord: Coord) -> Expr:
     return binary("max", binary("min", full, const(coord.limit, "i32")), const(0, "i32"))
 
 
-def load(value: int, coords: tuple[Coord, ...], dtype: str) -> Expr:
+def load(value: int, coords: tuple[Coord, ...], dtype: str) -> Load:
     coords = tuple(coords)
 
     def init(n: Load) -> None:
@@ -295,7 +330,7 @@ def reduce_axes(height: int, count: int) -> tuple[int, ...]:
     return tuple(REDUCE_AXIS + 8 * height + j for j in range(count))
 
 
-def reduce(op: str, body: Expr, bound: tuple[int, ...], extents: tuple[int, ...]) -> Expr:
+def reduce(op: str, body: Expr, bound: tuple[int, ...], extents: tuple[int, ...]) -> Reduce:
     """`op` over the axes `bound` of `body` (any ids: they are renamed to the canonical ones)."""
     if op not in REDUCE:
         raise ValueError(f"unknown reduction {op!r}")
@@ -318,7 +353,7 @@ def reduce(op: str, body: Expr, bound: tuple[int, ...], extents: tuple[int, ...]
     return _intern(Reduce, (op, id(body), canon, tuple(extents)), init)
 
 
-def acc(index_: int = 0, axes: Iterable[int] = (), dtype: str = "f32") -> Expr:
+def acc(index_: int = 0, axes: Iterable[int] = (), dtype: str = "f32") -> Acc:
     """The core's accumulator `index_` at the current point; `axes` are the domain axes that it depends on."""
     axes = frozenset(axes)
 
@@ -333,47 +368,51 @@ def acc(index_: int = 0, axes: Iterable[int] = (), dtype: str = "f32") -> Expr:
 # ---------------------------------------------------------------------------------------------------------- substitution
 
 
-def rebuild(e: Expr, f: Callable[[Expr], Expr], g: Callable[[Coord], Coord]) -> Expr:
+Rewrite = Callable[[Expr], Expr]
+Move = Callable[[Coord], Coord]
+
+
+def rebuild(e: Expr, f: Rewrite, g: Move) -> Expr:
     """`e` with `f` applied to its sub-expressions and `g` to its coordinates (both already transformed by the caller)."""
     return _REBUILD[type(e)](e, f, g)
 
 
-def _rebuild_index(e: Index, f: Callable, g: Callable) -> Expr:
+def _rebuild_index(e: Index, f: Rewrite, g: Move) -> Expr:
     c = g(e.coord)
     return e if c is e.coord else coord_value(c)
 
 
-def _rebuild_load(e: Load, f: Callable, g: Callable) -> Expr:
+def _rebuild_load(e: Load, f: Rewrite, g: Move) -> Expr:
     coords = tuple([g(c) for c in e.coords])
     return e if coords == e.coords else load(e.value, coords, e.dtype)
 
 
-def _rebuild_unary(e: Unary, f: Callable, g: Callable) -> Expr:
+def _rebuild_unary(e: Unary, f: Rewrite, g: Move) -> Expr:
     a = f(e.a)
     return e if a is e.a else unary(e.op, a)
 
 
-def _rebuild_binary(e: Binary, f: Callable, g: Callable) -> Expr:
+def _rebuild_binary(e: Binary, f: Rewrite, g: Move) -> Expr:
     a, b = f(e.a), f(e.b)
     return e if a is e.a and b is e.b else binary(e.op, a, b)
 
 
-def _rebuild_select(e: Select, f: Callable, g: Callable) -> Expr:
+def _rebuild_select(e: Select, f: Rewrite, g: Move) -> Expr:
     cond, a, b = f(e.cond), f(e.a), f(e.b)
     return e if cond is e.cond and a is e.a and b is e.b else select(cond, a, b)
 
 
-def _rebuild_piece(e: Piece, f: Callable, g: Callable) -> Expr:
+def _rebuild_piece(e: Piece, f: Rewrite, g: Move) -> Expr:
     coord, parts = g(e.coord), tuple([f(p) for p in e.parts])
     return e if coord is e.coord and parts == e.parts else piece(coord, e.bounds, parts)
 
 
-def _rebuild_reduce(e: Reduce, f: Callable, g: Callable) -> Expr:
+def _rebuild_reduce(e: Reduce, f: Rewrite, g: Move) -> Expr:
     body = f(e.body)
     return e if body is e.body else reduce(e.op, body, e.bound, e.extents)
 
 
-_REBUILD: dict[type, Callable[[Any, Callable, Callable], Expr]] = {
+_REBUILD: dict[type[Expr], Callable[[Any, Rewrite, Move], Expr]] = {
     Const: lambda e, f, g: e, Acc: lambda e, f, g: e, Index: _rebuild_index, Load: _rebuild_load,
     Unary: _rebuild_unary, Binary: _rebuild_binary, Select: _rebuild_select, Piece: _rebuild_piece,
     Reduce: _rebuild_reduce,
@@ -528,7 +567,7 @@ def walk_loads(e: Expr) -> tuple[tuple[Load, Ranges], ...]:
                 continue
             seen.add(key)
             if isinstance(node, Load):
-                found.append(key)
+                found.append((node, ranges))
             stack += _parts(node, ranges)
         e._reads = tuple(found)
     return ((e, ()), *e._reads) if isinstance(e, Load) else e._reads

@@ -20,6 +20,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import NoReturn, Self
 
 import numpy as np
 
@@ -97,13 +98,13 @@ class Op:
         """Every expression by role name; the generic passes work on this and on `with_exprs`."""
         raise NotImplementedError
 
-    def with_exprs(self, exprs: dict[str, Expr]) -> Op:
+    def with_exprs(self, exprs: dict[str, Expr]) -> Self:
         """The operator with these expressions instead of its own, by role."""
         now = self.exprs()
         return self if all(now.get(r) is e for r, e in exprs.items()) else self._with(exprs)
 
-    def _with(self, exprs: dict[str, Expr]) -> Op:
-        return replace(self, **exprs)
+    def _with(self, exprs: dict[str, Expr]) -> Self:
+        raise NotImplementedError
 
     def reads(self) -> frozenset[int]:
         return self._reads
@@ -127,6 +128,9 @@ class Map(Op):
 
     def exprs(self) -> dict[str, Expr]:
         return {"expr": self.expr}
+
+    def _with(self, exprs: dict[str, Expr]) -> Self:
+        return replace(self, expr=exprs.get("expr", self.expr))
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ class Update(Op):
     def exprs(self) -> dict[str, Expr]:
         return _append_exprs("", self.append)
 
-    def _with(self, exprs: dict[str, Expr]) -> Update:
+    def _with(self, exprs: dict[str, Expr]) -> Self:
         return replace(self, append=_append_with("", self.append, exprs))
 
     @functools.cached_property
@@ -206,7 +210,7 @@ class Contract(Op):
     def exprs(self) -> dict[str, Expr]:
         return {"lhs": self.lhs, **{f"rhs{j}": r for j, r in enumerate(self.rhs)}, "epilogue": self.epilogue}
 
-    def _with(self, exprs: dict[str, Expr]) -> Contract:
+    def _with(self, exprs: dict[str, Expr]) -> Self:
         rhs = tuple(exprs.get(f"rhs{j}", r) for j, r in enumerate(self.rhs))
         return replace(self, lhs=exprs.get("lhs", self.lhs), rhs=rhs, epilogue=exprs.get("epilogue", self.epilogue))
 
@@ -273,10 +277,11 @@ class Attention(Op):
             out |= _append_exprs(f"append{j}.", a)
         return out
 
-    def _with(self, exprs: dict[str, Expr]) -> Attention:
-        fields = {r: exprs[r] for r in (*self._ROLES, "limit") if r in exprs}
+    def _with(self, exprs: dict[str, Expr]) -> Self:
+        q, k, v, score, prob, epilogue = (exprs.get(r, getattr(self, r)) for r in self._ROLES)
+        limit = exprs.get("limit", self.limit)
         appends = tuple(_append_with(f"append{j}.", a, exprs) for j, a in enumerate(self.appends))
-        return replace(self, appends=appends, **fields)
+        return replace(self, q=q, k=k, v=v, score=score, prob=prob, epilogue=epilogue, limit=limit, appends=appends)
 
     @functools.cached_property
     def _reads(self) -> frozenset[int]:
@@ -305,6 +310,9 @@ class Sort(Op):
 
     def exprs(self) -> dict[str, Expr]:
         return {"key": self.key}
+
+    def _with(self, exprs: dict[str, Expr]) -> Self:
+        return replace(self, key=exprs.get("key", self.key))
 
 
 @dataclass(frozen=True)
@@ -382,12 +390,12 @@ def check(g: Graph) -> Graph:
     consumed: set[int] = set()
     for n, op in enumerate(g.ops):
 
-        def fail(msg: str, op: Op = op, n: int = n) -> None:
+        def fail(msg: str, op: Op = op, n: int = n) -> NoReturn:
             raise GraphError(f"operator {n} ({op.kind} -> {g.value_name(op.out)}, from {op.source}): {msg}")
 
-        own = {a.out for a in op.appends} if isinstance(op, Attention) else set()  # appends run first
+        appended = {a.out for a in op.appends} if isinstance(op, Attention) else set()  # appends run first
         for v in op.reads():
-            if v not in defined and v not in own:
+            if v not in defined and v not in appended:
                 fail(f"reads {g.value_name(v)} before it is defined")
             if v in consumed:
                 fail(f"reads {g.value_name(v)} after it was overwritten in place")
@@ -403,19 +411,19 @@ def check(g: Graph) -> Graph:
             if not e.axes <= own:
                 fail(f"{name} uses axes {sorted(e.axes - own)} that are not in scope")
             for node, ranges in E.walk_loads(e):
-                v = g.values[node.value]
-                if len(node.coords) != len(v.shape):
-                    fail(f"{name} loads {v} with {len(node.coords)} coordinates")
-                if node.dtype != compute_dtype(v.dtype):
-                    fail(f"{name} loads {v} as {node.dtype}")
+                value = g.values[node.value]
+                if len(node.coords) != len(value.shape):
+                    fail(f"{name} loads {value} with {len(node.coords)} coordinates")
+                if node.dtype != compute_dtype(value.dtype):
+                    fail(f"{name} loads {value} as {node.dtype}")
                 known = E.UNKNOWN not in ranges and all(x < y for _, x, y in ranges)
-                for c, extent in zip(node.coords, v.shape, strict=True):
+                for c, extent in zip(node.coords, value.shape, strict=True):
                     if c.dyn is None and known:
                         lo, hi = E.coord_range(c, ranges)
                         if not (lo >= 0 and hi < extent):
-                            fail(f"{name} loads {v} at {coord_text(c, g.value_name)}, outside 0..{extent - 1}")
+                            fail(f"{name} loads {value} at {coord_text(c, g.value_name)}, outside 0..{extent - 1}")
                     if c.dyn is not None and c.limit >= extent:
-                        fail(f"{name} loads {v} with a dynamic coordinate clamped to {c.limit}")
+                        fail(f"{name} loads {value} with a dynamic coordinate clamped to {c.limit}")
             if not isinstance(op, Contract | Attention) and any(isinstance(x, E.Acc) for x in E.walk(e)):
                 fail(f"{name} has an accumulator but the operator has no core")
         for old, _new in op.inplace():

@@ -201,7 +201,7 @@ class _Frame:
         self.rank = len(order)
         self.data = data
         self.accs = [self._lift(a) for a in accs]
-        self.memo: dict[tuple, np.ndarray] = {}
+        self.memo: dict[Expr | tuple[Expr, tuple[tuple[int, tuple[int, int]], ...]], np.ndarray] = {}
 
     def _lift(self, x: np.ndarray) -> np.ndarray:
         return x.reshape(x.shape + (1,) * (self.rank - x.ndim))
@@ -244,8 +244,8 @@ class _Frame:
         x = np.broadcast_to(x, shape)
         dims_x, dims_y = ([p for p in range(self.rank) if t.shape[p] != 1] for t in (x, y))
         keep = [p for p in range(self.rank) if p not in places and (p in dims_x or p in dims_y)]
-        out = np.einsum(x.reshape([n for n in x.shape if n != 1]), dims_x,
-                        y.reshape([n for n in y.shape if n != 1]), dims_y, keep, optimize=True)  # fmt: skip
+        out: np.ndarray = np.einsum(x.reshape([n for n in x.shape if n != 1]), dims_x,
+                                    y.reshape([n for n in y.shape if n != 1]), dims_y, keep, optimize=True)  # fmt: skip
         full = np.ones(self.rank, np.int64)
         full[keep] = out.shape
         return out.reshape(full)

@@ -87,7 +87,7 @@ def _dynamic(a: Access) -> tuple[tuple[Expr, int, int], ...]:
     return (*dyn[: abi.MAX_DYN - 1], (flat, rest, 1))
 
 
-def token(p: Place, number: Mapping[Expr, int]) -> tuple:
+def token(p: Place, number: Mapping[Expr, int]) -> tuple[object, ...]:
     """What is said about the access in the structural key of an operator."""
     dyn = tuple((number[e], limit, stride) for e, limit, stride in p.dyn)
     return p.slot, p.dtype, p.offset, tuple(p.strides.items()), dyn

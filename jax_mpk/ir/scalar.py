@@ -54,23 +54,29 @@ def unary(op: str, x: np.ndarray) -> np.ndarray:
 
 
 def _div(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    out: np.ndarray
     if x.dtype == np.float32:
-        return x / y
+        out = x / y
+        return out
     a, b = x.astype(np.int64), y.astype(np.int64)
     q = np.abs(a) // np.maximum(np.abs(b), 1) * np.where((a < 0) != (b < 0), -1, 1)
     return np.where(b == 0, -1, q).astype(x.dtype)
 
 
 def _rem(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    out: np.ndarray
     if x.dtype == np.float32:
-        return np.fmod(x, y)
+        out = np.fmod(x, y)
+        return out
     a, b = x.astype(np.int64), y.astype(np.int64)
     return np.where(b == 0, a, np.fmod(a, np.where(b == 0, 1, b))).astype(x.dtype)
 
 
 def _pow(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    out: np.ndarray
     if x.dtype == np.float32:
-        return np.power(x, y.astype(np.float32))
+        out = np.power(x, y.astype(np.float32))
+        return out
     return np.where(y < 0, 0, np.power(x, np.maximum(y, 0))).astype(x.dtype)
 
 
@@ -90,11 +96,12 @@ def _extreme(f: np.ufunc, zeros: np.ufunc) -> _Op2:
     """`maximum` or `minimum` of IEEE 754-2019: of two zeros the sign decides (`zeros` combines their bits)."""
 
     def op(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        out = f(x, y)
+        out: np.ndarray = f(x, y)
         if out.dtype != np.float32:
             return out
         x, y = np.broadcast_arrays(x, y)
-        return np.where((x == 0) & (y == 0), zeros(_bits(x), _bits(y)).view(np.float32), out)
+        out = np.where((x == 0) & (y == 0), zeros(_bits(x), _bits(y)).view(np.float32), out)
+        return out
 
     return op
 
@@ -117,8 +124,10 @@ def binary(op: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def reduce(op: str, x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     """`Reduce(op)` over dimensions, which keep an extent of 1."""
+    out: np.ndarray
     if op in ("argmax", "argmin"):
-        return getattr(np, op)(x, axis=axes[0], keepdims=True).astype(np.int32)
+        out = getattr(np, op)(x, axis=axes[0], keepdims=True).astype(np.int32)
+        return out
     f = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum, "and": np.bitwise_and,
          "or": np.bitwise_or}[op]  # fmt: skip
     out = f.reduce(x, axis=axes, keepdims=True, dtype=x.dtype)

@@ -39,7 +39,9 @@ LONG_TEXT = 2000
 
 def to_text(e: Expr, name: Callable[[int], str] = lambda v: f"%{v}") -> str:
     """One line of text; `name` turns value ids into names."""
-    order, size, uses = list(walk(e)), {}, {}
+    order = list(walk(e))
+    size: dict[Expr, int] = {}
+    uses: dict[Expr, int] = {}
     for x in order:
         size[x] = 1 + sum(size[a] for a in x.args())
         for a in x.args():

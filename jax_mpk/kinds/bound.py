@@ -16,6 +16,9 @@ from jax_mpk.ir.loops import LoopAxis, identity, loop_axes
 from jax_mpk.ir.pieces import NotRefined
 from jax_mpk.ir.place import Binder, Place, token, total
 
+Lhs = tuple[tuple[object, ...], tuple[tuple[LoopAxis, int], ...], tuple[tuple[int, int], ...]]
+"""The structure of a left side, its axes and tiles, and what it loads: values and offsets."""
+
 
 @dataclass
 class Bound:
@@ -28,8 +31,8 @@ class Bound:
     axes: tuple[LoopAxis, ...]
     tile: tuple[int, ...]
     binder: Binder
-    key: tuple
-    lhs: tuple = ()
+    key: tuple[object, ...]
+    lhs: Lhs | tuple[()] = ()
 
     @functools.cached_property
     def number(self) -> dict[int, int]:
@@ -108,8 +111,8 @@ def bind(graph: Graph, op: Op, tile: tuple[int, ...]) -> Bound:
         raise MpkError(f"{op.kind} with {len(axes)} loop axes, there may be {abi.MAX_AXES} (from {op.source})")
     binder = Binder(graph)
     number: dict[Expr, int] = {}
-    key: list[tuple] = []
-    lhs: tuple = ()
+    key: list[tuple[object, ...]] = []
+    lhs: Lhs | tuple[()] = ()
     for role, e in op.exprs().items():
         key += tokens(binder.load, e, number)
         key.append((role, number[e]))
@@ -123,7 +126,7 @@ def bind(graph: Graph, op: Op, tile: tuple[int, ...]) -> Bound:
     return Bound(graph, op, axes, tile, binder, (op.kind, axes, tile, _fields(graph, op), tuple(key)), lhs)
 
 
-def _fields(graph: Graph, op: Op) -> tuple:
+def _fields(graph: Graph, op: Op) -> tuple[object, ...]:
     """What else an operator consists of, besides axes, expressions and places."""
     if isinstance(op, Sort):
         return op.payload, op.descending, op.count

@@ -45,7 +45,7 @@ class Unit:
 def run(tg: TaskGraph, graph: Graph, device: Device) -> TaskGraph:
     """`tg` with `units`, and on a GPU `shared` and the buffers of what the parts of a task leave."""
     units: list[Unit | None] = []
-    prologues: dict[tuple, int] = {}
+    prologues: dict[tuple[object, ...], int] = {}
     updated = _updated(graph)
     buffer = buffer_of(graph)
     written = set(tg.boxes.buffer[tg.boxes.mode != READ].tolist())

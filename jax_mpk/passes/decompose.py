@@ -23,7 +23,7 @@ from jax_mpk.kinds import kind_of
 def run(graph: Graph, target: Device) -> TaskGraph:
     """The task graph with `grids`, `buffers`, `grid_of`, `index` and `boxes`; `graph` is refined."""
     buffers, buffer = _buffers(graph)
-    cache: dict[tuple, np.ndarray] = {}
+    cache: dict[tuple[object, ...], np.ndarray] = {}
     grids: list[Grid] = []
     rows = [rows_of(expand((), (), ()))]
     first = 0
@@ -35,7 +35,7 @@ def run(graph: Graph, target: Device) -> TaskGraph:
         touches = tuple(dict.fromkeys(_touches(graph, op, axes, buffer, slots)))
         key = (extent, tile, touches)
         if key not in cache:
-            cache[key] = rows_of(expand(*key))
+            cache[key] = rows_of(expand(extent, tile, touches))
         count = math.prod(math.ceil(e / t) for e, t in zip(extent, tile, strict=True))
         r = cache[key].copy()
         r[:, 0] += first

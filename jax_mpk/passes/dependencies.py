@@ -91,7 +91,7 @@ def accesses(tg: TaskGraph) -> list[tuple[int, int, Access]]:
     buffer, rows[:, 1] = rows[:, 1].copy(), 0
     bounds = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(group)] if len(group) else [0]
     out: list[tuple[int, int, Access]] = []
-    known: dict[tuple, Access] = {}
+    known: dict[tuple[int, bytes], Access] = {}
     for s, e in pairwise(bounds):
         g = int(group[s] // len(tg.buffers))
         key = (tg.grids[g].count, rows[s:e].tobytes())
@@ -137,16 +137,16 @@ def _reduce(direct: list[dict[int, int]], rel: Relations) -> list[dict[int, int]
 def _csr(tg: TaskGraph, kept: list[dict[int, int]], rel: Relations) -> Csr:
     """The dependencies as rows of tasks. Rows of equal grids in equal positions are computed once."""
     sizes, data = [np.zeros(1, np.int64)], [np.zeros(0, np.int32)]
-    memo: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
+    memo: dict[tuple[int, tuple[tuple[int, int], ...]], tuple[np.ndarray, np.ndarray]] = {}
     for b, edges in enumerate(kept):
         here = tg.grids[b]
-        key = (here.count, *((edges[a], here.first - tg.grids[a].first) for a in sorted(edges)))
+        key = (here.count, tuple((edges[a], here.first - tg.grids[a].first) for a in sorted(edges)))
         if key not in memo:
-            blocks = [(rel[r], back) for r, back in key[1:]] or [(np.zeros((here.count, 0), bool), 0)]
+            blocks = [(rel[r], back) for r, back in key[1]] or [(np.zeros((here.count, 0), bool), 0)]
             task = np.concatenate([np.arange(m.shape[1]) - back for m, back in blocks])
             row, col = np.nonzero(np.hstack([m for m, _ in blocks]))
             memo[key] = np.bincount(row, minlength=here.count), task[col].astype(np.int32)
-        size, back = memo[key]
+        size, tasks = memo[key]
         sizes.append(size)
-        data.append(back + np.int32(here.first))
+        data.append(tasks + np.int32(here.first))
     return Csr(np.cumsum(np.concatenate(sizes)), np.concatenate(data))

@@ -98,4 +98,4 @@ def _part(values: dict[int, Value], op: Contract, dim: int, segment: Segment) ->
     values[out] = Value(out, shape, v.dtype, name=v.name and f"{v.name}.{lo}")
     at = {dim: E.coord_add(E.coord_axis(dim, hi - lo), E.coord_const(lo))}
     exprs = {role: E.substitute_axes(e, at) for role, e in op.exprs().items()}
-    return replace(op, out=out, domain=shape).with_exprs(exprs)  # type: ignore[return-value]
+    return replace(op, out=out, domain=shape).with_exprs(exprs)

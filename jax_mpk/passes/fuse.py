@@ -127,6 +127,7 @@ def _absorb_maps(op: Map, ops: dict[int, Op], users: dict[int, set[int]], result
             if isinstance(p, Map) and users[v] == {op.out} and v not in results and p.store is None:
                 table[v] = p.expr
         new = inline(op, table, gone) if table else op
+        assert isinstance(new, Map)
         done = {v for v in table if v not in new.expr.loads}
         if not done or _too_large(new.expr) or _blows_up(new.expr, new.domain, ()):
             return op
@@ -224,11 +225,14 @@ def _appends(g: Graph) -> Graph:
     for op in g.ops:
         if isinstance(op, Attention) and math.prod(op.domain[a] for a in op.rows) <= APPEND_ROWS:
             for x in (op.k, op.v):
+                assert isinstance(x, Load)
                 u = updates.get(x.value)
                 if u is None or readers[x.value] != [op.out] or x.value in taken:
                     continue
                 indices = {r: expand(e, maps) for r, e in u.exprs().items() if r != "expr"}
-                append = _linked(op, settle(u.with_exprs(indices)).append, x, len(op.appends))
+                moved = settle(u.with_exprs(indices))
+                assert isinstance(moved, Update)
+                append = _linked(op, moved.append, x, len(op.appends))
                 if append is not None:
                     op = replace(op, appends=(*op.appends, append))
                     taken.add(x.value)

@@ -113,7 +113,8 @@ class _Plan:
 
 
 def _rewrite(g: Graph, order: list[int], copies: set[tuple[int, int]]) -> Graph:
-    values, ops = dict(g.values), []
+    values = dict(g.values)
+    ops: list[Op] = []
     fresh = max(values, default=-1) + 1
     for n in order:
         op = g.ops[n]

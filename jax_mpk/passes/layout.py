@@ -52,7 +52,7 @@ def _order(x: Load) -> tuple[int, ...] | None:
 def _rewrite(op: Op, order: dict[int, tuple[int, ...]]) -> Op:
     def permuted(x: Load) -> Load | None:
         p = order.get(x.value)
-        return E.load(x.value, tuple(x.coords[d] for d in p), x.dtype) if p else None  # type: ignore[return-value]
+        return E.load(x.value, tuple(x.coords[d] for d in p), x.dtype) if p else None
 
     exprs = {r: E.substitute_loads(e, permuted) for r, e in op.exprs().items() if e.loads & order.keys()}
     op = op.with_exprs(exprs) if exprs else op

@@ -68,7 +68,7 @@ def _tidy(waits: Csr, sets: Csr) -> tuple[Csr, Csr]:
 def _inside(sets: Csr, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Whether set a[n] is a proper subset of set b[n]. Sets are not empty, and no two are equal."""
     size, low, high = np.diff(sets.start), sets.data[sets.start[:-1]], sets.data[sets.start[1:] - 1]
-    inside = (size[a] < size[b]) & (low[a] >= low[b]) & (high[a] <= high[b])
+    inside: np.ndarray = (size[a] < size[b]) & (low[a] >= low[b]) & (high[a] <= high[b])
     maybe = np.flatnonzero(inside)
     pair, at = ragged(sets.start[a[maybe]], sets.start[a[maybe] + 1])
     span = int(sets.data.max(initial=0)) + 1
@@ -125,9 +125,9 @@ def _merge(tg: TaskGraph, waits: Csr, sets: Csr) -> Events:
             if root != e and max(last[root], last[e]) < min(first[root], first[e]):
                 group[e] = root
                 last[root], first[root] = max(last[root], last[e]), min(first[root], first[e])
-    root = np.array([find(e) for e in range(sets.rows)], np.int64)
-    waits = Csr.from_pairs(waits.row_of(), root[waits.data], tg.tasks)
-    return tg, waits, Csr.from_pairs(root[sets.row_of()], sets.data, sets.rows)
+    event = np.array([find(e) for e in range(sets.rows)], np.int64)
+    waits = Csr.from_pairs(waits.row_of(), event[waits.data], tg.tasks)
+    return tg, waits, Csr.from_pairs(event[sets.row_of()], sets.data, sets.rows)
 
 
 # ---------------------------------------------------------------------------------------------------------- dummy tasks

@@ -154,7 +154,8 @@ def _quota(load: np.ndarray, total: float) -> np.ndarray:
     low = np.sort(load)
     need = low * np.arange(1, len(low) + 1) - np.cumsum(low)  # to raise the n lowest to the n-th
     n = int(np.searchsorted(need, total, "right"))
-    return np.maximum((total + low[:n].sum()) / n - load, 0)
+    out: np.ndarray = np.maximum((total + low[:n].sum()) / n - load, 0)
+    return out
 
 
 # ------------------------------------------------------------------------------------------------------------- streams

@@ -133,9 +133,8 @@ def _softmax(p: Expr, axis: int, extent: int) -> _Softmax | None:
     if not (isinstance(p, Binary) and p.op in ("div", "mul")):
         return None
     sides = ((p.a, p.b),) if p.op == "div" else ((p.a, p.b), (p.b, p.a))
-    for e, norm in sides:
-        if p.op == "mul":
-            norm = _reciprocal(norm)
+    for e, other in sides:
+        norm = _reciprocal(other) if p.op == "mul" else other
         if norm is None or not (isinstance(e, Unary) and e.op == "exp"):
             continue
         diff = e.a
@@ -258,7 +257,7 @@ def _on_axes(g: Graph, op: Contract, exprs: dict[str, Expr], keys: int, head: in
     exprs["epilogue"] = replace_acc(exprs["epilogue"], [E.acc(0, range(len(domain)))])
     out = Attention(op.out, domain, replace(op.source, primitive="attention"), store if store != identity else None,
                     batch, rows, columns[0], keys, head)  # fmt: skip
-    return replace(out, **exprs, limit=_limit(exprs["score"], rows, domain, keys))
+    return replace(out.with_exprs(exprs), limit=_limit(exprs["score"], rows, domain, keys))
 
 
 # ------------------------------------------------------------------------------------------------------- causal limits

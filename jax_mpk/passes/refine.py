@@ -52,7 +52,7 @@ class _Refiner:
         self.next = max(graph.values, default=0) + 1
         self.copies: dict[tuple[Expr, tuple[int, ...]], int] = {}
         self.fresh = itertools.count(1 << 24)
-        self.fits: set[tuple] = set()  # structures that are known to fit the registers
+        self.fits: set[tuple[object, ...]] = set()  # structures that are known to fit the registers
 
     def refine(self, op: Op) -> None:
         """Appends `op`, made executable, after the operators that it needs for that."""
@@ -83,7 +83,7 @@ class _Refiner:
             self.refine(Map(value, shape, source, None, body))
             self.copies[body, shape] = value
         coords = tuple(E.coord_axis(a, n) for a, n in zip(over, shape, strict=True))
-        return E.load(value, coords, e.dtype)  # type: ignore[return-value]
+        return E.load(value, coords, e.dtype)
 
     def storage(self, e: Expr) -> str:
         """The smallest type in memory that holds `e` exactly, as far as it shows."""
@@ -175,7 +175,9 @@ class _Refiner:
     def _cut(self, r: Reduce, cuts: Mapping[int, list[int]]) -> Reduce:
         extent = dict(zip(r.bound, r.extents, strict=True))
         body = _affine(self.g.values, r.body, cuts, extent)
-        mapping, bound, extents = {}, [], []
+        mapping: dict[int, Coord] = {}
+        bound: list[int] = []
+        extents: list[int] = []
         for a, n in extent.items():
             parts = axes.split(n, cuts.get(a, []))
             assert parts is not None
@@ -190,7 +192,7 @@ class _Refiner:
         return self._reduce(r, E.substitute_axes(body, mapping), tuple(bound), tuple(extents))
 
     def _reduce(self, r: Reduce, body: Expr, bound: tuple[int, ...], extents: tuple[int, ...]) -> Reduce:
-        return E.reduce(r.op, body, bound, extents)  # type: ignore[return-value]
+        return E.reduce(r.op, body, bound, extents)
 
     # -------------------------------------------------------------------------------------------------------- free axes
 
@@ -266,8 +268,10 @@ class _Refiner:
         op = reindex(self.g, op, cut(identity(op), cuts))
         exprs = {r: e for r, e in op.exprs().items() if r not in cores}
         # All codes of a store have one place: what decides it chooses by selects, not by boxes of its own.
-        select = lambda r: (lambda _: True) if _places(r) else None
-        return op.with_exprs({r: digits.plain_pieces(self.g.values, e, select(r)) for r, e in exprs.items()})
+        every: Callable[[Piece], bool] = lambda _: True
+        return op.with_exprs(
+            {r: digits.plain_pieces(self.g.values, e, every if _places(r) else None) for r, e in exprs.items()}
+        )
 
     def contiguous(self, op: Op) -> Op:
         """Orders the n and the k axes of a contraction like its operand; copies operands whose strides do not merge."""
@@ -282,14 +286,14 @@ class _Refiner:
                 best = sorted((order[i] for i in places), key=lambda d: -abs(access.stride(d[0][0])))
                 for i, d in zip(places, best, strict=True):
                     order[i] = d
-            op = reindex(self.g, op, order)  # type: ignore[assignment]
-            op = reindex(self.g, op, merged(self.g, op))  # type: ignore[assignment]
+            op = reindex(self.g, op, order)
+            op = reindex(self.g, op, merged(self.g, op))
         apart = [name for name, x in core_operands(op).items() if not self.merges(op, x)]
         for name in apart:
-            op = self.copied(op, name)  # type: ignore[assignment]
+            op = self.copied(op, name)
         return reindex(self.g, op, merged(self.g, op)) if apart else op
 
-    def merges(self, op: Contract, x: Load) -> bool:
+    def merges(self, op: Op, x: Load) -> bool:
         """Whether the strides of an operand over the n axes, and over the k axes, are those of one axis."""
         access = loops.flatten(self.g.values[x.value], x.coords)
         for role in ("n", "k"):

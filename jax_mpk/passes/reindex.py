@@ -28,7 +28,7 @@ LONG = 1024
 def identity(op: Op) -> Arrangement:
     """The axes of `op` as they are: the domain in its order, then the core's axes."""
     core = [x for x in loops.loop_axes(op) if x.axis >= len(op.domain)]
-    return [((a, 1, n),) for a, n in enumerate(op.domain)] + [((x.axis, 1, x.extent),) for x in core]
+    return [*(((a, 1, n),) for a, n in enumerate(op.domain)), *(((x.axis, 1, x.extent),) for x in core)]
 
 
 def cut(arrangement: Arrangement, cuts: dict[int, list[int]]) -> Arrangement:
@@ -122,15 +122,13 @@ def _mapping(op: Op, arrangement: Arrangement, new: dict[tuple[Digit, ...], tupl
 
 def with_accumulators(op: Op) -> Op:
     """`op` with the axes of its accumulators brought up to date."""
-    if isinstance(op, Contract):
-        axes = {"epilogue": range(len(op.domain))}
-    elif isinstance(op, Attention):
-        scores = (*op.batch, *op.rows, E.CORE_AXIS + 1)
-        axes = {"score": scores, "prob": scores, "epilogue": range(len(op.domain))}
-    else:
+    if not isinstance(op, Contract | Attention):
         return op
+    axes = {"epilogue": frozenset(range(len(op.domain)))}
+    if isinstance(op, Attention):
+        axes["score"] = axes["prob"] = frozenset((*op.batch, *op.rows, E.CORE_AXIS + 1))
     exprs = op.exprs()
-    return op.with_exprs({r: _with_axes(exprs[r], frozenset(a)) for r, a in axes.items()})
+    return op.with_exprs({r: _with_axes(exprs[r], a) for r, a in axes.items()})
 
 
 def _with_axes(e: Expr, axes: frozenset[int]) -> Expr:
@@ -236,8 +234,8 @@ def merge_bound(g: Graph, r: E.Reduce, name: Callable[[], int]) -> E.Reduce:
         last = groups[-1][-1][0] if groups else None
         if n == 1:
             continue
-        fits = last is not None and math.prod(m for _, m in groups[-1]) * n <= MAX_EXTENT
-        if fits and a not in alone and last not in alone and mergeable(coords, last, a, n):
+        fits = math.prod(m for _, m in groups[-1]) * n <= MAX_EXTENT if groups else False
+        if last is not None and fits and a not in alone and last not in alone and mergeable(coords, last, a, n):
             groups[-1].append((a, n))
         else:
             groups.append([(a, n)])
@@ -254,4 +252,4 @@ def merge_bound(g: Graph, r: E.Reduce, name: Callable[[], int]) -> E.Reduce:
             after *= extent
         bound.append(axis)
         extents.append(after)
-    return E.reduce(r.op, E.substitute_axes(r.body, mapping), tuple(bound), tuple(extents))  # type: ignore[return-value]
+    return E.reduce(r.op, E.substitute_axes(r.body, mapping), tuple(bound), tuple(extents))

@@ -17,8 +17,8 @@ class Relations:
     def __init__(self) -> None:
         self._table: list[np.ndarray] = []
         self._full: list[bool] = []
-        self._ids: dict[tuple, int] = {}
-        self._memo: dict[tuple, int] = {}
+        self._ids: dict[tuple[object, ...], int] = {}
+        self._memo: dict[tuple[object, ...], int] = {}
 
     def __getitem__(self, r: int) -> np.ndarray:
         return self._table[r]
@@ -132,7 +132,8 @@ def _product(z: np.ndarray, x: np.ndarray) -> np.ndarray:
     """The boolean matrix product, over distinct rows and columns only: large grids repeat them."""
     rows, row = _distinct(z)
     cols, col = _distinct(x.T)
-    return ((z[rows].astype(np.float32) @ x[:, cols].astype(np.float32)) > 0)[np.ix_(row, col)]
+    out: np.ndarray = ((z[rows].astype(np.float32) @ x[:, cols].astype(np.float32)) > 0)[np.ix_(row, col)]
+    return out
 
 
 def _distinct(m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -50,7 +50,7 @@ def _rewrite(op: Op, moved: dict[int, tuple[int, tuple[Coord, ...]]]) -> Op:
         if x.value not in moved:
             return None
         result, back = moved[x.value]
-        return E.load(result, _compose(back, x.coords), x.dtype)  # type: ignore[return-value]
+        return E.load(result, _compose(back, x.coords), x.dtype)
 
     exprs = {r: E.substitute_loads(e, through) for r, e in op.exprs().items() if e.loads & moved.keys()}
     op = op.with_exprs(exprs) if exprs else op

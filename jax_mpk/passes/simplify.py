@@ -7,6 +7,7 @@ no two operators compute the same thing, and everything computed serves a result
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from jax_mpk.ir import algebra
 from jax_mpk.ir import expr as E
@@ -18,7 +19,7 @@ from jax_mpk.passes.substitute import inline, settle
 def run(g: Graph) -> Graph:
     """Views inlined, algebra applied, common subexpressions shared, dead operators dropped."""
     views: dict[int, Expr] = {}  # value -> the index map that it is, or a load of the equal value computed before
-    seen: dict[tuple, int] = {}
+    seen: dict[tuple[object, ...], int] = {}
     gone: set[int] = set()
     ops: list[Op] = []
     for op in g.ops:
@@ -48,7 +49,7 @@ def _degenerate(op: Op) -> Op:
     return Map(op.out, op.domain, op.source, op.store, replace_acc(op.epilogue, products))
 
 
-def replace_acc(e: Expr, values: list[Expr]) -> Expr:
+def replace_acc(e: Expr, values: Sequence[Expr]) -> Expr:
     """`e` with accumulator j replaced by `values[j]`."""
     memo: dict[Expr, Expr] = {}
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from jax_mpk.device import Device
 from jax_mpk.ir import expr as E
@@ -65,7 +66,7 @@ def run(g: Graph, target: Device) -> Graph:
     return g.with_ops(ops, values)
 
 
-def _of_weights(values: dict[int, Value], op: Op) -> bool:
+def _of_weights(op: Op, values: dict[int, Value]) -> TypeGuard[Contract]:
     return (
         isinstance(op, Contract)
         and op.lhs.dtype == "f32"
@@ -76,7 +77,7 @@ def _of_weights(values: dict[int, Value], op: Op) -> bool:
 
 def _split(values: dict[int, Value], op: Contract, target: Device, together: int) -> list[Op] | None:
     """`op` in `together` slices (0: as many as suit it alone), or None to leave it."""
-    if not _of_weights(values, op):
+    if not _of_weights(op, values):
         return None
     slices = together or (1 if target.gpu else _row_slices(values, op, target))
     if slices == 1 and not target.gpu:
@@ -118,9 +119,9 @@ def _slices(k: int, tasks: int, target: Device) -> int:
 
 def _together(g: Graph, target: Device) -> dict[int, int]:
     """Output -> slices, for contractions that share a left operand: the fewest that balance all of them."""
-    groups: dict[tuple, list[Contract]] = {}
+    groups: dict[tuple[object, ...], list[Contract]] = {}
     for op in g.ops:
-        if _of_weights(g.values, op) and len(op.rhs) == 1 and not op.axes("batch"):
+        if _of_weights(op, g.values) and len(op.rhs) == 1 and not op.axes("batch"):
             rows = tuple((a, op.domain[a]) for a in op.axes("m"))
             groups.setdefault((op.lhs, op.k, rows), []).append(op)
     out: dict[int, int] = {}
@@ -147,7 +148,7 @@ def _alone(g: Graph, target: Device) -> dict[int, int]:
     readers = g.consumers()
     out: dict[int, int] = {}
     for op in g.ops:
-        if not isinstance(op, Contract) or not _of_weights(g.values, op):
+        if not _of_weights(op, g.values):
             continue
         k, many = op.k[0][1], len(op.rhs)
         if math.prod(op.domain[a] for a in op.axes("batch")) > 1:

@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
+import jaxlib.version
 import numpy as np
 from jax import lax
 
@@ -146,7 +146,7 @@ def _kind(platform: str) -> str:
 
 
 def _key(target: Device, kind: str) -> bytes:
-    text = f"{target} {kind} {jax.__version__} {jaxlib.__version__} {package_digest()}"
+    text = f"{target} {kind} {jax.__version__} {jaxlib.version.__version__} {package_digest()}"
     return hashlib.sha256(text.encode()).digest()
 
 

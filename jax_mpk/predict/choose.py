@@ -109,7 +109,9 @@ def _operands(jaxpr: Any) -> int:
     """Bytes of the results, and of the operands that are read whole, as far as it shows."""
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     inner = (*xla.CALLS, *xla.CONTROL)
-    whole, partial, results, nbytes = set(), set(), set(jaxpr.outvars), 0
+    whole: set[Any] = set()
+    partial: set[Any] = set()
+    results, nbytes = set(jaxpr.outvars), 0
     for e in jaxpr.eqns:
         name = e.primitive.name
         window = name.startswith(("scatter", "dynamic"))

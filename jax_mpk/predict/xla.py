@@ -8,7 +8,7 @@ XLA's own fusion, in both directions, and takes milliseconds.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,7 +117,9 @@ class _Flat:
         """Appends the equations of a jaxpr, and gives its results."""
         jaxpr = _compat.open_jaxpr(jaxpr)[0]
         value: dict[Any, int] = dict(zip(jaxpr.invars, ins, strict=False))
-        read = lambda a: -1 if _compat.is_literal(a) else value[a] if a in value else value.setdefault(a, self.new(a))
+        read: Callable[[Any], int] = lambda a: (
+            -1 if _compat.is_literal(a) else value[a] if a in value else value.setdefault(a, self.new(a))
+        )
         for eqn in jaxpr.eqns:
             name, operands, inner = eqn.primitive.name, [read(a) for a in eqn.invars], _compat.subjaxprs(eqn)
             if name in CALLS and inner and len(_compat.open_jaxpr(inner[0])[0].invars) == len(operands):

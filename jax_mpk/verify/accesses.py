@@ -69,7 +69,8 @@ Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 def _all(parts: list[Pairs]) -> Pairs:
     if not parts:
         return (np.zeros(0, np.int64),) * 3
-    return tuple(np.concatenate(c) for c in zip(*parts, strict=True))
+    i, j, size = (np.concatenate(c) for c in zip(*parts, strict=True))
+    return i, j, size
 
 
 def within(acc: Accesses) -> Pairs:
@@ -90,7 +91,7 @@ def within(acc: Accesses) -> Pairs:
             room = LOT - int(pieces[b] - pieces[a])
         lots[-1].append(key)
     known = {key: pairs for lot in lots for key, pairs in zip(lot, _compare(acc, [kinds[k] for k in lot]), strict=True)}
-    return _all([(i + a, j + a, size) for (a, _), (i, j, size) in zip(spans, map(known.get, keys), strict=True)])
+    return _all([(i + a, j + a, size) for (a, _), (i, j, size) in zip(spans, (known[k] for k in keys), strict=True)])
 
 
 def _compare(acc: Accesses, spans: list[tuple[int, int]]) -> list[Pairs]:
@@ -117,7 +118,8 @@ def across(acc: Accesses, meetings: list[tuple[int, int]]) -> Pairs:
         (a, b), (c, d) = span[x], span[y]
         key = (acc.box[a:b].tobytes(), acc.box[c:d].tobytes(), int(acc.base[y] - acc.base[x]))
         if key not in known:
-            known[key] = crossings(*placed(acc, [(a, b), (c, d)]), acc.mode[a:b] != READ, acc.mode[c:d] != READ)
+            ours, theirs = placed(acc, [(a, b), (c, d)])
+            known[key] = crossings(ours, theirs, acc.mode[a:b] != READ, acc.mode[c:d] != READ)
         i, j, size = known[key]
         i, j, swap = i + a, j + c, acc.mode[i + a] == READ
         parts.append((np.where(swap, j, i), np.where(swap, i, j), size))

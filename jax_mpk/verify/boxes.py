@@ -39,12 +39,14 @@ class Shapes:
     @property
     def size(self) -> np.ndarray:
         """Bytes of every box."""
-        return self.run * self.count.prod(1)
+        out: np.ndarray = self.run * self.count.prod(1)
+        return out
 
     @property
     def end(self) -> np.ndarray:
         """One past the last byte of every box."""
-        return self.offset + ((self.count - 1) * self.stride).sum(1) + self.run
+        out: np.ndarray = self.offset + ((self.count - 1) * self.stride).sum(1) + self.run
+        return out
 
     def columns(self) -> list[np.ndarray]:
         """The columns that together identify a box."""
@@ -132,7 +134,8 @@ class Rects:
 
     @property
     def size(self) -> np.ndarray:
-        return (self.hi - self.lo).prod(1)
+        out: np.ndarray = (self.hi - self.lo).prod(1)
+        return out
 
     def span(self) -> tuple[np.ndarray, np.ndarray]:
         """First byte, and one past the last byte, of every rectangle."""
@@ -228,7 +231,8 @@ def join(a: Rects, b: Rects) -> tuple[np.ndarray, np.ndarray]:
         hit = (a.lo[:, None, 0] < b.hi[None, :, 0]) & (b.lo[None, :, 0] < a.hi[:, None, 0])
         for d in range(1, len(a.unit)):
             hit &= (a.lo[:, None, d] < b.hi[None, :, d]) & (b.lo[None, :, d] < a.hi[:, None, d])
-        return np.nonzero(hit)
+        i, j = np.nonzero(hit)
+        return i, j
     # Candidates by intervals along one axis (or along the address), whichever leaves the fewest.
     options = [_candidates(a.lo[:, d], a.hi[:, d], b.lo[:, d], b.hi[:, d]) for d in range(len(a.unit))]
     options.append(_candidates(*a.span(), *b.span()))
@@ -264,7 +268,9 @@ def overlaps(x: Shapes, writes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
     return _sum(i[keep], j[keep], size[keep], len(x))
 
 
-def crossings(x: Shapes, y: Shapes, writes_x: np.ndarray, writes_y: np.ndarray) -> tuple[np.ndarray, ...]:
+def crossings(
+    x: Shapes, y: Shapes, writes_x: np.ndarray, writes_y: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs (i, j) of a box of `x` and an overlapping one of `y`, at least one in its mask, and the bytes they share."""
     r = rectangles(concatenate([x, y]))
     first = np.arange(len(x) + len(y)) < len(x)

@@ -94,7 +94,9 @@ def _contract(x: Operator) -> Iterator[Touch]:
     if batch + m + n + k != x.axes or x.param("N_RHS") < 1:
         x.fail(f"{x.axes} axes are not {batch} + {m} + {n} + {k}")
     rows, columns, inner = range(batch, batch + m), range(batch + m, x.axes - k), range(x.axes - k, x.axes)
-    _tiled_first(x, rows), _tiled_first(x, columns), _tiled_first(x, inner, whole=True)
+    _tiled_first(x, rows)
+    _tiled_first(x, columns)
+    _tiled_first(x, inner, whole=True)
     for j in range(x.param("N_RHS")):
         a = core(x, f"RHS{j}")
         for axes in (columns, inner):
@@ -111,7 +113,8 @@ def _attention(x: Operator) -> Iterator[Touch]:
     if head >= x.axes:
         x.fail(f"{x.axes} axes are too few for {batch} batch and {rows_} row axes")
     rows = range(batch, column)
-    _tiled_first(x, rows), _tiled_first(x, range(key, x.axes), whole=True)
+    _tiled_first(x, rows)
+    _tiled_first(x, range(key, x.axes), whole=True)
     if any(t != 1 for t in x.tile[:batch]):
         x.fail("a batch axis is not cut into single points")
     for name in ("KEY", "VALUE"):
@@ -144,7 +147,7 @@ def core(x: Operator, name: str) -> np.void:
     number = x.param(name)
     if not 0 <= number < x.op["accesses"]:
         x.fail(f"{name} is access {number} of {x.op['accesses']}")
-    a = x.p["Access"][int(x.op["access"]) + number]
+    a: np.void = x.p["Access"][int(x.op["access"]) + number]
     if a["n_dyn"] or a["slot"] >= abi.SLOT_ACT:
         x.fail(f"{name} is not a plain access to memory")
     return a
@@ -309,7 +312,8 @@ def _box(x: Touch, dims: list[tuple[int, int]]) -> list[tuple[int, int, list[tup
     """(offset, run, dims) of the boxes of an access; a write exactly, others at least, within the same first and last
     byte."""
     at = sum((c - 1) * s for c, s in dims if s < 0)
-    run, levels = x.item, []
+    run = x.item
+    levels: list[tuple[int, int]] = []
     for c, s in sorted(((c, abs(s)) for c, s in dims if c > 1 and s), key=lambda d: d[1]):
         span = run + sum((n - 1) * t for n, t in levels)
         if not levels and (s == run or (s < run and x.mode == READ)):

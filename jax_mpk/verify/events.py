@@ -13,6 +13,7 @@ from jax_mpk.verify.boxes import distinct
 
 def check(tg: TaskGraph) -> Before:
     """Thresholds and freedom from deadlock; returns the order that the events enforce."""
+    assert tg.waits is not None and tg.triggers is not None and tg.order is not None
     producer, made = tg.triggers.row_of(), tg.triggers.data
     waiter, wanted = tg.waits.row_of(), tg.waits.data
     triggers = np.bincount(made, minlength=tg.events)
@@ -36,6 +37,7 @@ def check(tg: TaskGraph) -> Before:
 
 
 def _miscounted(tg: TaskGraph, e: int, triggers: int, producers: np.ndarray, waiters: np.ndarray) -> str:
+    assert tg.threshold is not None
     others = np.setdiff1d(producers, waiters)  # two different tasks say more
     names = [tg.task_name((p if len(p) else q)[-1]) + verb for p, q, verb in (
         (others, producers, " triggers it"), (waiters, waiters, " waits for it")) if len(q)]  # fmt: skip
@@ -52,6 +54,7 @@ class Before:
     """
 
     def __init__(self, tg: TaskGraph, last: np.ndarray):
+        assert tg.waits is not None and tg.triggers is not None
         waits, triggers = _padded(tg.waits), _padded(tg.triggers)
         wait_first, self.wait = distinct(waits)
         trigger_first, self.trigger = distinct(triggers)
@@ -63,15 +66,15 @@ class Before:
         rank = np.full(tg.events, len(order))  # of events that nobody waits for: in no set
         rank[order] = np.arange(len(order))
         rank = np.append(rank, -1)  # of the padding
-        waits = [[r for r in row if r >= 0] for row in rank[np.stack(waits, 1)[wait_first]].tolist()]
+        awaits = [[r for r in row if r >= 0] for row in rank[np.stack(waits, 1)[wait_first]].tolist()]
         self._fires = rank[np.stack(triggers, 1)[trigger_first]]
-        sets: list[Ranks | None] = [None] * len(waits)
+        sets: list[Ranks | None] = [None] * len(awaits)
         fired: list[Ranks] = []  # by rank: the event, and all that fire before it
 
         def collect(w: int) -> Ranks:
             hit = sets[w]
             if hit is None:
-                sets[w] = hit = functools.reduce(union, [fired[r] for r in waits[w]], NOTHING)
+                sets[w] = hit = functools.reduce(union, [fired[r] for r in awaits[w]], NOTHING)
             return hit
 
         by = Csr.from_pairs(tg.triggers.data, self.wait[tg.triggers.row_of()], tg.events)
@@ -79,7 +82,7 @@ class Before:
         for r, e in enumerate(order.tolist()):
             before = functools.reduce(union, map(collect, producers[start[e] : start[e + 1]]), NOTHING)
             fired.append(packed(before[0], before[1] | 1 << r - before[0]))
-        self._awaited = [collect(w) for w in range(len(waits))]
+        self._awaited = [collect(w) for w in range(len(awaits))]
         # The same for whole arrays of tasks: floors, and the bits of all sets one after the other.
         self._floor = np.array([floor for floor, _ in self._awaited], np.int64)
         packed_bits = [bits.to_bytes(bits.bit_length() + 7 >> 3, "little") for _, bits in self._awaited]
@@ -102,7 +105,8 @@ class Before:
 
     def common(self, tasks: np.ndarray) -> Ranks:
         """The events that have fired whenever any of these tasks starts."""
-        return functools.reduce(intersection, [self._awaited[w] for w in np.unique(self.wait[tasks]).tolist()])
+        classes: list[int] = np.unique(self.wait[tasks]).tolist()
+        return functools.reduce(intersection, [self._awaited[w] for w in classes])
 
     def fires(self, tasks: np.ndarray) -> list[list[int]]:
         """The sets of events that these tasks trigger, each set once."""

@@ -48,7 +48,7 @@ def _operator(p: abi.Program, n: int, entries: np.ndarray, number: np.ndarray, f
     base = [p["Slot"][int(x.op["slot"]) + int(a["slot"])] for a in rhs]
     inner = int(np.prod([x.extent[a] for a in n_axes[1:]], dtype=np.int64))
     task, point, column = _runs(x, batch, n_axes[0] if cols else -1, inner)
-    byte = np.empty((len(task), len(rhs)), np.int64)  # of the first element
+    byte: np.ndarray = np.empty((len(task), len(rhs)), np.int64)  # of the first element
     for j, a in enumerate(rhs):
         where = int(a["offset"]) + point @ a["stride"][:batch].astype(np.int64) + column * _step(x, a, n_axes)
         byte[:, j] = int(base[j]["offset"]) + where * ITEM

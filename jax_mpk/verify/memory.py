@@ -117,8 +117,8 @@ def _kept(acc: Accesses, ours: tuple[int, int], theirs: tuple[int, int], say: Re
     task = acc.first[group[two][row] + n]
     for k in np.flatnonzero((task > start[row]) & (task < end[row]))[:1]:
         n = row[k]
-        cells, tasks = (one[n], two[n], three[n]), (start[n], task[k], end[n])
-        raise VerifyError(say.clobbered(acc, cells, tasks, lost.first_run(n)))
+        where, tasks = (one[n], two[n], three[n]), (start[n], task[k], end[n])
+        raise VerifyError(say.clobbered(acc, where, tasks, lost.first_run(n)))
 
 
 def _results(acc: Accesses, tg: TaskGraph, say: Report) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 
 from jax_mpk.device import Device
 from jax_mpk.errors import VerifyError
-from jax_mpk.ir.tasks import READ, TaskGraph
+from jax_mpk.ir.tasks import READ, Streams, TaskGraph
 
 
 def itemsize(dtype: str) -> int:
@@ -33,13 +33,11 @@ def check(tg: TaskGraph, target: Device | None) -> None:
         nbytes = int(np.prod(m.box)) * item
         if frame is not None and nbytes > frame:
             raise VerifyError(f"{at}: a frame of {nbytes} bytes, the ring has room for {frame} each")
-    if tg.streams is None or not len(tg.streams.task):
-        return
-    _entries(tg)
+    if tg.streams is not None and len(tg.streams.task):
+        _entries(tg, tg.streams)
 
 
-def _entries(tg: TaskGraph) -> None:
-    s = tg.streams
+def _entries(tg: TaskGraph, s: Streams) -> None:
     if {len(a) for a in (s.map, s.start, s.step, s.frames)} != {len(s.task)}:
         raise VerifyError("the columns of the streams differ in length")
     for e in np.flatnonzero((s.task < 0) | (s.task >= tg.tasks) | (s.map < 0) | (s.map >= len(tg.maps)))[:1]:

@@ -44,6 +44,7 @@ def _grids(tg: TaskGraph) -> None:
 
 
 def _tasks(tg: TaskGraph) -> None:
+    assert tg.waits is not None and tg.triggers is not None and tg.order is not None and tg.worker is not None
     _csr(tg, "waits", tg.waits, abi.MAX_WAITS)
     _csr(tg, "triggers", tg.triggers, abi.MAX_TRIGGERS)
     if len(tg.order) != tg.tasks or (np.sort(tg.order) != np.arange(tg.tasks)).any():
@@ -69,7 +70,8 @@ def _csr(tg: TaskGraph, name: str, csr: Csr, limit: int) -> None:
 
 
 def _buffers(tg: TaskGraph) -> None:
-    operands, results = {}, {}
+    operands: dict[int, int] = {}
+    results: dict[int, int] = {}
     for n, b in enumerate(tg.buffers):
         at = f"buffer {n} {b.name!r}"
         if b.id != n or b.nbytes < 0 or b.space not in ("arg", "result", "workspace", "const"):

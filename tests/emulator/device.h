@@ -18,9 +18,12 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 extern "C" {
-struct Thread { Index thread, block, grid; unsigned char* shared; };
+struct Thread {
+  Index thread, block, grid;
+  unsigned char* shared;
+};
 extern Thread* emulated_thread;
-void emulated_pause();                                        // somebody else's turn
+void emulated_pause();  // somebody else's turn
 void emulated_barrier(unsigned id, unsigned threads, bool wait);
 // All 32 lanes meet; gives what each of them passed (`words` of up to 16). `sync`: their memory accesses are ordered too.
 const unsigned (*emulated_exchange(const unsigned* mine, int words, bool sync))[16];
@@ -33,23 +36,37 @@ void emulated_arrive(void* b, int bytes);
 bool emulated_phase(void* b, unsigned parity);
 unsigned long long emulated_clock();
 void emulated_copy(void* to, const void* map, int x, int y, int z, int u, unsigned long long* barrier);
-float expf(float), exp2f(float), expm1f(float), logf(float), log1pf(float), sqrtf(float), cbrtf(float), tanhf(float), sinf(float),
-    cosf(float), erff(float), floorf(float), ceilf(float), rintf(float), roundf(float), fmodf(float, float), powf(float, float),
-    atan2f(float, float), fabsf(float), fmaf(float, float, float);
+float expf(float), exp2f(float), expm1f(float), logf(float), log1pf(float), sqrtf(float), cbrtf(float), tanhf(float),
+    sinf(float), cosf(float), erff(float), floorf(float), ceilf(float), rintf(float), roundf(float),
+    fmodf(float, float), powf(float, float), atan2f(float, float), fabsf(float), fmaf(float, float, float);
 }
 
 // As max.f32 and min.f32 of PTX: the other operand of a NaN, and -0 below +0, which libm leaves open.
-inline float fmaxf(float x, float y) { return x != x ? y : y != y ? x : x == y ? (__builtin_signbit(x) ? y : x) : x > y ? x : y; }
-inline float fminf(float x, float y) { return x != x ? y : y != y ? x : x == y ? (__builtin_signbit(x) ? x : y) : x < y ? x : y; }
+inline float fmaxf(float x, float y) {
+  return x != x ? y : y != y ? x : x == y ? (__builtin_signbit(x) ? y : x) : x > y ? x : y;
+}
+inline float fminf(float x, float y) {
+  return x != x ? y : y != y ? x : x == y ? (__builtin_signbit(x) ? x : y) : x < y ? x : y;
+}
 
 #define threadIdx (emulated_thread->thread)
 #define blockIdx (emulated_thread->block)
 #define gridDim (emulated_thread->grid)
 
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
-inline float __uint_as_float(unsigned x) { float y; __builtin_memcpy(&y, &x, 4); return y; }
-inline unsigned __float_as_uint(float x) { unsigned y; __builtin_memcpy(&y, &x, 4); return y; }
-inline int __float2int_rz(float x) { return x != x ? 0 : x >= 2147483648.0f ? 2147483647 : x <= -2147483648.0f ? -2147483647 - 1 : (int)x; }
+inline float __uint_as_float(unsigned x) {
+  float y;
+  __builtin_memcpy(&y, &x, 4);
+  return y;
+}
+inline unsigned __float_as_uint(float x) {
+  unsigned y;
+  __builtin_memcpy(&y, &x, 4);
+  return y;
+}
+inline int __float2int_rz(float x) {
+  return x != x ? 0 : x >= 2147483648.0f ? 2147483647 : x <= -2147483648.0f ? -2147483647 - 1 : (int)x;
+}
 inline unsigned __float2uint_rz(float x) { return !(x > 0) ? 0 : x >= 4294967296.0f ? ~0u : (unsigned)x; }
 inline float __fdividef(float x, float y) { return x / y; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
@@ -61,7 +78,7 @@ inline unsigned __byte_perm(unsigned x, unsigned y, unsigned select) {
   return out;
 }
 inline int __ffs(unsigned x) { return __builtin_ffs((int)x); }
-#define EMULATED_MINMAX(T) \
+#define EMULATED_MINMAX(T)                         \
   inline T min(T a, T b) { return b < a ? b : a; } \
   inline T max(T a, T b) { return a < b ? b : a; }
 EMULATED_MINMAX(int)
@@ -81,7 +98,9 @@ template <class T> T __shfl_sync(unsigned, T x, int lane) {
   emulated_from(out, emulated_exchange(&mine, 1, false)[lane & 31][0]);
   return out;
 }
-template <class T> T __shfl_xor_sync(unsigned mask, T x, int bits) { return __shfl_sync(mask, x, (int)(threadIdx.x & 31) ^ bits); }
+template <class T> T __shfl_xor_sync(unsigned mask, T x, int bits) {
+  return __shfl_sync(mask, x, (int)(threadIdx.x & 31) ^ bits);
+}
 inline unsigned __ballot_sync(unsigned, bool p) {
   const unsigned mine = p;
   const auto* all = emulated_exchange(&mine, 1, false);
@@ -146,7 +165,9 @@ inline void emulated_matrix(u32 (&r)[4], u32 address, bool transposed) {
   const auto* all = emulated_exchange(&address, 1, false);
   const int lane = threadIdx.x & 31;
   for (int m = 0; m < 4; ++m) {
-    auto at = [&](int row, int column) { return (u32)((const u16*)(emulated_thread->shared + all[8 * m + row][0]))[column]; };
+    auto at = [&](int row, int column) {
+      return (u32)((const u16*)(emulated_thread->shared + all[8 * m + row][0]))[column];
+    };
     const int row = lane / 4, column = 2 * (lane % 4);
     r[m] = transposed ? at(column, row) | at(column + 1, row) << 16 : at(row, column) | at(row, column + 1) << 16;
   }
@@ -185,5 +206,7 @@ inline bool mbarrier_try_wait(u64* b, u32 parity) {
   emulated_pause();
   return emulated_phase(b, parity);
 }
-inline void copy_box(void* to, const void* map, int x, int y, int z, int u, u64* b) { emulated_copy(to, map, x, y, z, u, b); }
+inline void copy_box(void* to, const void* map, int x, int y, int z, int u, u64* b) {
+  emulated_copy(to, map, x, y, z, u, b);
+}
 }  // namespace mpk

@@ -16,7 +16,10 @@
 #include "races.h"
 
 struct Index { unsigned x; };
-struct Thread { Index thread, block, grid; unsigned char* shared; };
+struct Thread {
+  Index thread, block, grid;
+  unsigned char* shared;
+};
 extern "C" Thread* emulated_thread;
 
 namespace {
@@ -24,7 +27,7 @@ namespace {
 constexpr int kStack = 64 << 10;
 
 struct Fiber {
-  Thread thread;  // first: the kernel sees only this
+  Thread thread;                                      // first: the kernel sees only this
   std::vector<std::pair<void*, const void*>> copies;  // of 16 bytes, on their way
   jmp_buf at;
   ucontext_t context;
@@ -56,7 +59,10 @@ struct Map {  // what tests/emulator/__init__.py writes instead of a CUtensorMap
   uint32_t box[4];
 };
 
-struct Mbarrier { uint8_t count, missing, phase, pad; int bytes; };  // in its 8 bytes
+struct Mbarrier {
+  uint8_t count, missing, phase, pad;
+  int bytes;
+};  // in its 8 bytes
 
 struct Phases {  // what comes before the end of a phase: of this one, of the last one of each parity
   races::Meeting now, done[2];
@@ -230,7 +236,8 @@ bool emulated_phase(void* b, unsigned parity) {
 unsigned long long emulated_clock() { return steps * 1000; }
 
 void emulated_copy(void* to, const void* map, int x, int y, int z, int u, unsigned long long* barrier) {
-  Copy c{static_cast<unsigned char*>(to), static_cast<const Map*>(map), {x, y, z, u}, reinterpret_cast<Mbarrier*>(barrier), emulated_thread->block.x, {}};
+  Copy c{static_cast<unsigned char*>(to),      static_cast<const Map*>(map), {x, y, z, u},
+         reinterpret_cast<Mbarrier*>(barrier), emulated_thread->block.x,     {}};
   if (races::on) races::release(c.issued, id());
   copies.push_back(c);
 }
@@ -248,16 +255,21 @@ int emulated_races(races::Race* out) {
     Dl_info library;
     *out = r;
     for (const void*& pc : out->pc)
-      if (pc && dladdr(pc, &library)) pc = reinterpret_cast<const void*>(static_cast<const char*>(pc) - static_cast<const char*>(library.dli_fbase));
+      if (pc && dladdr(pc, &library))
+        pc = reinterpret_cast<const void*>(static_cast<const char*>(pc) - static_cast<const char*>(library.dli_fbase));
     ++out;
   }
   return races::found.size();
 }
 
 // What -fsanitize=thread makes of a load or a store. A volatile one is for the kernel to answer for.
-#define EMULATED_ACCESS(kind, write, size)                                                                             \
-  void __tsan_##kind##size(void* p) { if (races::on) races::access(p, size, write, id(), __builtin_return_address(0)); } \
-  void __tsan_unaligned_##kind##size(void* p) { if (races::on) races::access(p, size, write, id(), __builtin_return_address(0)); } \
+#define EMULATED_ACCESS(kind, write, size)                                           \
+  void __tsan_##kind##size(void* p) {                                                \
+    if (races::on) races::access(p, size, write, id(), __builtin_return_address(0)); \
+  }                                                                                  \
+  void __tsan_unaligned_##kind##size(void* p) {                                      \
+    if (races::on) races::access(p, size, write, id(), __builtin_return_address(0)); \
+  }                                                                                  \
   void __tsan_volatile_##kind##size(void*) {}
 #define EMULATED_ACCESSES(size) EMULATED_ACCESS(read, false, size) EMULATED_ACCESS(write, true, size)
 EMULATED_ACCESSES(1)
@@ -265,14 +277,19 @@ EMULATED_ACCESSES(2)
 EMULATED_ACCESSES(4)
 EMULATED_ACCESSES(8)
 EMULATED_ACCESSES(16)
-void __tsan_read_range(void* p, size_t n) { if (races::on) races::access(p, n, false, id(), __builtin_return_address(0)); }
-void __tsan_write_range(void* p, size_t n) { if (races::on) races::access(p, n, true, id(), __builtin_return_address(0)); }
+void __tsan_read_range(void* p, size_t n) {
+  if (races::on) races::access(p, n, false, id(), __builtin_return_address(0));
+}
+void __tsan_write_range(void* p, size_t n) {
+  if (races::on) races::access(p, n, true, id(), __builtin_return_address(0));
+}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit(void*) {}
 void __tsan_init() {}
 
 // Runs a grid to its end. 0: done; 1: everybody waits (a deadlock); 2: too many steps.
-int emulated_run(void (*kernel)(const void*), const void* parameters, int grid, int threads, int shared, uint64_t seed, uint64_t most) {
+int emulated_run(void (*kernel)(const void*), const void* parameters, int grid, int threads, int shared, uint64_t seed,
+                 uint64_t most) {
   entry = kernel;
   launch = parameters;
   state = seed * 0x9e3779b97f4a7c15ull + 0x1234567;
@@ -287,7 +304,8 @@ int emulated_run(void (*kernel)(const void*), const void* parameters, int grid, 
     blocks[b].memory.reset(new unsigned char[shared + 1024]);
     std::memset(blocks[b].memory.get(), 0x7b, shared + 1024);  // what nobody wrote is a strange number
     blocks[b].warps.resize(threads / 32);
-    auto* base = reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(blocks[b].memory.get()) + 1023) / 1024 * 1024);
+    auto* base =
+        reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(blocks[b].memory.get()) + 1023) / 1024 * 1024);
     for (int t = 0; t < threads; ++t) {
       fibers.push_back(std::make_unique<Fiber>());
       Fiber& f = *fibers.back();
@@ -302,7 +320,9 @@ int emulated_run(void (*kernel)(const void*), const void* parameters, int grid, 
     }
   }
   if (races::on) {
-    races::ranges.erase(std::remove_if(races::ranges.begin(), races::ranges.end(), [](const races::Range& r) { return r.name < 0; }), races::ranges.end());
+    races::ranges.erase(
+        std::remove_if(races::ranges.begin(), races::ranges.end(), [](const races::Range& r) { return r.name < 0; }),
+        races::ranges.end());
     for (int b = 0; b < grid; ++b) {
       const auto* base = reinterpret_cast<const char*>(fibers[b * threads]->thread.shared);
       races::ranges.push_back({base, base + shared, -1 - b, {}});

@@ -94,7 +94,8 @@ inline bool before(const Access& a, uint32_t id) {
   return !a.time || a.thread == id || a.time <= (*c.known)[a.thread];
 }
 
-inline void report(const Range& r, const char* p, const Access& a, bool wrote, uint32_t id, bool write, const void* pc) {
+inline void report(const Range& r, const char* p, const Access& a, bool wrote, uint32_t id, bool write,
+                   const void* pc) {
   for (const Race& x : found)
     if (x.pc[0] == a.pc && x.pc[1] == pc) return;
   if (found.size() < 16) found.push_back({r.name, uint64_t(p - r.begin), {a.thread, id}, {wrote, write}, {a.pc, pc}});
@@ -117,8 +118,10 @@ inline void add(int32_t& list, const Access& first, const Access& now) {
 }
 
 inline void read(const Range& r, Cell& c, const char* p, const Access& now) {
-  if (c.writers < 0 ? !before(c.write, now.thread)
-                    : std::none_of(many[c.writers].begin(), many[c.writers].end(), [&](const Access& a) { return before(a, now.thread); }))
+  if (c.writers < 0
+          ? !before(c.write, now.thread)
+          : std::none_of(
+                many[c.writers].begin(), many[c.writers].end(), [&](const Access& a) { return before(a, now.thread); }))
     report(r, p, c.write, true, now.thread, false, now.pc);
   if (c.readers < 0 && before(c.read, now.thread)) c.read = now;
   else add(c.readers, c.read, now);
@@ -169,7 +172,7 @@ template <class F> void each(Range& r, size_t at, size_t size, const F& f) {
       if (w.bytes < 0) {
         w.bytes = int32_t(split.size());
         split.push_back({w.all, w.all, w.all, w.all});
-        for (int32_t Cell::*list : {&Cell::readers, &Cell::writers})
+        for (int32_t Cell::* list : {&Cell::readers, &Cell::writers})
           for (size_t i = 1; i < 4 && w.all.*list >= 0; ++i) {
             split.back()[i].*list = int32_t(many.size());
             many.push_back(Accesses(many[w.all.*list]));

@@ -16,18 +16,18 @@ static bool beyond(const u32* a, int n) {
 
 static void arithmetic(abi::Opcode op, u32* d, const u32* a, const u32* b, int n) {
   n &= -16;  // tells the compiler that there is no remainder
-#define EACH(name, value)                                                        \
-  case abi::Opcode::name:                                                        \
-    LOOP (int j = 0; j < n; ++j) d[j] = value;                                   \
+#define EACH(name, value)                      \
+  case abi::Opcode::name:                      \
+    LOOP (int j = 0; j < n; ++j) d[j] = value; \
     break;
 // Arguments beyond TRIG_LIMIT need more digits of pi than the vector code has: lane by lane, from the C library.
-#define TRIG(name, value, library)                                               \
-  case abi::Opcode::name:                                                        \
-    if (beyond(a, n)) {                                                          \
+#define TRIG(name, value, library)                                                                        \
+  case abi::Opcode::name:                                                                                 \
+    if (beyond(a, n)) {                                                                                   \
       for (int j = 0; j < n; ++j) d[j] = as_u(fabs_(X) > TRIG_LIMIT && fabs_(X) < INF ? library : value); \
-    } else {                                                                     \
-      LOOP (int j = 0; j < n; ++j) d[j] = as_u(value);                           \
-    }                                                                            \
+    } else {                                                                                              \
+      LOOP (int j = 0; j < n; ++j) d[j] = as_u(value);                                                    \
+    }                                                                                                     \
     break;
 #define X as_f(a[j])
 #define Y as_f(b[j])

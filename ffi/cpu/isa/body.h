@@ -15,7 +15,9 @@ typedef int64_t i64;
 typedef uint64_t u64;
 
 // An address that only becomes one of an element with the rest of its offset.
-static inline char* moved(char* p, i64 bytes) { return reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(bytes)); }
+static inline char* moved(char* p, i64 bytes) {
+  return reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(bytes));
+}
 
 static inline void spend(Pulse& p, i64 work) {
   if ((p.left -= work) > 0) return;

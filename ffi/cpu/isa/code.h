@@ -6,9 +6,7 @@
 // outer loops.
 #pragma once
 
-struct TaskRange {
-  i32 lo[abi::MAX_AXES], hi[abi::MAX_AXES];
-};
+struct TaskRange { i32 lo[abi::MAX_AXES], hi[abi::MAX_AXES]; };
 
 class CodeRunner {
  public:
@@ -26,13 +24,13 @@ class CodeRunner {
   Scratch& s_;
   const abi::Code* c_ = nullptr;
   const abi::Access* access_ = nullptr;
-  bool scalar_ = true;            // the running stage is SCALAR
-  bool ahead_ = false;            // and runs for many points: its registers are strips too
-  int loops_ = 0;                 // loop variables of the running stage: the last one is in strips
+  bool scalar_ = true;  // the running stage is SCALAR
+  bool ahead_ = false;  // and runs for many points: its registers are strips too
+  int loops_ = 0;       // loop variables of the running stage: the last one is in strips
   u32 axis_[4];
   i64 at_[4];
-  u64 spread_ = 0;                // scalar registers that were broadcast in this stage
-  int width_ = 0;                 // lanes to broadcast
+  u64 spread_ = 0;  // scalar registers that were broadcast in this stage
+  int width_ = 0;   // lanes to broadcast
 
   void run(const abi::Code& c, const TaskRange& range) {
     i32 lo[abi::MAX_AXES], len[abi::MAX_AXES], done[abi::MAX_AXES];
@@ -65,7 +63,8 @@ class CodeRunner {
     for (;;) {
       spend(*t_.pulse, 1 + c.accesses);
       if (ahead) first_stage(t_.view->stages[c.stage], inner, done[n_outer - 1], len[inner], ahead);
-      for (u32 i = c.stage + (ahead != 0); i < c.stage + c.stages; ++i) stage(t_.view->stages[i], c.vector < 0 ? 1 : len[c.vector]);
+      for (u32 i = c.stage + (ahead != 0); i < c.stage + c.stages; ++i)
+        stage(t_.view->stages[i], c.vector < 0 ? 1 : len[c.vector]);
       int d = n_outer - 1;
       for (; d >= 0; --d) {
         const int a = outer[d];
@@ -223,7 +222,8 @@ class CodeRunner {
   }
 
   void strip(const abi::Instr* code, u32 count, int n) {
-    const int lanes = (n + static_cast<int>(abi::LANES) - 1) / static_cast<int>(abi::LANES) * static_cast<int>(abi::LANES);
+    const int lanes =
+        (n + static_cast<int>(abi::LANES) - 1) / static_cast<int>(abi::LANES) * static_cast<int>(abi::LANES);
     spend(*t_.pulse, i64{lanes} * (count + 1));
     for (const abi::Instr* in = code; in < code + count; ++in) {
       const auto op = static_cast<abi::Opcode>(in->op);

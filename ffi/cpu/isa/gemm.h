@@ -40,9 +40,14 @@ FN void store_v(f32* p, vf v) { *reinterpret_cast<vfu*>(p) = v; }
 #if MPK_W == 4
 #define TURNED(v, h) __builtin_shufflevector(v, v, h % 4, (1 + h) % 4, (2 + h) % 4, (3 + h) % 4)
 #elif MPK_W == 8
-#define TURNED(v, h) __builtin_shufflevector(v, v, h % 8, (1 + h) % 8, (2 + h) % 8, (3 + h) % 8, (4 + h) % 8, (5 + h) % 8, (6 + h) % 8, (7 + h) % 8)
+#define TURNED(v, h)                                                                                                 \
+  __builtin_shufflevector(v, v, h % 8, (1 + h) % 8, (2 + h) % 8, (3 + h) % 8, (4 + h) % 8, (5 + h) % 8, (6 + h) % 8, \
+                          (7 + h) % 8)
 #else
-#define TURNED(v, h) __builtin_shufflevector(v, v, h % 16, (1 + h) % 16, (2 + h) % 16, (3 + h) % 16, (4 + h) % 16, (5 + h) % 16, (6 + h) % 16, (7 + h) % 16, (8 + h) % 16, (9 + h) % 16, (10 + h) % 16, (11 + h) % 16, (12 + h) % 16, (13 + h) % 16, (14 + h) % 16, (15 + h) % 16)
+#define TURNED(v, h)                                                                                            \
+  __builtin_shufflevector(v, v, h % 16, (1 + h) % 16, (2 + h) % 16, (3 + h) % 16, (4 + h) % 16, (5 + h) % 16,   \
+                          (6 + h) % 16, (7 + h) % 16, (8 + h) % 16, (9 + h) % 16, (10 + h) % 16, (11 + h) % 16, \
+                          (12 + h) % 16, (13 + h) % 16, (14 + h) % 16, (15 + h) % 16)
 #endif
 
 // The elements of v, combined pairwise: i with i + W/2, and so on.
@@ -100,7 +105,8 @@ struct Matrix {  // w: element (n, k) at w + n * stride_n + k * stride_k
 // MR rows by one pair of columns of a packed panel [kc][PAIR], whose row i is k = where[i]: acc goes on from what it has
 // unless `first`.
 template <int MR>
-static void panel_block(i64 kc, const i64* where, const f32* act, i64 lda, const f32* w, f32* acc, i64 ldc, bool first) {
+static void panel_block(i64 kc, const i64* where, const f32* act, i64 lda, const f32* w, f32* acc, i64 ldc,
+                        bool first) {
   vf s[MR][2];
   for (int m = 0; m < MR; ++m)
     for (int j = 0; j < 2; ++j) s[m][j] = first ? vf{} : load_v(acc + m * ldc + j * W);
@@ -117,7 +123,8 @@ static void panel_block(i64 kc, const i64* where, const f32* act, i64 lda, const
     for (int j = 0; j < 2; ++j) store_v(acc + m * ldc + j * W, s[m][j]);
 }
 
-static void panel_rows(int rows, i64 kc, const i64* where, const f32* act, i64 lda, const f32* w, f32* acc, i64 ldc, bool first) {
+static void panel_rows(int rows, i64 kc, const i64* where, const f32* act, i64 lda, const f32* w, f32* acc, i64 ldc,
+                       bool first) {
   switch (rows) {
     case 1: panel_block<1>(kc, where, act, lda, w, acc, ldc, first); break;
     case 2: panel_block<2>(kc, where, act, lda, w, acc, ldc, first); break;
@@ -145,18 +152,23 @@ static void pack_contiguous(const typename T::mem* w, i64 step, i64 kc, const i6
 static void pack(const Matrix& x, const char* w, i64 kc, const i64* where, int n, f32* panel) {
   const int size = size_of(x.dtype), pairs = (n + PAIR - 1) / PAIR;
   const auto dt = static_cast<abi::Dtype>(x.dtype);
-  if (x.stride_n == 1 && n % PAIR == 0 && dt == abi::Dtype::F32) return pack_contiguous<ColF32>(reinterpret_cast<const f32*>(w), x.stride_k, kc, where, pairs, panel);
-  if (x.stride_n == 1 && n % PAIR == 0 && dt == abi::Dtype::BF16) return pack_contiguous<ColBF16>(reinterpret_cast<const uint16_t*>(w), x.stride_k, kc, where, pairs, panel);
+  if (x.stride_n == 1 && n % PAIR == 0 && dt == abi::Dtype::F32)
+    return pack_contiguous<ColF32>(reinterpret_cast<const f32*>(w), x.stride_k, kc, where, pairs, panel);
+  if (x.stride_n == 1 && n % PAIR == 0 && dt == abi::Dtype::BF16)
+    return pack_contiguous<ColBF16>(reinterpret_cast<const uint16_t*>(w), x.stride_k, kc, where, pairs, panel);
   for (int p = 0; p < pairs; ++p) {
     const int m = n - p * PAIR < PAIR ? n - p * PAIR : PAIR;
     u32* at = reinterpret_cast<u32*>(panel + p * kc * PAIR);
     if (m < PAIR) __builtin_memset(at, 0, sizeof(f32) * PAIR * static_cast<size_t>(kc));
-    for (i64 k = 0; k < kc; ++k) load_any(x.dtype, at + k * PAIR, w + (where[k] * x.stride_k + p * PAIR * x.stride_n) * size, Lanes{x.stride_n, nullptr}, m);
+    for (i64 k = 0; k < kc; ++k)
+      load_any(x.dtype, at + k * PAIR, w + (where[k] * x.stride_k + p * PAIR * x.stride_n) * size,
+               Lanes{x.stride_n, nullptr}, m);
   }
 }
 
 // Columns [c0, c1) through packed panels, k in blocks of PANEL_K. Any layout, any number of rows.
-static void panels(i64 rows, i64 c0, i64 c1, i64 k_all, const f32* act, i64 lda, const Matrix& x, Order order, f32* acc, i64 ldc, f32* panel) {
+static void panels(i64 rows, i64 c0, i64 c1, i64 k_all, const f32* act, i64 lda, const Matrix& x, Order order, f32* acc,
+                   i64 ldc, f32* panel) {
   f32 edge[ROWS * PAIR];
   i64 where[PANEL_K];
   for (i64 k0 = 0; k0 < k_all; k0 += PANEL_K) {
@@ -212,7 +224,8 @@ struct Ahead {
 // NP pairs of columns from R rows of w, `step` apart, onto MR rows of acc, which keeps the order of T::pair; row r is
 // k = r * gap of act.
 template <class T, int MR, int NP, int R>
-FN void stream_pairs(const f32* act, i64 lda, i64 gap, const typename T::mem* w, i64 step, f32* acc, i64 ldc, bool first) {
+FN void stream_pairs(const f32* act, i64 lda, i64 gap, const typename T::mem* w, i64 step, f32* acc, i64 ldc,
+                     bool first) {
   vf s[MR][2 * NP];
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m)
@@ -240,22 +253,27 @@ FN void stream_pairs(const f32* act, i64 lda, i64 gap, const typename T::mem* w,
 
 // R rows of w, the first of the next R is `next` elements on: R parallel streams. One row of acc takes two pairs at a time, so that the additions do not wait.
 template <class T, int MR, int R>
-static void stream_rows(i64 n, const f32* act, i64 lda, i64 gap, const typename T::mem* w, i64 step, i64 next, f32* acc, i64 ldc, bool first) {
+static void stream_rows(i64 n, const f32* act, i64 lda, i64 gap, const typename T::mem* w, i64 step, i64 next, f32* acc,
+                        i64 ldc, bool first) {
   constexpr int NP = MR == 1 ? 2 : 1;
   Ahead<T> ahead(w, n, next);
   i64 c = 0;
   for (; c + NP * PAIR <= n; c += NP * PAIR) {
-    for (i64 l = -c & (Ahead<T>::line - 1); R > 1 && l < NP * PAIR; l += Ahead<T>::line) Ahead<T>::touch(ahead, R, step), ahead.advance();
+    for (i64 l = -c & (Ahead<T>::line - 1); R > 1 && l < NP * PAIR; l += Ahead<T>::line)
+      Ahead<T>::touch(ahead, R, step), ahead.advance();
     stream_pairs<T, MR, NP, R>(act, lda, gap, w + c, step, acc + c, ldc, first);
   }
   if (c < n) stream_pairs<T, MR, 1, R>(act, lda, gap, w + c, step, acc + c, ldc, first);
 }
 
 template <class T, int MR>
-static void stream_block(i64 n, i64 k_all, const f32* act, i64 lda, const typename T::mem* w, i64 step, Order o, f32* acc, i64 ldc) {
+static void stream_block(i64 n, i64 k_all, const f32* act, i64 lda, const typename T::mem* w, i64 step, Order o,
+                         f32* acc, i64 ldc) {
   for (i64 b = 0; b < o.blocks; ++b)
-    stream_rows<T, MR, STREAMS>(n, act + b * o.next, lda, o.gap, w + b * o.next * step, o.gap * step, o.next * step, acc, ldc, b == 0);
-  for (i64 k = STREAMS * o.blocks; k < k_all; ++k) stream_rows<T, MR, 1>(n, act + k, lda, 1, w + k * step, step, step, acc, ldc, k == 0);
+    stream_rows<T, MR, STREAMS>(n, act + b * o.next, lda, o.gap, w + b * o.next * step, o.gap * step, o.next * step,
+                                acc, ldc, b == 0);
+  for (i64 k = STREAMS * o.blocks; k < k_all; ++k)
+    stream_rows<T, MR, 1>(n, act + k, lda, 1, w + k * step, step, step, acc, ldc, k == 0);
   for (int m = 0; m < MR; ++m)
     for (i64 c = 0; c < n; c += PAIR) {
       f32* p = acc + m * ldc + c;
@@ -265,7 +283,8 @@ static void stream_block(i64 n, i64 k_all, const f32* act, i64 lda, const typena
 
 // A few rows, columns contiguous: w is read once, in place.
 template <class T>
-static void stream_columns(int rows, i64 n, i64 k_all, const f32* act, i64 lda, const Matrix& x, Order o, f32* acc, i64 ldc, f32* panel) {
+static void stream_columns(int rows, i64 n, i64 k_all, const f32* act, i64 lda, const Matrix& x, Order o, f32* acc,
+                           i64 ldc, f32* panel) {
   const auto* w = reinterpret_cast<const typename T::mem*>(x.w);
   const i64 whole = n / PAIR * PAIR;
   switch (whole ? rows : 0) {
@@ -285,7 +304,9 @@ constexpr int LANES = static_cast<int>(abi::LANES), PARTS = LANES / W;  // vecto
 // k contiguous: LANES elements of a row of w, in the order in which `act` was prepared for this type.
 struct DotF32 {
   typedef f32 mem;
-  FN void load(const mem* p, vf* v) { for (int i = 0; i < PARTS; ++i) v[i] = load_v(p + i * W); }
+  FN void load(const mem* p, vf* v) {
+    for (int i = 0; i < PARTS; ++i) v[i] = load_v(p + i * W);
+  }
   FN f32 sum(vf* v) {
     for (int half = PARTS / 2; half; half /= 2)
       for (int i = 0; i < half; ++i) v[i] += v[i + half];
@@ -295,7 +316,9 @@ struct DotF32 {
 #if MPK_W == 16
 struct DotBF16 {
   typedef uint16_t mem;
-  FN void load(const mem* p, vf* v) { v[0] = reinterpret_cast<vf>(__builtin_convertvector(*reinterpret_cast<const vhu*>(p), vu) << 16); }
+  FN void load(const mem* p, vf* v) {
+    v[0] = reinterpret_cast<vf>(__builtin_convertvector(*reinterpret_cast<const vhu*>(p), vu) << 16);
+  }
   FN f32 sum(vf* v) { return fold(v[0]); }
 };
 #else
@@ -395,15 +418,18 @@ static void dots(i64 rows, i64 n, i64 k, const f32* act, i64 lda, const Matrix& 
 }
 
 // `o`: the order of k where the layout does not fix it.
-static void gemm(i64 rows, i64 n, i64 k, const f32* act, i64 lda, const Matrix& x, Order o, f32* acc, i64 ldc, f32* panel) {
+static void gemm(i64 rows, i64 n, i64 k, const f32* act, i64 lda, const Matrix& x, Order o, f32* acc, i64 ldc,
+                 f32* panel) {
   const auto dt = static_cast<abi::Dtype>(x.dtype);
   if (x.stride_k == 1 && x.stride_n != 1) {
     if (dt == abi::Dtype::F32) return dots<DotF32>(rows, n, k, act, lda, x, acc, ldc, panel);
     if (dt == abi::Dtype::BF16) return dots<DotBF16>(rows, n, k, act, lda, x, acc, ldc, panel);
   }
   if (x.stride_n == 1 && rows <= ROWS) {
-    if (dt == abi::Dtype::F32) return stream_columns<ColF32>(static_cast<int>(rows), n, k, act, lda, x, o, acc, ldc, panel);
-    if (dt == abi::Dtype::BF16) return stream_columns<ColBF16>(static_cast<int>(rows), n, k, act, lda, x, o, acc, ldc, panel);
+    if (dt == abi::Dtype::F32)
+      return stream_columns<ColF32>(static_cast<int>(rows), n, k, act, lda, x, o, acc, ldc, panel);
+    if (dt == abi::Dtype::BF16)
+      return stream_columns<ColBF16>(static_cast<int>(rows), n, k, act, lda, x, o, acc, ldc, panel);
   }
   panels(rows, 0, n, k, act, lda, x, o, acc, ldc, panel);
 }

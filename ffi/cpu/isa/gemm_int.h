@@ -15,7 +15,8 @@ FN vu pairs_product(vu a, vu b) {
 #else
   typedef i32 vi __attribute__((vector_size(MPK_W * 4)));
   const vi x = reinterpret_cast<vi>(a), y = reinterpret_cast<vi>(b);
-  const vu low = reinterpret_cast<vu>(reinterpret_cast<vi>(a << 16) >> 16) * reinterpret_cast<vu>(reinterpret_cast<vi>(b << 16) >> 16);
+  const vu low = reinterpret_cast<vu>(reinterpret_cast<vi>(a << 16) >> 16) *
+                 reinterpret_cast<vu>(reinterpret_cast<vi>(b << 16) >> 16);
   return low + reinterpret_cast<vu>(x >> 16) * reinterpret_cast<vu>(y >> 16);
 #endif
 }
@@ -77,7 +78,8 @@ static void pack_words(const Matrix& x, const char* w, i64 k, int n, u32* panel)
     u32 row[EACH][PAIR];
     for (i64 i = 0; i < kc; ++i) {
       for (int e = 0; e < EACH; ++e) {
-        if (EACH * i + e < k) load_any(x.dtype, row[e], w + (EACH * i + e) * x.stride_k * size, Lanes{x.stride_n, nullptr}, m);
+        if (EACH * i + e < k)
+          load_any(x.dtype, row[e], w + (EACH * i + e) * x.stride_k * size, Lanes{x.stride_n, nullptr}, m);
         else __builtin_memset(row[e], 0, sizeof row[e]);
       }
       LOOP (int c = 0; c < m; ++c) panel[i * PAIR + c] = TWO ? two(row[0][c], row[EACH - 1][c]) : row[0][c];
@@ -86,7 +88,8 @@ static void pack_words(const Matrix& x, const char* w, i64 k, int n, u32* panel)
 }
 
 template <bool TWO>
-static void word_panels(i64 rows, i64 n, i64 k_all, const u32* act, i64 lda, const Matrix& x, u32* acc, i64 ldc, u32* panel) {
+static void word_panels(i64 rows, i64 n, i64 k_all, const u32* act, i64 lda, const Matrix& x, u32* acc, i64 ldc,
+                        u32* panel) {
   constexpr int EACH = TWO ? 2 : 1;
   u32 edge[ROWS * PAIR];
   for (i64 k0 = 0; k0 < k_all; k0 += EACH * PANEL_K) {
@@ -136,7 +139,8 @@ static void word_stream(i64 rows, i64 n, i64 k_all, const u32* act, i64 lda, con
     for (; k + R <= k_all; k += R) {
       const auto *a = w + k * x.stride_k, *b = a + x.stride_k, *p = b + x.stride_k, *q = p + x.stride_k;
       LOOP (i64 c = 0; c < n; ++c)
-        acc[c] += act[k] * T::get(a[c]) + act[k + 1] * T::get(b[c]) + act[k + 2] * T::get(p[c]) + act[k + 3] * T::get(q[c]);
+        acc[c] +=
+            act[k] * T::get(a[c]) + act[k + 1] * T::get(b[c]) + act[k + 2] * T::get(p[c]) + act[k + 3] * T::get(q[c]);
     }
     for (; k < k_all; ++k) {
       const auto* a = w + k * x.stride_k;
@@ -162,7 +166,8 @@ static void gemm_int(i64 rows, i64 n, i64 k, const i32* act, i64 lda, const Matr
 #undef CALL
   }
   const bool small = dt != abi::Dtype::I32 && dt != abi::Dtype::U32 && dt != abi::Dtype::U16;
-  if (!small || !narrow(act, rows * lda)) return word_panels<false>(rows, n, k, reinterpret_cast<const u32*>(act), lda, x, out, ldc, words);
+  if (!small || !narrow(act, rows * lda))
+    return word_panels<false>(rows, n, k, reinterpret_cast<const u32*>(act), lda, x, out, ldc, words);
   u32* twos = words + PANEL_K * PANEL_N;
   const i64 half = (k + 1) / 2;
   for (i64 m = 0; m < rows; ++m) {

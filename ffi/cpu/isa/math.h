@@ -11,10 +11,26 @@ typedef double f64;
 typedef int32_t i32;
 typedef uint32_t u32;
 
-FN f32 as_f(u32 x) { f32 y; __builtin_memcpy(&y, &x, 4); return y; }
-FN u32 as_u(f32 x) { u32 y; __builtin_memcpy(&y, &x, 4); return y; }
-FN f64 as_d(uint64_t x) { f64 y; __builtin_memcpy(&y, &x, 8); return y; }
-FN uint64_t as_q(f64 x) { uint64_t y; __builtin_memcpy(&y, &x, 8); return y; }
+FN f32 as_f(u32 x) {
+  f32 y;
+  __builtin_memcpy(&y, &x, 4);
+  return y;
+}
+FN u32 as_u(f32 x) {
+  u32 y;
+  __builtin_memcpy(&y, &x, 4);
+  return y;
+}
+FN f64 as_d(uint64_t x) {
+  f64 y;
+  __builtin_memcpy(&y, &x, 8);
+  return y;
+}
+FN uint64_t as_q(f64 x) {
+  uint64_t y;
+  __builtin_memcpy(&y, &x, 8);
+  return y;
+}
 
 constexpr f32 INF = __builtin_inff();
 
@@ -25,11 +41,17 @@ FN f32 near_(f32 x) { return (x + 12582912.f) - 12582912.f; }
 FN f32 pow2_(i32 n) { return as_f(static_cast<u32>(n + 127) << 23); }
 
 FN f32 expm1_poly(f32 r) {  // |r| <= ln(2)/2
-  const f32 p = ((((1.989965444e-4f * r + 1.393393537e-3f) * r + 8.333298025e-3f) * r + 4.166646234e-2f) * r + 1.666666672e-1f) * r + 5.000000014e-1f;
+  const f32 p =
+      ((((1.989965444e-4f * r + 1.393393537e-3f) * r + 8.333298025e-3f) * r + 4.166646234e-2f) * r + 1.666666672e-1f) *
+          r +
+      5.000000014e-1f;
   return r + r * r * p;
 }
 // y * 2**n for n in [-254, 254], through denormals and infinity.
-FN f32 scale_(f32 y, i32 n) { const i32 h = n >> 1; return y * pow2_(h) * pow2_(n - h); }
+FN f32 scale_(f32 y, i32 n) {
+  const i32 h = n >> 1;
+  return y * pow2_(h) * pow2_(n - h);
+}
 
 FN f32 exp_(f32 x) {
   x = x > 89.f ? 89.f : x;
@@ -61,7 +83,8 @@ FN f32 log_(f32 x) {
   const i32 e = (static_cast<i32>(static_cast<u32>(e0) << 23) >> 23) - (tiny ? 23 : 0);
   const f32 f = as_f(bits - (static_cast<u32>(e0) << 23)) - 1.f;
   const f32 n = static_cast<f32>(e), z = f * f;
-  f32 p = ((((7.149753884e-2f * f - 1.157120072e-1f) * f + 1.166151107e-1f) * f - 1.241105068e-1f) * f + 1.424993653e-1f);
+  f32 p =
+      ((((7.149753884e-2f * f - 1.157120072e-1f) * f + 1.166151107e-1f) * f - 1.241105068e-1f) * f + 1.424993653e-1f);
   p = (((p * f - 1.666848024e-1f) * f + 2.000070748e-1f) * f - 2.499998905e-1f) * f + 3.333333119e-1f;
   f32 y = f * z * p - n * 2.12194440e-4f;
   y = f + (y - 0.5f * z) + n * 0.693359375f;
@@ -78,7 +101,8 @@ FN f32 log1p_(f32 x) {
 }
 FN f32 tanh_(f32 x) {
   const f32 a = fabs_(x), z = x * x;
-  const f32 p = (((-6.104948007e-3f * z + 2.100364122e-2f) * z - 5.385249747e-2f) * z + 1.333278226e-1f) * z - 3.333332910e-1f;
+  const f32 p =
+      (((-6.104948007e-3f * z + 2.100364122e-2f) * z - 5.385249747e-2f) * z + 1.333278226e-1f) * z - 3.333332910e-1f;
   const f32 small = x + x * z * p;
   const f32 large = 1.f - 2.f / (exp_(2.f * (a > 20.f ? 20.f : a)) + 1.f);
   return copysign_(a < 0.625f ? small : x != x ? x : large, x);
@@ -90,22 +114,31 @@ FN f32 erf_(f32 x) {
   p = ((p * z + 1.128363853e-1f) * z - 3.761262991e-1f) * z + 1.283791662e-1f;
   const f32 t = a > 4.f ? 4.f : a;
   f32 q = ((1.596154118e-6f * t - 4.524880464e-5f) * t + 5.899945932e-4f) * t - 4.727735864e-3f;
-  q = ((((q * t + 2.633073033e-2f) * t - 1.099210619e-1f) * t - 6.319950656e-1f) * t - 1.130134342f) * t + 2.956225193e-4f;
+  q = ((((q * t + 2.633073033e-2f) * t - 1.099210619e-1f) * t - 6.319950656e-1f) * t - 1.130134342f) * t +
+      2.956225193e-4f;
   const f32 large = copysign_(1.f - exp_(q), x);
   const f32 out = a < 0.92f ? x + x * p : large;
   return x != x ? x : out;
 }
 
 // The quadrant and the remainder of x modulo pi/2, for |x| up to TRIG_LIMIT.
-struct Quadrant { f32 r; u32 q; };
+struct Quadrant {
+  f32 r;
+  u32 q;
+};
 FN Quadrant quadrant_(f32 x) {
   const f64 d = x, big = 6755399441055744.0;  // 1.5 * 2**52
   const f64 t = d * 0.63661977236758134308 + big, n = t - big;
   const f64 r = (d - n * 1.57079632673412561417) - n * 6.07710050650619224932e-11;
   return {static_cast<f32>(r), static_cast<u32>(as_q(t))};
 }
-FN f32 sin_poly(f32 r, f32 z) { return r + r * z * (((2.724840300e-6f * z - 1.984007502e-4f) * z + 8.333331853e-3f) * z - 1.666666666e-1f); }
-FN f32 cos_poly(f32 z) { return (1.f - 0.5f * z) + z * z * (((-2.729968364e-7f * z + 2.480059056e-5f) * z - 1.388888765e-3f) * z + 4.166666666e-2f); }
+FN f32 sin_poly(f32 r, f32 z) {
+  return r + r * z * (((2.724840300e-6f * z - 1.984007502e-4f) * z + 8.333331853e-3f) * z - 1.666666666e-1f);
+}
+FN f32 cos_poly(f32 z) {
+  return (1.f - 0.5f * z) +
+         z * z * (((-2.729968364e-7f * z + 2.480059056e-5f) * z - 1.388888765e-3f) * z + 4.166666666e-2f);
+}
 FN f32 sincos_(f32 x, u32 shift) {
   const Quadrant k = quadrant_(x);
   const u32 q = k.q + shift;
@@ -130,7 +163,8 @@ FN f64 pow_core(f32 x, f64 y) {
   const f64 e = as_d(0x4330000000000000u + ((e0 + 2048) & 4095)) - 4503599627372544.0;
   const f64 m = as_d(bits - (e0 << 52));
   const f64 s = (m - 1.0) / (m + 1.0), z = s * s;
-  f64 p = ((((((z / 15 + 1.0 / 13) * z + 1.0 / 11) * z + 1.0 / 9) * z + 1.0 / 7) * z + 1.0 / 5) * z + 1.0 / 3) * z + 1.0;
+  f64 p =
+      ((((((z / 15 + 1.0 / 13) * z + 1.0 / 11) * z + 1.0 / 9) * z + 1.0 / 7) * z + 1.0 / 5) * z + 1.0 / 3) * z + 1.0;
   f64 t = y * (e + 2.8853900817779268147 * s * p);
   t = t > 1000.0 ? 1000.0 : t;
   t = t < -1000.0 ? -1000.0 : t;
@@ -205,7 +239,8 @@ FN i32 f2i_(f32 x) {
 }
 FN u32 f2u_(f32 x) {
   const f32 lo = x >= 2147483648.f ? x - 2147483648.f : x;
-  const u32 y = static_cast<u32>(static_cast<i32>(lo > 0.f && lo < 2147483648.f ? lo : 0.f)) + (x >= 2147483648.f ? 0x80000000u : 0u);
+  const u32 y = static_cast<u32>(static_cast<i32>(lo > 0.f && lo < 2147483648.f ? lo : 0.f)) +
+                (x >= 2147483648.f ? 0x80000000u : 0u);
   return x >= 4294967296.f ? 0xffffffffu : x > 0.f ? y : 0u;
 }
 FN f32 u2f_(u32 x) { return static_cast<f32>(static_cast<f64>(x)); }

@@ -16,11 +16,22 @@ struct F32 {
   FN mem put(u32 x) { return as_f(x); }
   FN u32 combine(abi::Opcode op, u32 a, u32 b) {
     const f32 x = as_f(a), y = as_f(b);
-    return as_u(op == abi::Opcode::STORE_ADD ? x + y : op == abi::Opcode::STORE_MUL ? x * y : op == abi::Opcode::STORE_MAX ? fmax_(x, y) : fmin_(x, y));
+    return as_u(op == abi::Opcode::STORE_ADD   ? x + y
+                : op == abi::Opcode::STORE_MUL ? x * y
+                : op == abi::Opcode::STORE_MAX ? fmax_(x, y)
+                                               : fmin_(x, y));
   }
 };
-struct BF16 : F32 { typedef uint16_t mem; FN u32 get(mem x) { return static_cast<u32>(x) << 16; } FN mem put(u32 x) { return to_bf16(as_f(x)); } };
-struct F16 : F32 { typedef uint16_t mem; FN u32 get(mem x) { return as_u(from_f16(x)); } FN mem put(u32 x) { return to_f16(as_f(x)); } };
+struct BF16 : F32 {
+  typedef uint16_t mem;
+  FN u32 get(mem x) { return static_cast<u32>(x) << 16; }
+  FN mem put(u32 x) { return to_bf16(as_f(x)); }
+};
+struct F16 : F32 {
+  typedef uint16_t mem;
+  FN u32 get(mem x) { return as_u(from_f16(x)); }
+  FN mem put(u32 x) { return to_f16(as_f(x)); }
+};
 template <class T>
 struct Int {
   typedef T mem;
@@ -73,29 +84,29 @@ FN void store_strip(const u32* v, const u32* where, abi::Opcode op, char* at, co
   }
 }
 
-#define BY_DTYPE(dtype, call)                    \
-  switch (static_cast<abi::Dtype>(dtype)) {      \
-    case abi::Dtype::F32: call(F32); break;      \
-    case abi::Dtype::BF16: call(BF16); break;    \
-    case abi::Dtype::F16: call(F16); break;      \
-    case abi::Dtype::I32: call(Int<i32>); break; \
-    case abi::Dtype::U32: call(Int<u32>); break; \
-    case abi::Dtype::I16: call(Int<int16_t>); break; \
+#define BY_DTYPE(dtype, call)                         \
+  switch (static_cast<abi::Dtype>(dtype)) {           \
+    case abi::Dtype::F32: call(F32); break;           \
+    case abi::Dtype::BF16: call(BF16); break;         \
+    case abi::Dtype::F16: call(F16); break;           \
+    case abi::Dtype::I32: call(Int<i32>); break;      \
+    case abi::Dtype::U32: call(Int<u32>); break;      \
+    case abi::Dtype::I16: call(Int<int16_t>); break;  \
     case abi::Dtype::U16: call(Int<uint16_t>); break; \
-    case abi::Dtype::I8: call(Int<int8_t>); break; \
-    case abi::Dtype::U8:                         \
+    case abi::Dtype::I8: call(Int<int8_t>); break;    \
+    case abi::Dtype::U8:                              \
     case abi::Dtype::BOOL: call(Int<uint8_t>); break; \
   }
 
 static void load_any(uint8_t dtype, u32* d, const char* at, const Lanes& l, int n) {
 #define CALL(T) load_strip<T>(d, at, l, n)
-  BY_DTYPE(dtype, CALL)
+  BY_DTYPE(dtype, CALL);
 #undef CALL
 }
 
 static void store_any(uint8_t dtype, const u32* v, const u32* where, abi::Opcode op, char* at, const Lanes& l, int n) {
 #define CALL(T) store_strip<T>(v, where, op, at, l, n)
-  BY_DTYPE(dtype, CALL)
+  BY_DTYPE(dtype, CALL);
 #undef CALL
 }
 

@@ -4,9 +4,9 @@
 struct Reducer {
   abi::ReduceOp op;
   abi::Dtype dtype;
-  alignas(64) u32 p[abi::LANES];    // partials (argmax, argmin: the extreme of the lane)
-  alignas(64) i32 at[abi::LANES];   // argmax, argmin: where it is
-  i64 count = 0;                    // elements so far
+  alignas(64) u32 p[abi::LANES];   // partials (argmax, argmin: the extreme of the lane)
+  alignas(64) i32 at[abi::LANES];  // argmax, argmin: where it is
+  i64 count = 0;                   // elements so far
 
   static constexpr i32 NOWHERE = 0x7fffffff;
 
@@ -39,7 +39,10 @@ struct Reducer {
       for (int i = 0; i < whole; i += abi::LANES) combine(p, p, v + i, abi::LANES);
       if (whole < n) combine(p, p, v + whole, n - whole);
     } else {
-      for (int i = 0; i < n; ++i) { u32& q = p[(count + i) % abi::LANES]; combine(&q, &q, v + i, 1); }
+      for (int i = 0; i < n; ++i) {
+        u32& q = p[(count + i) % abi::LANES];
+        combine(&q, &q, v + i, 1);
+      }
     }
     count += n;
   }
@@ -97,7 +100,11 @@ struct Reducer {
     }
   }
 
-  template <class T> FN T value(u32 x) { T y; __builtin_memcpy(&y, &x, 4); return y; }
+  template <class T> FN T value(u32 x) {
+    T y;
+    __builtin_memcpy(&y, &x, 4);
+    return y;
+  }
   template <class T> FN bool ahead(T x, T y, bool max) { return (max ? x > y : x < y) || (x != x && y == y); }
 
   template <class T>
@@ -121,6 +128,8 @@ struct Reducer {
   }
 
   bool beats(int j, int k) const {
-    return dtype == abi::Dtype::F32 ? beats_as<f32>(j, k) : dtype == abi::Dtype::I32 ? beats_as<i32>(j, k) : beats_as<u32>(j, k);
+    return dtype == abi::Dtype::F32   ? beats_as<f32>(j, k)
+           : dtype == abi::Dtype::I32 ? beats_as<i32>(j, k)
+                                      : beats_as<u32>(j, k);
   }
 };

@@ -76,7 +76,8 @@ class TaskBody {
     const int m0 = info_.n_batch, n0 = m0 + info_.n_m, k0 = n0 + info_.n_n;
     const i64 rows = points(m0, n0), columns = points(n0, k0), k = info_.act_row;
     const i64 batch = flat(0, m0), first = flat(m0, n0);
-    if (!op_.prologue || s_.prologue != op_.prologue || s_.act_batch != batch || s_.act_m0 != first || s_.act_m1 != first + rows) {
+    if (!op_.prologue || s_.prologue != op_.prologue || s_.act_batch != batch || s_.act_m0 != first ||
+        s_.act_m1 != first + rows) {
       code_.role(abi::Role::LHS, r_);
       s_.prologue = op_.prologue, s_.act_batch = batch, s_.act_m0 = first, s_.act_m1 = first + rows;
     }
@@ -89,8 +90,12 @@ class TaskBody {
       r_ = keep;
       const Matrix matrix{w, x.dtype, info_.stride_n[j], info_.stride_k[j]};
       pieces(rows, columns, k, matrix, [&](i64 c, i64 n, const Matrix& part) {
-        if (integer) gemm_int(rows, n, k, reinterpret_cast<const i32*>(s_.act), k, part, reinterpret_cast<i32*>(s_.acc[j]) + c, info_.acc_row, s_.panel);
-        else gemm(rows, n, k, reinterpret_cast<const f32*>(s_.act), k, part, Order::spread(k), reinterpret_cast<f32*>(s_.acc[j]) + c, info_.acc_row, s_.panel);
+        if (integer)
+          gemm_int(rows, n, k, reinterpret_cast<const i32*>(s_.act), k, part, reinterpret_cast<i32*>(s_.acc[j]) + c,
+                   info_.acc_row, s_.panel);
+        else
+          gemm(rows, n, k, reinterpret_cast<const f32*>(s_.act), k, part, Order::spread(k),
+               reinterpret_cast<f32*>(s_.acc[j]) + c, info_.acc_row, s_.panel);
       });
     }
     code_.role(abi::Role::EPILOGUE, r_);
@@ -111,7 +116,8 @@ class TaskBody {
 
   void attention() {
     using abi::Role;
-    for (int r = static_cast<int>(Role::APPEND0); r <= static_cast<int>(Role::APPEND3); ++r) code_.role(static_cast<Role>(r), r_);
+    for (int r = static_cast<int>(Role::APPEND0); r <= static_cast<int>(Role::APPEND3); ++r)
+      code_.role(static_cast<Role>(r), r_);
     s_.prologue = 0;
     code_.role(Role::Q, r_);
     const int column = info_.n_batch + info_.n_m, key = column + 1, head = column + 2;
@@ -127,9 +133,10 @@ class TaskBody {
     auto* act = reinterpret_cast<f32*>(s_.act);
     auto* score = reinterpret_cast<f32*>(s_.acc[0]);
     const abi::Access &kx = access(abi::Param::KEY), &vx = access(abi::Param::VALUE);
-    pieces(rows, keys, depth, {core(kx, 0, info_.n_batch), kx.dtype, info_.stride_n[0], info_.stride_k[0]}, [&](i64 c, i64 n, const Matrix& part) {
-      gemm(rows, n, depth, act, info_.act_row, part, Order::natural(depth), score + c, info_.acc_row, s_.panel);
-    });
+    pieces(rows, keys, depth, {core(kx, 0, info_.n_batch), kx.dtype, info_.stride_n[0], info_.stride_k[0]},
+           [&](i64 c, i64 n, const Matrix& part) {
+             gemm(rows, n, depth, act, info_.act_row, part, Order::natural(depth), score + c, info_.acc_row, s_.panel);
+           });
     code_.role(Role::SCORE, r_);
     for (i64 m = 0; m < rows; ++m) spend(*t_.pulse, 8 * keys), softmax(score + m * info_.acc_row, keys);
     code_.role(Role::PROB, r_);
@@ -185,7 +192,8 @@ class TaskBody {
     const bool positions = param(abi::Param::PAYLOAD);
     for (i64 i = 0; i < keep; ++i) {
       const u32 from = static_cast<u32>(s_.keys[i]), v = positions ? from : row[from];
-      store_any(out.dtype, &v, nullptr, abi::Opcode::STORE, at + i * out.stride[last] * size_of(out.dtype), Lanes{1, nullptr}, 1);
+      store_any(out.dtype, &v, nullptr, abi::Opcode::STORE, at + i * out.stride[last] * size_of(out.dtype),
+                Lanes{1, nullptr}, 1);
     }
   }
 };

@@ -27,7 +27,7 @@ def device(options: Options) -> Device:
 def ready() -> None:
     """Registers the handler once; raises `UnsupportedError` when the extension module cannot be loaded."""
     try:
-        from jax_mpk import _ext  # type: ignore[attr-defined]
+        from jax_mpk import _ext
     except ImportError as e:
         raise UnsupportedError("megakernel", f"the extension module jax_mpk._ext does not load ({e})") from e
     for name, capsule in _ext.registrations().items():

@@ -31,13 +31,13 @@ def pack(graph: Graph, tg: TaskGraph, *, name: str = "", key: bytes = b"") -> by
 class _Packer(Tables):
     def __init__(self, graph: Graph, tg: TaskGraph, buffer: dict[int, int]):
         super().__init__(graph, tg, buffer)
-        self.compiled: dict[tuple, tuple[int, Compiled]] = {}
+        self.compiled: dict[tuple[object, ...], tuple[int, Compiled]] = {}
 
-    def grid(self, n: int) -> np.void:
+    def grid(self, n: int) -> np.ndarray:
         """The record of grid `n`; its codes and slots go to the pools."""
         unit = self.tg.unit(n)
         if unit is None:
-            return self.operator(n, "NOP", None)[()]
+            return self.operator(n, "NOP", None)
         b = unit.bound
         if b.key not in self.compiled:
             self.compiled[b.key] = (len(self.compiled), compile(b, unit.body))
@@ -51,7 +51,7 @@ class _Packer(Tables):
             row["codes"][r] = len(codes)
         for param, value in compiled.params.items():
             row["params"][abi.enum("Param", param)] = value
-        return row[()]
+        return row
 
     def code(self, c: Code) -> bytes:
         stages = []

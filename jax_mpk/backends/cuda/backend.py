@@ -49,12 +49,15 @@ def device(options: Options | None = None) -> Device:
 def ready() -> None:
     """Registers the handlers once; raises `UnsupportedError` when the extension module cannot be loaded."""
     try:
-        from jax_mpk import _ext  # type: ignore[attr-defined]
+        from jax_mpk import _ext
     except ImportError as e:
         raise UnsupportedError("megakernel", f"the extension module jax_mpk._ext does not load ({e})") from e
     if not hasattr(_ext, "cuda_handlers"):
         raise UnsupportedError("megakernel", "this build of jax_mpk._ext has no CUDA launcher")
-    jax.ffi.register_ffi_type(STATE_NAME, _ext.cuda_state_type(), platform="CUDA")
+    state = _ext.cuda_state_type()
+    jax.ffi.register_ffi_type(
+        STATE_NAME, {"type_id": state["type_id"], "type_info": state["type_info"]}, platform="CUDA"
+    )
     jax.ffi.register_ffi_target(TARGET_NAME, _ext.cuda_handlers(), platform="CUDA")
 
 
@@ -75,7 +78,7 @@ def lower(ctx: Any, operands: Sequence[Any], jaxpr: Any, options: Options, name:
 def read_bandwidth(nbytes: int = 1 << 30) -> float:
     """Bytes per second at which the first device reads `nbytes` of its memory and does nothing else: the fastest of a few
     passes. Raises `RuntimeError` without a GPU, and where the memory has no room for so many bytes."""
-    from jax_mpk import _ext  # type: ignore[attr-defined]
+    from jax_mpk import _ext
 
     on = device(Options())
     code = nvrtc.compile((source.root() / "read.cu").read_text(), on.machine).code
@@ -84,7 +87,7 @@ def read_bandwidth(nbytes: int = 1 << 30) -> float:
 
 def check() -> None:
     """Raises `ExecutionError` for a launch that gave up. Reads host memory only: block on the results first."""
-    from jax_mpk import _ext  # type: ignore[attr-defined]
+    from jax_mpk import _ext
 
     message = _ext.cuda_check()
     if message:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -164,5 +164,5 @@ class Printer:
 
     def reach(self, p: Place) -> int:
         """The largest static element index, or more."""
-        size = lambda a: self.space.extent[self.number[a]] if a in self.number else 1 << 20  # noqa: E731
+        size: Callable[[int], int] = lambda a: self.space.extent[self.number[a]] if a in self.number else 1 << 20
         return sum(abs(v) * size(a) for a, v in p.strides.items()) + abs(p.offset)

@@ -72,7 +72,9 @@ class Writer:
         inside = [f"{i} >= {lo}" for i, lo, _, _ in bounds if lo > 0]
         inside += [f"{i} < {hi}" for i, _, hi, extent in bounds if hi < extent]
         self.out(f"if ({' && '.join(inside)}) {{" if inside else "{")
-        here = {x: f"b({name})" for x in p.order(roots_of(nest)) if isinstance(x, Acc) and nest.place(x).slot == slot}
+        here: dict[Expr, str] = {
+            x: f"b({name})" for x in p.order(roots_of(nest)) if isinstance(x, Acc) and nest.place(x).slot == slot
+        }
         self._straight(p, here, name)
         self.out("}")
 

@@ -55,13 +55,13 @@ def pack(graph: Graph, tg: TaskGraph, device: Device, *, name: str = "", key: by
 class _Packer(Tables):
     def __init__(self, graph: Graph, tg: TaskGraph, buffer: dict[int, int]):
         super().__init__(graph, tg, buffer)
-        self.codes: dict[tuple, dict[str, tuple[int, int]]] = {}
+        self.codes: dict[tuple[object, ...], dict[str, tuple[int, int]]] = {}
 
-    def grid(self, n: int) -> np.void:
+    def grid(self, n: int) -> np.ndarray:
         """The record of grid `n`; the loads and stores of its body go to the pools."""
         unit = self.tg.unit(n)
         if unit is None:
-            return self.operator(n, "NOP", None)[()]
+            return self.operator(n, "NOP", None)
         b, body = unit.bound, unit.body
         row = self.operator(n, body.kind, b)
         row["prologue"], row["flags"] = unit.prologue, abi.IN_PLACE if body.in_place else 0
@@ -73,7 +73,7 @@ class _Packer(Tables):
             row["code"][r], row["codes"][r] = first, count
         for param, value in body.params.items():
             row["params"][abi.enum("Param", param)] = value
-        return row[()]
+        return row
 
     def records(self) -> tuple[np.ndarray, np.ndarray]:
         """The task records by worker, and the position of every task's first part."""

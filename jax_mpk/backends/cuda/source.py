@@ -41,7 +41,7 @@ def generate(tg: TaskGraph, device: Device, operands: int) -> Source:
     """The source of a task graph that has been placed on `device`; `operands`: arguments and results."""
     bodies: dict[str, int] = {}
     calls: list[str] = []
-    known: dict[tuple, int] = {}
+    known: dict[tuple[object, ...], int] = {}
     variants = []
     for n in range(len(tg.grids)):
         unit = tg.unit(n)

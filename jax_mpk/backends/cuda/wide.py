@@ -70,7 +70,8 @@ def points(
     """Appends all points of `loops`, `n` neighbours a thread, computed and stored. `given`: names of what is known."""
     out, nest, roots = p.out, p.nest, roots_of(p.nest)
     axis = next(a for a, k in p.number.items() if k == loops[-1].axes[0])
-    nodes, known = p.order(roots, given), {}
+    nodes = p.order(roots, given)
+    known: dict[Expr, frozenset[int]] = {}
     local = {x for x in nodes if axis in p.depends(x, known)}
     loads = [x for x in nodes if isinstance(x, Load | Acc) and x in local]
     before = [x for x in p.order([e for x in loads for e in _dynamic(nest, x)], given)]
@@ -117,7 +118,7 @@ def points(
     out("}")
 
 
-def _dynamic(nest: Nest, x: Expr) -> list[Expr]:
+def _dynamic(nest: Nest, x: Load | Acc) -> list[Expr]:
     return [alias(e) for e, _, _ in nest.place(x).dyn]
 
 

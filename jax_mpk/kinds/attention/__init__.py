@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +82,7 @@ def _cached(q: jax.Array, new: jax.Array, k: jax.Array, v: jax.Array, pos: jax.A
     return jnp.einsum("bgns,bsgd->bgnd", p, v), k, v
 
 
-def _cache(r: np.random.Generator, dtype: type) -> tuple:
+def _cache(r: np.random.Generator, dtype: type) -> tuple[Any, ...]:
     q, new, k, v = (normal(r, *s, dtype=dtype) for s in ((2, 3, 2, 16), (2, 1, 3, 16), (2, 20, 3, 16), (2, 20, 3, 16)))
     return q, new, k, v, jnp.int32(11)
 

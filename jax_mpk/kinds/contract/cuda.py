@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from jax_mpk import abi
@@ -91,7 +91,7 @@ def source(s: Struct, v: Contraction) -> tuple[str, str]:
     return f"contract_{'stream' if v.streamed else 'direct'}<@>(w, d)", text
 
 
-def _choose(values: list) -> str:
+def _choose(values: Sequence[object]) -> str:
     return " : ".join([*(f"j == {j} ? {v}" for j, v in enumerate(values[:-1])), str(values[-1])])
 
 
@@ -113,7 +113,7 @@ def _row(k: int) -> int:
 def _chunk(b: Bound, body: Body, rows: int, k: int) -> int:
     """How much of a streamed contraction's K the activation in shared memory holds: all, or equal chunks of whole
     frames where the prologue can be cut. K where neither fits: then the activation goes to the workspace."""
-    fits = lambda n: rows * _row(n) * 2 <= ROOM  # noqa: E731
+    fits: Callable[[int], bool] = lambda n: rows * _row(n) * 2 <= ROOM
     axes = b.roles("k")
     last = [a for a in axes if b.extent[a] > 1] == axes[-1:]
     if fits(k) or not last or any(isinstance(x, E.Reduce) for nest in body.nests["LHS"] for x in nest.walk()):

@@ -13,6 +13,7 @@ import numpy as np
 
 from jax_mpk.device import Device
 from jax_mpk.ir.boxes import ragged
+from jax_mpk.ir.expr import Load
 from jax_mpk.ir.graph import Contract, itemsize
 from jax_mpk.ir.loops import flatten
 from jax_mpk.ir.tasks import Grid, TensorMap
@@ -56,7 +57,9 @@ def operands(b: Bound, device: Device, fixed: Collection[int]) -> list[Operand] 
 
 
 def _operand(b: Bound, j: int, device: Device) -> Operand | None:
+    assert isinstance(b.op, Contract)
     rhs = b.op.rhs[j]
+    assert isinstance(rhs, Load)
     value = b.graph.values[rhs.value]
     access = flatten(value, rhs.coords)
     size = itemsize(value.dtype)
