@@ -7,7 +7,7 @@
     AXES    i0<SIZE, ...             i: axes of the domain, k: of the core, r: bound by a reduction
     EXPR    1.0  2  3u  true  acc0  REF[COORD, ...]  index(COORD)  exp(EXPR)  max(EXPR, EXPR)  (EXPR + EXPR)
             (EXPR ? EXPR : EXPR)  sum[AXES](EXPR)  piece(LOW<=COORD; <BOUND: EXPR; ...)
-            and, for a whole one, `let $0 = EXPR; ...; EXPR`
+            and, for a whole one or what is clamped, `let $0 = EXPR; ...; EXPR`
     COORD   3*(i0//4%2)-i1+7+clamp<LIMIT>(EXPR)
 
 Lines may be broken and indented anywhere. What stands after # is a comment; behind an operator it is the source.
@@ -16,7 +16,7 @@ Lines may be broken and indented anywhere. What stands after # is a comment; beh
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -128,15 +128,7 @@ class _Parser(Reader):
         name = v.name or f"%{i}"
         if self.accept("="):
             self.expect("[")
-            given = self.several(self.literal, "]")
-            numbers = [e.value for e in given]
-            data = np.array(numbers, np.float64 if compute_dtype(v.dtype) == "f32" else np.int64).astype(
-                NUMPY_DTYPES[v.dtype]
-            )
-            if any(e.dtype != compute_dtype(v.dtype) for e in given) or (
-                data.dtype.kind in "iu" and list(data) != numbers
-            ):
-                self.fail(f"the elements are no {v.dtype}", at)
+            data = self.elements(v, self.several(self.literal, "]"), at)
         elif name in self.constants:
             data = np.asarray(self.constants[name])
         else:
@@ -144,6 +136,13 @@ class _Parser(Reader):
         if data.size != v.size or data.dtype != NUMPY_DTYPES[v.dtype]:
             self.fail(f"{name} has {v.size} elements of type {v.dtype}; {data.size} of type {data.dtype} are given", at)
         self.values[i] = replace(v, data=data.reshape(v.shape))
+
+    def elements(self, v: Value, given: tuple[Const, ...], at: int) -> np.ndarray:
+        kind, numbers = compute_dtype(v.dtype), [e.value for e in given]
+        data = np.array(numbers, np.float64 if kind == "f32" else np.int64).astype(NUMPY_DTYPES[v.dtype])
+        if any(e.dtype != kind for e in given) or (kind != "f32" and list(data) != numbers):
+            self.fail(f"the elements are no {v.dtype}", at)
+        return data
 
     # --------------------------------------------------------------------------------------------------------- operators
 
@@ -264,7 +263,7 @@ class _Parser(Reader):
                 self.expect("<")
                 limit = self.integer("a limit")
                 self.expect(">")
-                return Coord(const, tuple(terms), self.inside(), limit)
+                return Coord(const, tuple(terms), self.inside(self.whole), limit)
             if self.kind == "int":
                 value = sign * self.integer()
                 if self.accept("*"):
@@ -304,10 +303,10 @@ class _Parser(Reader):
                 self.expect(";")
         return self.expr()
 
-    def inside(self) -> Expr:
+    def inside(self, what: Callable[[], Expr]) -> Expr:
         """An expression in parentheses."""
         self.expect("(")
-        e = self.expr()
+        e = what()
         self.expect(")")
         return e
 
@@ -381,7 +380,7 @@ class _Parser(Reader):
         self.expect("[")
         bound = dict(self.several(self.extent, "]"))
         outer, self.scope = self.scope, {**self.scope, **bound}
-        body = self.inside()
+        body = self.inside(self.expr)
         self.scope = outer
         if op.startswith("arg") and len(bound) != 1:
             self.fail(f"{op} takes one axis", at)

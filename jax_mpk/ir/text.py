@@ -29,10 +29,10 @@ _Scope = Mapping[int, int] | None
 
 
 def coord_text(c: Coord, name: _Name, scope: _Scope = None) -> str:
-    return _coord(c, name, {}, scope)
+    return _coord(c, lambda e: to_text(e, name, scope), scope)
 
 
-def _coord(c: Coord, name: _Name, names: Mapping[Expr, str], scope: _Scope) -> str:
+def _coord(c: Coord, of: Callable[[Expr], str], scope: _Scope) -> str:
     parts = []
     for t in c.terms:
         s = axis_name(t.axis) + (f"//{t.div}" if t.div != 1 else "") + (f"%{t.mod}" if t.mod else "")
@@ -43,7 +43,7 @@ def _coord(c: Coord, name: _Name, names: Mapping[Expr, str], scope: _Scope) -> s
     if c.const or not (parts or c.dyn is not None):
         parts.append(f"{c.const:+}")
     if c.dyn is not None:
-        parts.append(f"+clamp<{c.limit}>({_text(c.dyn, name, names, scope)})")
+        parts.append(f"+clamp<{c.limit}>({of(c.dyn)})")
     return "".join(parts).removeprefix("+")
 
 
@@ -88,7 +88,7 @@ def _text(e: Expr, name: _Name, names: Mapping[Expr, str], scope: _Scope) -> str
         return _text(x, name, names, scope)
 
     def at(c: Coord) -> str:
-        return _coord(c, name, names, scope)
+        return _coord(c, of, scope)
 
     if isinstance(e, Const):
         return _const(e)
