@@ -23,7 +23,7 @@ import numpy as np
 
 from jax_mpk import abi
 from jax_mpk.ir import expr as E
-from jax_mpk.ir.coord import CORE_AXIS, REDUCE_AXIS, Coord, Term, digit_extent
+from jax_mpk.ir.coord import CORE_AXIS, REDUCE_AXIS, Coord, Term, collect, digit_extent
 from jax_mpk.ir.expr import Const, Expr
 from jax_mpk.ir.graph import (
     DTYPES,
@@ -263,7 +263,7 @@ class _Parser(Reader):
                 self.expect("<")
                 limit = self.integer("a limit")
                 self.expect(">")
-                return Coord(const, tuple(terms), self.inside(self.whole), limit)
+                return collect(const, terms, self.inside(self.whole), limit)
             if self.kind == "int":
                 value = sign * self.integer()
                 if self.accept("*"):
@@ -274,7 +274,7 @@ class _Parser(Reader):
                 terms.append(self.digit(sign))
             sign = {"+": 1, "-": -1, "": 0}[self.accept("+", "-")]
             if not sign:
-                return Coord(const, tuple(terms))
+                return collect(const, terms)
 
     def digit(self, coef: int) -> Term:
         if self.accept("("):
