@@ -10,6 +10,7 @@ from jax_mpk.ir import expr as E
 from jax_mpk.ir import interpret, scalar
 from jax_mpk.ir.graph import Graph, GraphError, Map, Value, check
 from jax_mpk.ir.parse import parse
+from tests.unit.graphs_by_hand import matmul
 from tests.unit.lowering import graph_of, normal
 
 RNG = np.random.default_rng(0)
@@ -159,6 +160,15 @@ def test_it_notices_mistakes():
         if c != E.coord_axis(0, 6):
             with pytest.raises(GraphError, match="outside"):
                 interpret.run(wild, [np.zeros(5, np.float32)])
+
+
+def test_accumulators_are_those_of_the_core():
+    g = parse("graph f(x:i32[3,4], w:i32[4,5])" + matmul("y", (3, 4, 5), "x[i0, k0]", "w", dtype="i32") + "return y")
+    (op,) = g.ops
+    for role, acc in (("epilogue", E.acc(1, (0, 1), "i32")), ("epilogue", E.acc(0, (0, 1))), ("epilogue", E.acc(0, (0,), "i32")),
+                      ("lhs", E.acc(0, (0, 1), "i32"))):  # fmt: skip
+        with pytest.raises(GraphError, match=f"{role} has an accumulator that the core does not have"):
+            check(g.with_ops([op.with_exprs({role: acc})]))
 
 
 def test_shared_reductions_of_different_extents():
