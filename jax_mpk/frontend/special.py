@@ -18,7 +18,7 @@ from jax_mpk.ir.expr import Expr
 
 
 def _f(x: float) -> Expr:
-    return E.const(float(np.float32(x)), "f32")
+    return E.const(x, "f32")
 
 
 def _add(x: Expr, y: Expr) -> Expr:

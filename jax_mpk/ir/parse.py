@@ -46,6 +46,7 @@ from jax_mpk.ir.tokens import ParseError, Reader  # noqa: F401  (the error of `p
 
 _HEAD = re.compile(r"(?:\s|#[^\n]*\n)*graph ([^(\n]+)\(")
 _INFIX = {sign: op for op, sign in INFIX.items()}
+_RESERVED = frozenset((*E.REDUCE, "append", "const", "let", "limit", "return"))
 _AXIS = {"i": 0, "k": CORE_AXIS, "r": REDUCE_AXIS}
 
 
@@ -105,11 +106,11 @@ class _Parser(Reader):
         self.expect(":")
         dtype = self.one_of("an element type", *DTYPES)
         self.expect("[")
-        shape = self.several(lambda: self.integer("a size"), "]")
+        shape = self.several(lambda: self.integer("a size", 0), "]")
         if i in self.values or name in self.names:
             self.fail(f"{name or '%' + str(i)} is declared twice", at)
-        if name in E.REDUCE:
-            self.fail(f"{name} is a reduction, and no name of a value", at)
+        if name in _RESERVED:
+            self.fail(f"{name} is a word of the language, and no name of a value", at)
         self.values[i] = Value(i, shape, dtype, role, name=name)
         if name:
             self.names[name] = i
@@ -153,7 +154,7 @@ class _Parser(Reader):
                  "sort": self.sort}  # fmt: skip
         make = kinds[self.one_of("an operator", *kinds)]
         self.expect("[")
-        self.scope = dict(self.several(self.extent, "]"))
+        self.scope = self.axes("]")
         domain = tuple(self.scope.values())
         if list(self.scope) != list(range(len(domain))):
             self.fail("a domain has the axes i0, i1, ...")
@@ -191,8 +192,8 @@ class _Parser(Reader):
 
     def contract(self, op: Op) -> Op:
         self.expect("k", ":")
-        k = self.extents("lhs")
-        out = Contract(op.out, op.domain, op.source, op.store, k=k)
+        k = self.axes("lhs", stay=True)
+        out = Contract(op.out, op.domain, op.source, op.store, k=tuple(k.items()))
         out = replace(out, lhs=self.role(out, "lhs"))
         while self.peek() == f"rhs{len(out.rhs)}":
             out = replace(out, rhs=(*out.rhs, self.role(out, f"rhs{len(out.rhs)}")))
@@ -212,7 +213,7 @@ class _Parser(Reader):
         while self.accept("append"):
             new = self.declare()
             self.expect("over")
-            self.scope = dict(self.extents("to"))
+            self.scope = self.axes("to", stay=True)
             axes, window = tuple(self.scope), tuple(self.scope.values())
             target, coords, mode, oob = self.target()
             a = Append(target, new, window, axes, E.const(0, "i32"), coords, mode, oob)
@@ -242,13 +243,13 @@ class _Parser(Reader):
     def extent(self) -> tuple[int, int]:
         axis = self.axis()
         self.expect("<")
-        return axis, self.integer("an extent")
+        return axis, self.integer("an extent", 0)
 
-    def extents(self, end: str) -> tuple[tuple[int, int], ...]:
-        """Axes with their extents, any number, in front of a word, which stays."""
-        out = self.several(self.extent, end)
-        self.next -= 1
-        return out
+    def axes(self, end: str, stay: bool = False) -> dict[int, int]:
+        """Axes with their extents, and `end`, which may stay."""
+        at, out = self.at, self.several(self.extent, end)
+        self.next -= stay
+        return dict(out) if len(dict(out)) == len(out) else self.fail("an axis occurs twice", at)
 
     def coords(self) -> tuple[Coord, ...]:
         self.expect("[")
@@ -259,7 +260,7 @@ class _Parser(Reader):
         terms: list[Term] = []
         sign = -1 if self.accept("-") else 1
         while True:
-            if self.accept("clamp"):
+            if sign > 0 and self.accept("clamp"):
                 self.expect("<")
                 limit = self.integer("a limit")
                 self.expect(">")
@@ -283,10 +284,10 @@ class _Parser(Reader):
             return t
         at = self.at
         axis = self.axis()
-        div = self.integer("a divisor") if self.accept("//") else 1
-        mod = self.integer("a modulus") if self.accept("%") else 0
+        div = self.integer("a divisor", 1) if self.accept("//") else 1
+        mod = self.integer("a modulus", 1) if self.accept("%") else 0
         if self.accept("<"):
-            return Term(coef, axis, div, mod, self.integer("an extent"))
+            return Term(coef, axis, div, mod, self.integer("an extent", 0))
         if axis not in self.scope:
             self.fail(f"axis {self.text[at : self.at].strip()} is not in scope", at)
         return Term(coef, axis, div, mod, digit_extent(self.scope[axis], div, mod))
@@ -378,7 +379,7 @@ class _Parser(Reader):
 
     def reduction(self, op: str, at: int) -> Expr:
         self.expect("[")
-        bound = dict(self.several(self.extent, "]"))
+        bound = self.axes("]")
         outer, self.scope = self.scope, {**self.scope, **bound}
         body = self.inside(self.expr)
         self.scope = outer
@@ -399,4 +400,6 @@ class _Parser(Reader):
             parts.append(self.expr())
         if not parts or len({p.dtype for p in parts}) != 1:
             self.fail(f"a piece with parts of types {', '.join(p.dtype for p in parts)}", at)
+        if bounds != sorted(set(bounds)):
+            self.fail(f"the bounds of a piece ascend, not {', '.join(map(str, bounds))}", at)
         return E.piece(coord, tuple(bounds), tuple(parts))

@@ -86,9 +86,10 @@ class Reader:
     def word(self, what: str) -> str:
         return self.advance() if self.kind == "word" else self.expected(what)
 
-    def integer(self, what: str = "an integer") -> int:
-        sign = -1 if self.accept("-") else 1
-        return sign * int(self.advance()) if self.kind == "int" else self.expected(what)
+    def integer(self, what: str = "an integer", least: int | None = None) -> int:
+        at, sign = self.at, -1 if self.accept("-") else 1
+        value = sign * int(self.advance()) if self.kind == "int" else self.expected(what)
+        return value if least is None or value >= least else self.fail(f"{what} is at least {least}, not {value}", at)
 
     def several(self, one: Callable[[], T], end: str) -> tuple[T, ...]:
         """Something, any number of times, between commas, and `end`."""

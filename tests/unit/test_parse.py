@@ -100,7 +100,7 @@ HEAD = "graph f(x:f32[4], n:i32[4])\n  %2:f32[4] = map[i0<4]\n      expr: "
     ("graph f(x:f32[4] y:f32[4])", (1, 18), "',' or '\\)' expected, not 'y'"),
     ("graph f(x:f32[4], x:f32[4])", (1, 19), "x is declared twice"),
     ("graph f(%0:f32[4], %0:f32[4])", (1, 20), "%0 is declared twice"),
-    ("graph f(max:f32[4])", (1, 9), "max is a reduction"),
+    ("graph f(max:f32[4])", (1, 9), "max is a word of the language"),
     ("graph f(x:f32[4])\n  const c:f32[3]\n  return c", (3, 3), "the elements of c, here or in `constants`, expected"),
     ("graph f()\n  const c:f32[3] = [1.0]\n  return c", (2, 18), "c has 3 elements of type f32; 1 of type float32"),
     ("graph f(x:f32[4])\n  return y", (2, 10), "y is not declared"),
@@ -128,6 +128,13 @@ HEAD = "graph f(x:f32[4], n:i32[4])\n  %2:f32[4] = map[i0<4]\n      expr: "
     ("graph f()\n  const c:i8[2] = [1, 128]\n  return c", (2, 17), "are no i8"),
     ("graph f()\n  const c:f32[1] = [1]\n  return c", (2, 18), "are no f32"),
     (HEAD + "+", (3, 13), r"an expression expected, not '\+'"),
+    (HEAD + "x[i0//0]", (3, 19), "a divisor is at least 1, not 0"),
+    (HEAD + "x[i0%0]", (3, 18), "a modulus is at least 1, not 0"),
+    (HEAD + "x[-clamp<3>(n[i0])]", (3, 16), "an axis .* expected, not 'clamp'"),
+    (HEAD + "x[clamp<3>(n[i0])+i0]", (3, 30), "',' or ']' expected"),
+    (HEAD + "sum[r0<2, r0<3](x[r0])", (3, 17), "an axis occurs twice"),
+    (HEAD + "piece(i0; <3: 1.0; <2: 2.0)", (3, 13), "the bounds of a piece ascend, not 0, 3, 2"),
+    ("graph f(x:f32[-4])", (1, 15), "a size is at least 0, not -4"),
     (HEAD + "neg(" * 10**5, None, "nested too deeply"),
 ], ids=lambda x: x[-30:].replace("\n", " ") if isinstance(x, str) else "")  # fmt: skip
 def test_errors(text, where, message):
