@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
 from jax_mpk.frontend.arithmetic import elementwise
 from jax_mpk.frontend.registry import rules
 from jax_mpk.ir import expr as E
