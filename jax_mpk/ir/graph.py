@@ -420,8 +420,9 @@ def check(g: Graph) -> Graph:
             if v in consumed:
                 fail(f"reads {g.value_name(v)} after it was overwritten in place")
         for name, e in op.exprs().items():
-            if not e.axes <= op.scope(name).keys():
-                fail(f"{name} uses axes {sorted(e.axes - op.scope(name).keys())} that are not in scope")
+            scope = op.scope(name).keys()
+            if not e.axes <= scope:
+                fail(f"{name} uses axes {sorted(e.axes - scope)} that are not in scope")
             for node, ranges in E.walk_loads(e):
                 v = g.values[node.value]
                 if len(node.coords) != len(v.shape):
