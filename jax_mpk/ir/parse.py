@@ -179,6 +179,7 @@ class _Parser(Reader):
 
     def target(self) -> tuple[int, tuple[Coord, ...], str, str]:
         """Where an update in place goes: value, coordinates, mode, what happens out of bounds."""
+        self.lets, self.accumulators = {}, ()
         self.expect("to")
         target = self.ref()
         self.expect("at")
@@ -264,7 +265,12 @@ class _Parser(Reader):
                 self.expect("<")
                 limit = self.integer("a limit")
                 self.expect(">")
-                return collect(const, terms, self.inside(self.whole), limit)
+                at, dyn = self.at, self.inside(self.whole)
+                return (
+                    collect(const, terms, dyn, limit)
+                    if dyn.dtype == "i32"
+                    else self.fail(f"a {dyn.dtype} is no index", at)
+                )
             if self.kind == "int":
                 value = sign * self.integer()
                 if self.accept("*"):
@@ -347,13 +353,17 @@ class _Parser(Reader):
         return e
 
     def literal(self) -> Const:
-        at, sign = self.at, -1 if self.accept("-") else 1
         if word := self.accept("true", "false"):
             return E.const(word == "true", "bool")
-        if self.kind == "float" or self.peek() in ("inf", "nan"):
-            return E.const(sign * float(self.advance()), "f32")
-        dtype, low, high = ("u32", 0, 2**32) if self.kind == "unsigned" else ("i32", -(2**31), 2**31)
-        value = sign * (int(self.advance()[:-1]) if self.kind == "unsigned" else self.integer("an expression"))
+        at, sign = self.at, -1 if self.accept("-") else 1
+        kind = self.kind
+        if kind not in ("float", "int", "unsigned") and self.peek() not in ("inf", "nan"):
+            self.expected("an expression")
+        text = self.advance()
+        if kind in ("float", "word"):
+            return E.const(sign * float(text), "f32")
+        dtype, low, high = ("u32", 0, 2**32) if kind == "unsigned" else ("i32", -(2**31), 2**31)
+        value = sign * int(text.rstrip("u"))
         return E.const(value, dtype) if low <= value < high else self.fail(f"{value} is no {dtype}", at)
 
     def infix(self) -> Expr:
