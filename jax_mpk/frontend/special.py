@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
 from jax_mpk.frontend.arithmetic import elementwise
 from jax_mpk.frontend.registry import rules
 from jax_mpk.ir import expr as E
@@ -18,7 +16,7 @@ from jax_mpk.ir.expr import Expr
 
 
 def _f(x: float) -> Expr:
-    return E.const(float(np.float32(x)), "f32")
+    return E.const(x, "f32")
 
 
 def _add(x: Expr, y: Expr) -> Expr:

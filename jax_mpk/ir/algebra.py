@@ -104,7 +104,7 @@ def _unary(x: Unary) -> Expr:
         if x.op == "not" and a.dtype == "bool":
             return E.const(not v, "bool")
         if x.op in ("i2f", "u2f"):
-            return E.const(float(np.float32(int(v))), "f32")
+            return E.const(int(v), "f32")
         if x.op == "round_bf16":
             return E.const(float(np.float32(v).astype(ml_dtypes.bfloat16)), "f32")
         if x.op == "round_f16":

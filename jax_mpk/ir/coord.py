@@ -73,6 +73,12 @@ def coord_axis(axis: int, extent: int) -> Coord:
     return Coord(0, (Term(1, axis, 1, 0, extent),) if extent > 1 else ())
 
 
+def digit_extent(extent: int, div: int, mod: int) -> int:
+    """The extent of the digit `(axis // div) % mod` (`mod` 0: none) of an axis."""
+    n = -(-extent // div)
+    return min(n, mod) if mod else n
+
+
 def coord_const(value: int) -> Coord:
     return Coord(int(value))
 

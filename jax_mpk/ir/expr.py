@@ -16,6 +16,7 @@ are 0/1 integers. `dtype` of an expression is one of "f32", "i32", "u32", "bool"
 
 from __future__ import annotations
 
+import ctypes
 import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -125,7 +126,7 @@ def _facts(node: Expr, parts: Iterable[Expr], cost: float) -> None:
 
 
 class Const(Expr):
-    """A literal; `value` is a Python float, int or bool."""
+    """A literal; `value` is a Python float (that is a float32), int or bool."""
 
     __slots__ = ("value",)
     value: float | int | bool
@@ -218,8 +219,8 @@ class Acc(Expr):
     index: int
 
 
-def const(value: float | int | bool, dtype: str) -> Expr:
-    value = float(value) if dtype == "f32" else bool(value) if dtype == "bool" else int(value)
+def const(value: float | int | bool, dtype: str) -> Const:
+    value = ctypes.c_float(value).value if dtype == "f32" else bool(value) if dtype == "bool" else int(value)
     tag = repr(value)  # tells 0.0 from -0.0, and keeps NaN equal to itself
 
     def init(n: Const) -> None:

@@ -17,6 +17,7 @@ Frozen dataclasses; a pass builds a new `Graph`.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,7 @@ import numpy as np
 
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Coord, Expr
-from jax_mpk.ir.text import axis_name, coord_text, to_text
+from jax_mpk.ir.text import axes_text, axis_name, coord_text, to_text
 
 DTYPES: dict[str, tuple[int, str]] = {
     "f32": (4, "f32"), "bf16": (2, "f32"), "f16": (2, "f32"),
@@ -102,6 +103,14 @@ class Op:
         """The operator with these expressions instead of its own, by role."""
         now = self.exprs()
         return self if all(now.get(r) is e for r, e in exprs.items()) else self._with(exprs)
+
+    def scope(self, role: str) -> dict[int, int]:
+        """The axes that the expression of a role may use, with their extents."""
+        return dict(enumerate(self.domain))
+
+    def accumulators(self, role: str) -> tuple[Expr, ...]:
+        """The results of the core that the expression of a role may use."""
+        return ()
 
     def _with(self, exprs: dict[str, Expr]) -> Self:
         raise NotImplementedError
@@ -214,6 +223,14 @@ class Contract(Op):
         rhs = tuple(exprs.get(f"rhs{j}", r) for j, r in enumerate(self.rhs))
         return replace(self, lhs=exprs.get("lhs", self.lhs), rhs=rhs, epilogue=exprs.get("epilogue", self.epilogue))
 
+    def scope(self, role: str) -> dict[int, int]:
+        return super().scope(role) | (dict(self.k) if role != "epilogue" else {})
+
+    def accumulators(self, role: str) -> tuple[Expr, ...]:
+        if role != "epilogue":
+            return ()
+        return tuple(E.acc(j, range(len(self.domain)), self.lhs.dtype) for j in range(len(self.rhs)))
+
     @property
     def k_axes(self) -> frozenset[int]:
         return frozenset(a for a, _ in self.k)
@@ -276,6 +293,17 @@ class Attention(Op):
         for j, a in enumerate(self.appends):
             out |= _append_exprs(f"append{j}.", a)
         return out
+
+    def scope(self, role: str) -> dict[int, int]:
+        if role.startswith("append"):
+            a = self.appends[int(role[6 : role.index(".")])]
+            return dict(zip(a.axes, a.window, strict=True))
+        return super().scope(role) | {HEAD_AXIS: self.head, KEY_AXIS: self.keys}
+
+    def accumulators(self, role: str) -> tuple[Expr, ...]:
+        if role in ("score", "prob"):
+            return (E.acc(0, (*self.batch, *self.rows, KEY_AXIS)),)
+        return (E.acc(0, range(len(self.domain))),) if role == "epilogue" else ()
 
     def _with(self, exprs: dict[str, Expr]) -> Self:
         q, k, v, score, prob, epilogue = (exprs.get(r, getattr(self, r)) for r in self._ROLES)
@@ -399,17 +427,10 @@ def check(g: Graph) -> Graph:
                 fail(f"reads {g.value_name(v)} before it is defined")
             if v in consumed:
                 fail(f"reads {g.value_name(v)} after it was overwritten in place")
-        scope = frozenset(range(len(op.domain)))
         for name, e in op.exprs().items():
-            own = scope
-            if isinstance(op, Contract):
-                own = scope | op.k_axes if name != "epilogue" else scope
-            elif isinstance(op, Attention):
-                own = scope | {HEAD_AXIS, KEY_AXIS}
-                if name.startswith("append"):
-                    own = frozenset(op.appends[int(name[6 : name.index(".")])].axes)
-            if not e.axes <= own:
-                fail(f"{name} uses axes {sorted(e.axes - own)} that are not in scope")
+            scope = op.scope(name).keys()
+            if not e.axes <= scope:
+                fail(f"{name} uses axes {sorted(e.axes - scope)} that are not in scope")
             for node, ranges in E.walk_loads(e):
                 value = g.values[node.value]
                 if len(node.coords) != len(value.shape):
@@ -424,8 +445,9 @@ def check(g: Graph) -> Graph:
                             fail(f"{name} loads {value} at {coord_text(c, g.value_name)}, outside 0..{extent - 1}")
                     if c.dyn is not None and c.limit >= extent:
                         fail(f"{name} loads {value} with a dynamic coordinate clamped to {c.limit}")
-            if not isinstance(op, Contract | Attention) and any(isinstance(x, E.Acc) for x in E.walk(e)):
-                fail(f"{name} has an accumulator but the operator has no core")
+            allowed = op.accumulators(name)
+            if any(isinstance(x, E.Acc) and x not in allowed for x in E.walk(e)):
+                fail(f"{name} has an accumulator that the core does not have")
         for old, _new in op.inplace():
             consumed.add(old)
         for v in op.writes():
@@ -442,27 +464,63 @@ def check(g: Graph) -> Graph:
     return g
 
 
+SHORT_CONST = 16
+"""Elements of a constant that is printed."""
+
+
 def _lines(g: Graph) -> Iterator[str]:
+    """Nothing is lost but the elements of long constants: `jax_mpk.ir.parse` reads it back."""
     name: Callable[[int], str] = g.value_name
-    yield f"graph {g.name}({', '.join(str(g.values[i]) for i in g.args)})"
+    declared = itertools.count()
+
+    def declare(i: int) -> str:
+        """With its id where that is not what `parse` gives a named value: how many were declared before it."""
+        v = g.values[i]
+        return f"{v.name}%{i}{str(v).removeprefix(v.name)}" if next(declared) != i and v.name else str(v)
+
+    yield f"graph {g.name}({', '.join(map(declare, g.args))})"
     for v in g.values.values():
         if v.role == "const":
-            yield f"  const {v}"
+            yield f"  const {declare(v.id)}{_elements(v)}"
     for op in g.ops:
-        dom = ", ".join(f"i{a}<{n}" for a, n in enumerate(op.domain))
-        out = g.values[op.out]
-        at = "" if op.store is None else f"[{', '.join(coord_text(c, name) for c in op.store)}]"
-        yield f"  {out}{at} = {op.kind}[{dom}]  # {op.source}"
-        if isinstance(op, Contract):
-            yield "      k: " + ", ".join(f"{axis_name(a)}<{n}" for a, n in op.k)
-        if isinstance(op, Attention):
-            yield f"      batch {op.batch} rows {op.rows} column {op.column} keys k1<{op.keys} head k0<{op.head}"
-        if isinstance(op, Sort):
-            yield f"      {'descending' if op.descending else 'ascending'} {op.payload} count {op.count}"
-        for a in op.appends if isinstance(op, Attention) else (op.append,) if isinstance(op, Update) else ():
-            at = ", ".join(coord_text(c, name) for c in a.coords)
-            win = ", ".join(f"{axis_name(i)}<{n}" for i, n in zip(a.axes, a.window, strict=True))
-            yield f"      {name(a.out)} = {name(a.target)} with [{at}] over {win}, {a.mode} (out of bounds: {a.oob})"
-        for role, e in op.exprs().items():
-            yield f"      {role}: {to_text(e, name)}"
+        domain = dict(enumerate(op.domain))
+        at = "" if op.store is None else f" at [{_coords(op.store, name, domain)}]"
+        source = f"  # {op.source}" if op.source != Source() else ""
+        yield f"  {declare(op.out)} = {op.kind}[{axes_text(domain.items())}]{at}{source}"
+        yield from (f"      {line}" for line in _body(op, name, declare))
     yield f"  return {', '.join(name(r) for r in g.results)}"
+
+
+def _elements(v: Value) -> str:
+    if v.data is None or v.size > SHORT_CONST:
+        return ""
+    return f" = [{', '.join(to_text(E.const(x.item(), compute_dtype(v.dtype))) for x in v.data.ravel())}]"
+
+
+def _coords(coords: tuple[Coord, ...], name: Callable[[int], str], scope: dict[int, int]) -> str:
+    return ", ".join(coord_text(c, name, scope) for c in coords)
+
+
+def _target(a: Append, name: Callable[[int], str]) -> str:
+    scope = dict(zip(a.axes, a.window, strict=True))
+    return f"to {name(a.target)} at [{_coords(a.coords, name, scope)}], {a.mode} (out of bounds: {a.oob})"
+
+
+def _body(op: Op, name: Callable[[int], str], declare: Callable[[int], str]) -> Iterator[str]:
+    if isinstance(op, Contract):
+        yield f"k: {axes_text(op.k)}"
+    if isinstance(op, Sort):
+        yield f"{'descending' if op.descending else 'ascending'} {op.payload} count {op.count}"
+    if isinstance(op, Attention):
+        batch, rows = (", ".join(map(axis_name, axes)) for axes in (op.batch, op.rows))
+        yield f"batch [{batch}] rows [{rows}] column {axis_name(op.column)} keys k1<{op.keys} head k0<{op.head}"
+    exprs = op.exprs()
+    if isinstance(op, Update):
+        yield _target(op.append, name)
+    for n, a in enumerate(op.appends if isinstance(op, Attention) else ()):
+        yield f"append {declare(a.out)} over {axes_text(zip(a.axes, a.window, strict=True))} {_target(a, name)}"
+        role = f"append{n}.expr"
+        yield f"{role}: {to_text(exprs.pop(role), name, op.scope(role))}"
+    for role, e in exprs.items():
+        if ".at" not in role and not role.startswith("at"):  # those are in the coordinates
+            yield f"{role}: {to_text(e, name, op.scope(role))}"

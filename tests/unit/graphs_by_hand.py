@@ -1,31 +1,15 @@
-"""Graphs built by hand for the tests of the task-graph passes, and brute-force oracles on single bytes."""
+"""Graphs written by hand for the tests of the task-graph passes, and brute-force oracles on single bytes."""
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from jax_mpk.device import CPU, Device
-from jax_mpk.ir import expr as E
-from jax_mpk.ir.expr import Coord, coord_axis, coord_const
-from jax_mpk.ir.graph import (
-    APPEND_AXIS,
-    HEAD_AXIS,
-    KEY_AXIS,
-    Append,
-    Attention,
-    Contract,
-    Graph,
-    Map,
-    Op,
-    Update,
-    Value,
-    check,
-    compute_dtype,
-)
+from jax_mpk.ir.graph import Graph
+from jax_mpk.ir.parse import parse
 from jax_mpk.ir.tasks import READ, Boxes, Csr, TaskGraph
 from jax_mpk.kinds import contract, rows, sort
 from jax_mpk.passes import bodies, decompose, dependencies, events, linearise, memory, normalise, placement
@@ -49,164 +33,106 @@ def compile_(graph: Graph, target: Device = CPU, workers: int | None = None) -> 
     return memory.run(placement.run(linearise.run(tg), graph, target, workers))
 
 
-@dataclass
-class Builder:
-    """Values and operators, appended in program order."""
-
-    values: dict[int, Value] = field(default_factory=dict)
-    ops: list[Op] = field(default_factory=list)
-    args: list[int] = field(default_factory=list)
-
-    def value(self, shape: tuple[int, ...], dtype: str = "f32", role: str = "temp", name: str = "") -> int:
-        i = len(self.values)
-        index = len(self.args) if role == "arg" else -1
-        data = np.zeros(shape, np.float32) if role == "const" else None
-        self.values[i] = Value(i, shape, dtype, role, index, data, name)
-        return i
-
-    def arg(self, *shape: int, dtype: str = "f32", name: str = "") -> int:
-        i = self.value(shape, dtype, "arg", name)
-        self.args.append(i)
-        return i
-
-    def load(self, v: int, *coords: Coord | int) -> E.Expr:
-        at = tuple(coord_const(c) if isinstance(c, int) else c for c in coords)
-        return E.load(v, at, compute_dtype(self.values[v].dtype))
-
-    def own(self, v: int) -> tuple[Coord, ...]:
-        """The identity coordinates of `v`."""
-        return tuple(coord_axis(a, n) for a, n in enumerate(self.values[v].shape))
-
-    def map(self, shape: tuple[int, ...], expr: E.Expr, dtype: str = "f32", name: str = "") -> int:
-        out = self.value(shape, dtype, name=name)
-        self.ops.append(Map(out, shape, expr=expr))
-        return out
-
-    def update(self, target: int, window: tuple[int, ...], coords: tuple[Coord, ...], expr: E.Expr,
-               mode: str = "set") -> int:  # fmt: skip
-        v = self.values[target]
-        out = self.value(v.shape, v.dtype)
-        axes = tuple(range(len(window)))
-        self.ops.append(Update(out, window, append=Append(target, out, window, axes, expr, coords, mode)))
-        return out
-
-    def matmul(self, x: int, w: int, transposed: bool = False, weights: int = 1, name: str = "",
-               lhs: E.Expr | None = None, epilogue: E.Expr | None = None) -> int:  # fmt: skip
-        """x[m, k] @ w[k, n] (or w[n, k]), the product of `weights` such products."""
-        m, k = self.values[x].shape
-        n = self.values[w].shape[0 if transposed else 1]
-        kc, nc = coord_axis(E.CORE_AXIS, k), coord_axis(1, n)
-        rhs = tuple(self.load(w + j, *((nc, kc) if transposed else (kc, nc))) for j in range(weights))
-        out = self.value((m, n), self.values[x].dtype, name=name)
-        lhs = self.load(x, coord_axis(0, m), kc) if lhs is None else lhs
-        epilogue = E.acc(0, (0, 1)) if epilogue is None else epilogue
-        self.ops.append(Contract(out, (m, n), lhs=lhs, rhs=rhs, k=((E.CORE_AXIS, k),), epilogue=epilogue))
-        return out
-
-    def graph(self, *results: int) -> Graph:
-        return check(Graph(self.values, tuple(self.ops), tuple(self.args), results))
-
-
-def dynamic(b: Builder, v: int, limit: int, *terms: Coord) -> Coord:
-    """A coordinate `v[0] + terms` known at run time."""
-    return Coord(0, tuple(t for c in terms for t in c.terms), b.load(v, 0), limit)
+def matmul(out: str, size: tuple[int, int, int], lhs: str, *weights: str, epilogue: str = "acc0", transposed: bool = False,
+           dtype: str = "f32") -> str:  # fmt: skip
+    """The text of a contraction: `lhs`, of `size` (m, k, n), by weights[k, n], or weights[n, k]."""
+    (m, k, n), at = size, "i1, k0" if transposed else "k0, i1"
+    rhs = "".join(f"      rhs{j}: {w}[{at}]\n" for j, w in enumerate(weights))
+    return (f"  {out}:{dtype}[{m},{n}] = contract[i0<{m}, i1<{n}]\n      k: k0<{k}\n      lhs: {lhs}\n{rhs}"
+            f"      epilogue: {epilogue}\n")  # fmt: skip
 
 
 def decoder(layers: int = 2, batch: int = 1, hidden: int = 32, heads: int = 4, kv: int = 2, head: int = 8,
             ffn: int = 64, keys: int = 16, vocab: int = 96, dtype: str = "f32") -> Graph:  # fmt: skip
     """A decode step with the five operators a layer that fusion aims at, caches updated in place."""
-    b = Builder()
-    token, pos = b.arg(batch, dtype="i32"), b.arg(1, dtype="i32")
-    table = b.arg(vocab, hidden, dtype=dtype)
-    caches, weights = [], []
-    group, width = heads // kv, (heads + 2 * kv) * head
+    group, width, wide = heads // kv, (heads + 2 * kv) * head, heads * head
+    cache = f"{dtype}[{batch},{keys},{kv},{head}]"
+    args, results = [f"token:i32[{batch}]", "pos:i32[1]", f"table:{dtype}[{vocab},{hidden}]"], ["logits"]
+
+    def norm(x: str) -> str:
+        return f"({x}[i0, k0] * rsqrt(sum[r0<{hidden}](({x}[i0, r0] * {x}[i0, r0]))))"
+
+    def append(name: str, n: int, at: int) -> str:
+        return f"""
+      append new_{name}:{cache} over i0<{batch}, i1<{kv}, k8<{head} to {name} at
+          [i0, clamp<{keys - 1}>(pos[0]), i1, k8], set (out of bounds: clamp)
+      append{n}.expr: {qkv}[i0, {head}*i1+k8+{at}]"""
+
+    x, ops = "embed", [f"""
+  embed:{dtype}[{batch},{hidden}] = map[i0<{batch}, i1<{hidden}]
+      expr: table[clamp<{vocab - 1}>(token[i0]), i1]
+"""]  # fmt: skip
     for n in range(layers):
-        caches.append([b.arg(batch, keys, kv, head, dtype=dtype, name=f"{c}{n}") for c in "kv"])
-        shapes = ((hidden, width), (heads * head, hidden), (hidden, ffn), (hidden, ffn), (ffn, hidden))
-        weights.append([b.arg(*s, dtype=dtype) for s in shapes])
-    row = Coord(0, (), b.load(token, coord_axis(0, batch)), vocab - 1)
-    x = b.map((batch, hidden), b.load(table, row, coord_axis(1, hidden)), dtype, name="embed")
-    out_caches = []
-    for n in range(layers):
-        wqkv, wo, wg, wu, wd = weights[n]
-        assert wu == wg + 1
-        m, r = coord_axis(0, batch), coord_axis(E.REDUCE_AXIS, hidden)
-
-        def norm(x: int, m: Coord = m, r: Coord = r) -> E.Expr:
-            square = b.load(x, m, r)
-            scale = E.reduce("sum", E.binary("mul", square, square), (E.REDUCE_AXIS,), (hidden,))
-            return E.binary("mul", b.load(x, m, coord_axis(E.CORE_AXIS, hidden)), E.unary("rsqrt", scale))
-
-        def add(x: int, m: Coord = m) -> E.Expr:
-            return E.binary("add", E.acc(0, (0, 1)), b.load(x, m, coord_axis(1, hidden)))
-
-        qkv = b.matmul(x, wqkv, lhs=norm(x), name=f"qkv{n}")
-        ax = {a: coord_axis(a, e) for a, e in ((0, batch), (1, kv), (2, group), (3, head))}
-        d, s = coord_axis(HEAD_AXIS, head), coord_axis(KEY_AXIS, keys)
-        new, appends = [], []
-        for c, at in zip(caches[n], (heads * head, (heads + kv) * head), strict=True):
-            o = b.value(b.values[c].shape, dtype)
-            new.append(o)
-            col = E.coord_add(E.coord_add(E.coord_scale(ax[1], head), coord_axis(APPEND_AXIS, head)), coord_const(at))
-            where = (ax[0], dynamic(b, pos, keys - 1), ax[1], coord_axis(APPEND_AXIS, head))
-            appends.append(Append(c, o, (batch, kv, head), (0, 1, APPEND_AXIS), b.load(qkv, ax[0], col), where))
-        q = E.coord_add(E.coord_add(E.coord_scale(ax[1], group * head), E.coord_scale(ax[2], head)), d)
-        out = b.value((batch, heads * head), dtype, name=f"attention{n}")
-        column = E.coord_add(E.coord_add(E.coord_scale(ax[1], group * head), E.coord_scale(ax[2], head)), ax[3])
-        b.ops.append(
-            Attention(
-                out,
-                (batch, kv, group, head),
-                store=(ax[0], column),
-                batch=(0, 1),
-                rows=(2,),
-                column=3,
-                keys=keys,
-                head=head,
-                q=b.load(qkv, ax[0], q),
-                k=b.load(new[0], ax[0], s, ax[1], d),
-                v=b.load(new[1], ax[0], s, ax[1], ax[3]),
-                score=E.acc(0, (0, 1, 2, KEY_AXIS)),
-                prob=E.acc(0, (0, 1, 2, KEY_AXIS)),
-                epilogue=E.acc(0, (0, 1, 2, 3)),
-                limit=E.binary("add", b.load(pos, 0), E.const(1, "i32")),
-                appends=tuple(appends),
-            )
-        )
-        out_caches += new
-        x = b.matmul(out, wo, name=f"o{n}", epilogue=add(x))
-        h = b.matmul(x, wg, weights=2, lhs=norm(x), name=f"gate_up{n}",
-                     epilogue=E.binary("mul", E.acc(0, (0, 1)), E.acc(1, (0, 1))))  # fmt: skip
-        x = b.matmul(h, wd, name=f"down{n}", epilogue=add(x))
-    logits = b.matmul(x, table, transposed=True, name="logits")
-    return b.graph(logits, *out_caches)
+        qkv, keys_, values, wqkv, wo, wg, wu, wd = (f"{name}{n}" for name in "qkv keys values wqkv wo wg wu wd".split())
+        args += [f"{keys_}:{cache}", f"{values}:{cache}"]
+        shapes = (hidden, width), (wide, hidden), (hidden, ffn), (hidden, ffn), (ffn, hidden)
+        args += [f"{w}:{dtype}[{i},{j}]" for w, (i, j) in zip((wqkv, wo, wg, wu, wd), shapes, strict=True)]
+        ops += [
+            matmul(qkv, (batch, hidden, width), norm(x), wqkv, dtype=dtype),
+            f"""
+  attention{n}:{dtype}[{batch},{wide}] = attention[i0<{batch}, i1<{kv}, i2<{group}, i3<{head}]
+          at [i0, {group * head}*i1+{head}*i2+i3]
+      batch [i0, i1] rows [i2] column i3 keys k1<{keys} head k0<{head}
+      {append(keys_, 0, wide)} {append(values, 1, wide + kv * head)}
+      q: {qkv}[i0, {group * head}*i1+{head}*i2+k0]
+      k: new_{keys_}[i0, k1, i1, k0]
+      v: new_{values}[i0, k1, i1, i3]
+      score: acc0
+      prob: acc0
+      epilogue: acc0
+      limit: (pos[0] + 1)
+""",
+            matmul(
+                f"o{n}",
+                (batch, wide, hidden),
+                f"attention{n}[i0, k0]",
+                wo,
+                epilogue=f"(acc0 + {x}[i0, i1])",
+                dtype=dtype,
+            ),
+            matmul(f"gate_up{n}", (batch, hidden, ffn), norm(f"o{n}"), wg, wu, epilogue="(acc0 * acc1)", dtype=dtype),
+            matmul(
+                f"down{n}",
+                (batch, ffn, hidden),
+                f"gate_up{n}[i0, k0]",
+                wd,
+                epilogue=f"(acc0 + o{n}[i0, i1])",
+                dtype=dtype,
+            ),
+        ]
+        x = f"down{n}"
+        results += [f"new_{keys_}", f"new_{values}"]
+    ops.append(matmul("logits", (batch, hidden, vocab), f"{x}[i0, k0]", "table", transposed=True, dtype=dtype))
+    return parse(f"graph decoder({', '.join(args)})\n{''.join(ops)}  return {', '.join(results)}")
 
 
 def random_program(seed: int, ops: int = 16) -> Graph:
     """Maps, row reductions, contractions and in-place updates over recent values of shape [4, 8]."""
     rng = np.random.default_rng(seed)
-    b = Builder()
-    recent, state = [b.arg(4, 8) for _ in range(2)], b.arg(4, 8)
-    i, j = coord_axis(0, 4), coord_axis(1, 8)
-    for _ in range(ops):
-        x, y = (int(v) for v in rng.choice(recent[-3:], 2))
-        kind = rng.integers(5)
+    args, text, recent, state = ["x", "y", "state"], [], ["x", "y"], "state"
+    for n in range(ops):
+        x, y = (str(v) for v in rng.choice(recent[-3:], 2))
+        kind, expr = rng.integers(5), ""
         if kind == 0:
-            x = b.map(
-                (4, 8),
-                E.binary("add", b.load(x, i, j), b.load(y, i, E.coord_add(coord_const(7), E.coord_scale(j, -1)))),
-            )
+            expr = f"({x}[i0, i1] + {y}[i0, -i1+7])"
         elif kind == 1:
-            row = E.reduce("sum", b.load(x, i, coord_axis(E.REDUCE_AXIS, 8)), (E.REDUCE_AXIS,), (8,))
-            x = b.map((4, 8), E.binary("mul", row, b.load(y, i, j)))
+            expr = f"(sum[r0<8]({x}[i0, r0]) * {y}[i0, i1])"
         elif kind == 4:
-            state = b.update(state, (2, 8), (E.coord_add(coord_axis(0, 2), coord_const(int(rng.integers(3)))), j),
-                             b.load(x, coord_axis(0, 2), j))  # fmt: skip
-            x = b.map((4, 8), b.load(state, i, j))
+            text.append(f"""
+  state{n}:f32[4,8] = update[i0<2, i1<8]
+      to {state} at [i0+{rng.integers(3)}, i1], set (out of bounds: clamp)
+      expr: {x}[i0, i1]
+""")
+            state = f"state{n}"
+            expr = f"{state}[i0, i1]"
         else:
-            x = b.matmul(x, b.arg(8, 8), bool(rng.integers(2)))
-        recent.append(x)
-    return b.graph(recent[-1], state)
+            args.append(f"w{n}")
+            text.append(matmul(f"v{n}", (4, 8, 8), f"{x}[i0, k0]", f"w{n}", transposed=bool(rng.integers(2))))
+        if expr:
+            text.append(f"  v{n}:f32[4,8] = map[i0<4, i1<8]\n      expr: {expr}\n")
+        recent.append(f"v{n}")
+    shapes = (f"{a}:f32[{'8' if a.startswith('w') else '4'},8]" for a in args)
+    return parse(f"graph random({', '.join(shapes)})\n{''.join(text)}  return {recent[-1]}, {state}")
 
 
 # -------------------------------------------------------------------------------------------------------------- oracles

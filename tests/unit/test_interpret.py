@@ -8,41 +8,12 @@ import pytest
 
 from jax_mpk.ir import expr as E
 from jax_mpk.ir import interpret, scalar
-from jax_mpk.ir.expr import Coord
-from jax_mpk.ir.graph import (
-    APPEND_AXIS,
-    HEAD_AXIS,
-    KEY_AXIS,
-    Append,
-    Attention,
-    Contract,
-    Graph,
-    GraphError,
-    Map,
-    Sort,
-    Update,
-    Value,
-    check,
-)
+from jax_mpk.ir.graph import Graph, GraphError, Map, Value, check
+from jax_mpk.ir.parse import parse
+from tests.unit.graphs_by_hand import matmul
 from tests.unit.lowering import graph_of, normal
 
 RNG = np.random.default_rng(0)
-
-
-def axis(a, n):
-    return E.coord_axis(a, n)
-
-
-def graph(shapes, ops, results, dtypes=None):
-    """A graph whose values 0, 1, ... have these shapes; those that no operator writes are arguments."""
-    written = {v for op in ops for v in op.writes()}
-    values = {}
-    for i, shape in enumerate(shapes):
-        dtype = (dtypes or {}).get(i, "f32")
-        index = sum(j not in written for j in range(i))
-        values[i] = Value(i, shape, dtype) if i in written else Value(i, shape, dtype, "arg", index)
-    args = tuple(i for i in values if i not in written)
-    return check(Graph(values, tuple(ops), args, tuple(results)))
 
 
 def f32(*shape):
@@ -52,12 +23,17 @@ def f32(*shape):
 def test_contract_with_two_right_hand_sides():
     """out = silu(acc1) * acc0, the rows normalised in the prologue."""
     x, w0, w1 = f32(3, 8), f32(8, 5), f32(8, 5)
-    k, i, j = axis(E.CORE_AXIS, 8), axis(0, 3), axis(1, 5)
-    row = E.reduce("max", E.load(0, (i, axis(90, 8)), "f32"), (90,), (8,))
-    op = Contract(3, (3, 5), lhs=E.binary("sub", E.load(0, (i, k), "f32"), row),
-                  rhs=(E.load(1, (k, j), "f32"), E.load(2, (k, j), "f32")), k=((E.CORE_AXIS, 8),),
-                  epilogue=E.binary("mul", E.unary("logistic", E.acc(1, (0, 1))), E.acc(0, (0, 1))))  # fmt: skip
-    (out,) = interpret.run(graph([(3, 8), (8, 5), (8, 5), (3, 5)], [op], [3]), [x, w0, w1])
+    g = parse("""
+graph f(x:f32[3,8], w0:f32[8,5], w1:f32[8,5])
+  y:f32[3,5] = contract[i0<3, i1<5]
+      k: k0<8
+      lhs: (x[i0, k0] - max[r0<8](x[i0, r0]))
+      rhs0: w0[k0, i1]
+      rhs1: w1[k0, i1]
+      epilogue: (logistic(acc1) * acc0)
+  return y
+""")
+    (out,) = interpret.run(g, [x, w0, w1])
     n = x - x.max(1, keepdims=True)
     np.testing.assert_allclose(out, 1 / (1 + np.exp(-(n @ w1))) * (n @ w0), rtol=2e-5)
 
@@ -65,33 +41,37 @@ def test_contract_with_two_right_hand_sides():
 def test_contract_with_broadcast_axes():
     """A contracted axis that one side does not use, a domain axis that neither uses, and integers."""
     x, w = f32(3), f32(4, 5)
-    k = ((E.CORE_AXIS, 4),)
-    op = Contract(2, (2, 3, 5), lhs=E.load(0, (axis(1, 3),), "f32"), rhs=(E.load(1, (axis(32, 4), axis(2, 5)), "f32"),),
-                  k=k, epilogue=E.acc(0, (1, 2)))  # fmt: skip
-    (out,) = interpret.run(graph([(3,), (4, 5), (2, 3, 5)], [op], [2]), [x, w])
+    g = parse("""
+graph f(x:f32[3], w:f32[4,5])
+  y:f32[2,3,5] = contract[i0<2, i1<3, i2<5]
+      k: k0<4
+      lhs: x[i1]
+      rhs0: w[k0, i2]
+      epilogue: acc0
+  return y
+""")
+    (out,) = interpret.run(g, [x, w])
     np.testing.assert_allclose(out, np.broadcast_to(x[:, None] * w.sum(0), (2, 3, 5)), rtol=1e-5)
 
 
 def attention(limit, appends):
-    b, g, r, s, d, dv = 2, 2, 3, 7, 4, 5
-    shapes = [(b, g, r, d), (b, s, g, d), (b, s, g, dv), (b, g, dv), (b,), (b, g, r, dv), (b, s, g, dv)]
-    B, G, R, C = axis(0, b), axis(1, g), axis(2, r), axis(3, dv)
-    H, K = axis(HEAD_AXIS, d), axis(KEY_AXIS, s)
-    pos = E.load(4, (B,), "i32")
-    append = Append(2, 6, (1, b, g, dv), (APPEND_AXIS, 0, 1, APPEND_AXIS + 1),
-                    E.load(3, (B, G, axis(APPEND_AXIS + 1, dv)), "f32"),
-                    (B, Coord(0, (), pos, s - 1), G, axis(APPEND_AXIS + 1, dv)))  # fmt: skip
-    op = Attention(
-        5, (b, g, r, dv), batch=(0, 1), rows=(2,), column=3, keys=s, head=d,
-        q=E.load(0, (B, G, R, H), "f32"), k=E.load(1, (B, K, G, H), "f32"),
-        v=E.load(6 if appends else 2, (B, K, G, C), "f32"),
-        score=E.binary("mul", E.acc(0, (0, 1, 2, KEY_AXIS)), E.const(0.5, "f32")), prob=E.acc(0, (0, 1, 2, KEY_AXIS)),
-        epilogue=E.unary("neg", E.acc(0, (0, 1, 2, 3))),
-        limit=E.binary("add", pos, E.const(1, "i32")) if limit else None, appends=(append,) if appends else (),
-    )  # fmt: skip
-    if not appends:
-        shapes.pop()
-    return graph(shapes, [op], [5, 6] if appends else [5], {4: "i32"})
+    append = """
+      append cache:f32[2,7,2,5] over k8<1, i0<2, i1<2, k9<5 to v at [i0, clamp<6>(pos[i0]), i1, k9], set (out of bounds: clamp)
+      append0.expr: new[i0, i1, k9]"""
+    return parse(f"""
+graph f(q:f32[2,2,3,4], k:f32[2,7,2,4], v:f32[2,7,2,5], new:f32[2,2,5], pos:i32[2])
+  y:f32[2,2,3,5] = attention[i0<2, i1<2, i2<3, i3<5]
+      batch [i0, i1] rows [i2] column i3 keys k1<7 head k0<4
+      {append if appends else ""}
+      q: q[i0, i1, i2, k0]
+      k: k[i0, k1, i1, k0]
+      v: {"cache" if appends else "v"}[i0, k1, i1, i3]
+      score: (acc0 * 0.5)
+      prob: acc0
+      epilogue: neg(acc0)
+      {"limit: (pos[i0] + 1)" if limit else ""}
+  return y{", cache" if appends else ""}
+""")
 
 
 @pytest.mark.parametrize("limit", [False, True])
@@ -113,28 +93,35 @@ def test_attention(limit, appends):
 
 def test_store_maps_and_poison():
     """A transposed store; elements that nobody writes are NaN."""
-    e = E.load(0, (axis(0, 3), axis(1, 2)), "f32")
     x = f32(3, 2)
-    g = graph([(3, 2), (2, 3)], [Map(1, (3, 2), store=(axis(1, 2), axis(0, 3)), expr=e)], [1])
-    np.testing.assert_array_equal(interpret.run(g, [x])[0], x.T)
-    g = graph([(3, 2), (4, 3)], [Map(1, (3, 2), store=(axis(1, 2), axis(0, 3)), expr=e)], [1])
-    assert np.isnan(interpret.run(g, [x])[0][2:]).all()
+    for rows in (2, 4):
+        g = parse(f"graph f(x:f32[3,2]) y:f32[{rows},3] = map[i0<3, i1<2] at [i1, i0] expr: x[i0, i1] return y")
+        (y,) = interpret.run(g, [x])
+        np.testing.assert_array_equal(y[:2], x.T)
+        assert np.isnan(y[2:]).all()
 
 
 def test_sort_keeps_ties_in_order():
     key = np.int32([[3, 1, 3, 1, 2]])
-    for descending, want in ((False, [1, 3, 4, 0, 2]), (True, [0, 2, 4, 1, 3])):
-        op = Sort(1, (1, 5), key=E.load(0, (axis(0, 1), axis(1, 5)), "i32"), payload="indices", descending=descending,
-                  count=5)  # fmt: skip
-        g = graph([(1, 5), (1, 5)], [op], [1], {0: "i32", 1: "i32"})
+    for order, want in (("ascending", [1, 3, 4, 0, 2]), ("descending", [0, 2, 4, 1, 3])):
+        g = parse(f"""
+graph f(x:i32[1,5])
+  y:i32[1,5] = sort[i0<1, i1<5]
+      {order} indices count 5
+      key: x[i0, i1]
+  return y
+""")
         np.testing.assert_array_equal(interpret.run(g, [key])[0][0], want)
 
 
-def update(mode, oob, limit=4, dtype="f32"):
-    at = Coord(0, (), E.load(1, (axis(0, 3),), "i32"), limit)
-    e = E.load(2, (axis(0, 3),), "f32")
-    op = Update(3, (3,), append=Append(0, 3, (3,), (0,), e, (at,), mode, oob))
-    return graph([(5,), (3,), (3,), (5,)], [op], [3], {1: "i32", 0: dtype, 3: dtype})
+def update(mode, oob, dtype="f32"):
+    return parse(f"""
+graph f(x:{dtype}[5], at:i32[3], new:f32[3])
+  y:{dtype}[5] = update[i0<3]
+      to x at [clamp<4>(at[i0])], {mode} (out of bounds: {oob})
+      expr: new[i0]
+  return y
+""")
 
 
 def test_updates():
@@ -157,29 +144,38 @@ def test_it_notices_mistakes():
         interpret.run(g, [])
     with pytest.raises(GraphError, match="does not fit"):
         interpret.run(g, [np.zeros(5), np.zeros(3, np.int32), np.zeros(3, np.float32)])
-    late = Map(4, (5,), expr=E.load(0, (axis(0, 5),), "f32"))
+    late = Map(4, (5,), expr=E.load(0, (E.coord_axis(0, 5),), "f32"))
     values = {**g.values, 4: Value(4, (5,), "f32")}
     broken = Graph(values, (*g.ops, late), g.args, (4,))
     with pytest.raises(GraphError, match="overwritten"):
         check(broken)
     with pytest.raises(GraphError, match="overwritten"):
         interpret.run(broken, [np.zeros(5, np.float32), np.zeros(3, np.int32), np.zeros(3, np.float32)])
-    for c in (axis(0, 6), E.coord_add(axis(0, 5), E.coord_const(-1)), E.coord_scale(axis(0, 5), 2)):
-        wild = Graph({0: Value(0, (5,), "f32", "arg", 0), 1: Value(1, (len(range(5)),), "f32")},
-                     (Map(1, (5,), expr=E.load(0, (c,), "f32")),), (0,), (1,))  # fmt: skip
+    g = parse("graph f(x:f32[5]) y:f32[5] = map[i0<5] expr: x[i0] return y")
+    i = E.coord_axis(0, 5)
+    for c in (E.coord_axis(0, 6), E.coord_add(i, E.coord_const(-1)), E.coord_scale(i, 2)):
+        wild = g.with_ops([g.ops[0].with_exprs({"expr": E.load(0, (c,), "f32")})])
         with pytest.raises(GraphError, match="outside"):
             check(wild)
-        if c != axis(0, 6):
+        if c != E.coord_axis(0, 6):
             with pytest.raises(GraphError, match="outside"):
                 interpret.run(wild, [np.zeros(5, np.float32)])
 
 
+def test_accumulators_are_those_of_the_core():
+    g = parse("graph f(x:i32[3,4], w:i32[4,5])" + matmul("y", (3, 4, 5), "x[i0, k0]", "w", dtype="i32") + "return y")
+    (op,) = g.ops
+    for role, acc in (("epilogue", E.acc(1, (0, 1), "i32")), ("epilogue", E.acc(0, (0, 1))), ("epilogue", E.acc(0, (0,), "i32")),
+                      ("lhs", E.acc(0, (0, 1), "i32"))):  # fmt: skip
+        with pytest.raises(GraphError, match=f"{role} has an accumulator that the core does not have"):
+            check(g.with_ops([op.with_exprs({role: acc})]))
+
+
 def test_shared_reductions_of_different_extents():
     """Two reductions bind the same id with different extents over equal sub-expressions."""
-    body = E.load(0, (Coord(0, (E.Term(1, E.REDUCE_AXIS, 1, 4, 4),)),), "f32")
-    twice, thrice = (E.reduce("sum", body, (E.REDUCE_AXIS,), (n,)) for n in (8, 12))
+    g = parse("graph f(x:f32[4]) y:f32[] = map[] expr: (sum[r0<8](x[r0%4]) + sum[r0<12](x[r0%4])) return y")
+    twice, thrice = g.ops[0].expr.args()
     assert twice.body is thrice.body
-    g = graph([(4,), ()], [Map(1, (), expr=E.binary("add", twice, thrice))], [1])
     x = f32(4)
     np.testing.assert_allclose(interpret.run(g, [x])[0], 5 * x.sum(), rtol=1e-5)
 

@@ -21,20 +21,9 @@ from jax_mpk.errors import UnsupportedError
 from jax_mpk.frontend import lower
 from jax_mpk.ir import expr as E
 from jax_mpk.ir import interpret, loops
-from jax_mpk.ir.expr import Coord, Piece, Reduce, Term
-from jax_mpk.ir.graph import (
-    APPEND_AXIS,
-    HEAD_AXIS,
-    KEY_AXIS,
-    Append,
-    Attention,
-    Contract,
-    Graph,
-    Map,
-    Sort,
-    Update,
-    Value,
-)  # fmt: skip
+from jax_mpk.ir.expr import Piece, Reduce
+from jax_mpk.ir.graph import Attention, Contract, Graph, Map, Sort, Update, Value
+from jax_mpk.ir.parse import parse
 from jax_mpk.passes import (
     bodies,
     decompose,
@@ -254,44 +243,46 @@ def test_reductions_over_many_axes() -> None:
 
 
 def test_nested_reductions_become_maps() -> None:
-    i, r0 = E.coord_axis(0, 3), E.REDUCE_AXIS
-    x = E.load(0, (i, E.coord_axis(100, 4), E.coord_axis(101, 5)), "f32")
-    inner = E.reduce("max", x, (101,), (5,))
-    outer = E.reduce("sum", E.binary("mul", inner, inner), (100,), (4,))
-    assert inner.bound == (r0,)
-    values = {0: Value(0, (3, 4, 5), "f32", "arg", 0), 1: Value(1, (3,), "f32")}
-    g = Graph(values, (Map(1, (3,), expr=outer),), (0,), (1,))
+    g = parse("""
+graph f(x:f32[3,4,5])
+  y:f32[3] = map[i0<3]
+      expr: sum[r8<4]((max[r0<5](x[i0, r8, r0]) * max[r0<5](x[i0, r8, r0])))
+  return y
+""")
     r = refined(g, np.arange(60, dtype=np.float32).reshape(3, 4, 5))
     assert [len(op.domain) for op in r.ops] == [1, 1] and r.ops[0].domain == (12,)
 
 
 def test_a_nested_reduction_inside_a_piece_reads_in_bounds() -> None:
     """The inner map covers the whole axis, though only a part of it is used."""
-    a = E.coord_axis(100, 6)
-    row = E.load(0, (E.coord_add(a, E.coord_const(-2)), E.coord_axis(101, 5)), "f32")
-    inner = E.reduce("max", row, (101,), (5,))
-    body = E.piece(a, (0, 2, 6), (E.const(1.0, "f32"), inner))
-    values = {0: Value(0, (4, 5), "f32", "arg", 0), 1: Value(1, (), "f32")}
-    g = Graph(values, (Map(1, (), expr=E.reduce("sum", body, (100,), (6,))),), (0,), (1,))
+    g = parse("""
+graph f(x:f32[4,5])
+  y:f32[] = map[]
+      expr: sum[r8<6](piece(r8; <2: 1.0; <6: max[r0<5](x[r8-2, r0])))
+  return y
+""")
     assert len(refined(g, np.arange(20, dtype=np.float32).reshape(4, 5)).ops) == 2
 
 
-@pytest.mark.parametrize("coef, const", [(1, 0), (-1, 8), (2, 1), (-3, 8)])
-def test_pieces_of_a_scaled_axis(coef: int, const: int) -> None:
-    n = 3
-    at = Coord(const, (Term(coef, 0, 1, 0, n),))
-    parts = (E.load(0, (at,), "f32"), E.load(1, (E.coord_add(at, E.coord_const(-4)),), "f32"))
-    values = {0: Value(0, (4,), "f32", "arg", 0), 1: Value(1, (5,), "f32", "arg", 1), 2: Value(2, (n,), "f32")}
-    g = Graph(values, (Map(2, (n,), expr=E.piece(at, (0, 4, 9), parts)),), (0, 1), (2,))
+@pytest.mark.parametrize("at", ["i0", "-i0+8", "2*i0+1", "-3*i0+8"])
+def test_pieces_of_a_scaled_axis(at: str) -> None:
+    g = parse(f"""
+graph f(x:f32[4], y:f32[5])
+  z:f32[3] = map[i0<3]
+      expr: piece({at}; <4: x[{at}]; <9: y[{at}-4])
+  return z
+""")
     r = refined(g, data(4), data(5))
     assert not any(isinstance(x, E.Select) for x in E.walk(r.ops[0].expr))
 
 
 def test_a_piece_over_two_axes_that_cannot_be_boxes() -> None:
-    at = Coord(0, (Term(3, 0, 1, 0, 3), Term(1, 1, 1, 0, 3)))
-    parts = (E.load(0, (at,), "f32"), E.load(1, (E.coord_add(at, E.coord_const(-4)),), "f32"))
-    values = {0: Value(0, (4,), "f32", "arg", 0), 1: Value(1, (5,), "f32", "arg", 1), 2: Value(2, (3, 3), "f32")}
-    g = Graph(values, (Map(2, (3, 3), expr=E.piece(at, (0, 4, 9), parts)),), (0, 1), (2,))
+    g = parse("""
+graph f(x:f32[4], y:f32[5])
+  z:f32[3,3] = map[i0<3, i1<3]
+      expr: piece(3*i0+i1; <4: x[3*i0+i1]; <9: y[3*i0+i1-4])
+  return z
+""")
     r = refined(g, data(4), data(5))
     assert any(isinstance(x, E.Select) for op in r.ops for x in E.walk(op.expr))
 
@@ -330,41 +321,35 @@ def test_a_gathered_operand_is_copied() -> None:
     assert isinstance(r.ops[-1], Contract) and not only(r, Contract).rhs[0].args()
 
 
-def attention(k_coords: tuple[Coord, ...], k_shape: tuple[int, ...]) -> Graph:
+def attention(shape: str, at: str, new_at: str) -> Graph:
     """Two batch points, three rows, four keys; appends write position 1 of both caches."""
-    b, row, key, head, column = (E.coord_axis(a, n) for a, n in ((0, 2), (1, 3), (KEY_AXIS, 4), (HEAD_AXIS, 6), (2, 6)))
-    one, new = E.coord_const(1), E.coord_axis(APPEND_AXIS, 6)
-    values = {
-        0: Value(0, (2, 3, 6), "f32", "arg", 0), 1: Value(1, k_shape, "f32", "arg", 1),
-        2: Value(2, (2, 4, 6), "f32", "arg", 2), 3: Value(3, (2, 6), "f32", "arg", 3),
-        4: Value(4, k_shape, "f32"), 5: Value(5, (2, 4, 6), "f32"), 6: Value(6, (2, 3, 6), "f32"),
-    }  # fmt: skip
-    at = {KEY_AXIS: one, HEAD_AXIS: new}
-    where = tuple(E.coord_substitute(c, at, lambda e: e) for c in k_coords)
-    fresh = E.load(3, (b, new), "f32")
-    op = Attention(
-        6, (2, 3, 6), batch=(0,), rows=(1,), column=2, keys=4, head=6, q=E.load(0, (b, row, head), "f32"),
-        k=E.load(4, k_coords, "f32"), v=E.load(5, (b, key, column), "f32"),
-        score=E.binary("mul", E.acc(0, (0, 1, KEY_AXIS)), E.const(0.5, "f32")), prob=E.acc(0, (0, 1, KEY_AXIS)),
-        epilogue=E.acc(0, (0, 1, 2)),
-        appends=(Append(1, 4, (2, 6), (0, APPEND_AXIS), fresh, where),
-                 Append(2, 5, (2, 6), (0, APPEND_AXIS), E.unary("neg", fresh), (b, one, new))),
-    )  # fmt: skip
-    return Graph(values, (op,), (0, 1, 2, 3), (6, 4, 5))
+    return parse(f"""
+graph f(q:f32[2,3,6], keys:f32[{shape}], values:f32[2,4,6], new:f32[2,6])
+  y:f32[2,3,6] = attention[i0<2, i1<3, i2<6]
+      batch [i0] rows [i1] column i2 keys k1<4 head k0<6
+      append new_keys:f32[{shape}] over i0<2, k8<6 to keys at [{new_at}], set (out of bounds: clamp)
+      append0.expr: new[i0, k8]
+      append new_values:f32[2,4,6] over i0<2, k8<6 to values at [i0, 1, k8], set (out of bounds: clamp)
+      append1.expr: neg(new[i0, k8])
+      q: q[i0, i1, k0]
+      k: new_keys[{at}]
+      v: new_values[i0, k1, i2]
+      score: (acc0 * 0.5)
+      prob: acc0
+      epilogue: acc0
+  return y, new_keys, new_values
+""")
 
 
 def test_attention_on_plain_caches_stays_one_operator() -> None:
-    b, key, head = (E.coord_axis(a, n) for a, n in ((0, 2), (KEY_AXIS, 4), (HEAD_AXIS, 6)))
-    g = attention((b, key, head), (2, 4, 6))
+    g = attention("2,4,6", "i0, k1, k0", "i0, 1, k8")
     r = refined(g, data(2, 3, 6), data(2, 4, 6), data(2, 4, 6, seed=1), data(2, 6), exact=False)
     assert len(r.ops) == 1 and len(r.ops[0].appends) == 2
 
 
 def test_attention_on_a_cache_that_it_cannot_stream() -> None:
     """A head dimension split in two, interleaved with the keys: the cache is updated first, then copied."""
-    b, key = E.coord_axis(0, 2), E.coord_axis(KEY_AXIS, 4)
-    hi, lo = (Coord(0, (Term(1, HEAD_AXIS, div, mod, n),)) for div, mod, n in ((3, 0, 2), (1, 3, 3)))
-    g = attention((b, hi, key, lo), (2, 2, 4, 3))
+    g = attention("2,2,4,3", "i0, k0//3, k1, k0%3", "i0, k8//3, 1, k8%3")
     r = refined(g, data(2, 3, 6), data(2, 2, 4, 3), data(2, 4, 6), data(2, 6), exact=False)
     assert [type(op) for op in r.ops] == [Update, Update, Map, Attention] and not r.ops[-1].appends
 

@@ -13,13 +13,13 @@ from jax_mpk.device import CPU, H100, Device, cpu
 from jax_mpk.ir import expr as E
 from jax_mpk.ir import loops
 from jax_mpk.ir.boxes import take
-from jax_mpk.ir.expr import Coord, coord_add, coord_axis, coord_const, coord_scale
 from jax_mpk.ir.graph import Graph, GraphError, Sort, itemsize
+from jax_mpk.ir.parse import parse
 from jax_mpk.ir.tasks import READ, UPDATE, WRITE, TaskGraph
 from jax_mpk.kinds.contract import ACCUMULATORS, SHARED_ACCUMULATORS
 from jax_mpk.passes import decompose
 from jax_mpk.passes.decompose import buffer_of, tiles
-from tests.unit.graphs_by_hand import TINY, Builder, cut_small, decoder, dynamic, task_bytes
+from tests.unit.graphs_by_hand import TINY, cut_small, decoder, matmul, task_bytes
 
 
 def points(op, tg: TaskGraph, t: int, skip: frozenset = frozenset()):
@@ -84,28 +84,43 @@ def oracle(graph: Graph, tg: TaskGraph) -> None:
 
 
 def everything() -> Graph:
-    b = Builder()
-    x, y, w, i, big = b.arg(3, 10), b.arg(10, 7), b.arg(10, 7), b.arg(4, dtype="i32"), b.arg(6, 10, dtype="bf16")
-    r, c = coord_axis(0, 3), coord_axis(1, 10)
-    t = b.map((10, 3), b.load(x, coord_axis(1, 3), coord_axis(0, 10)))  # transposed
-    cat = b.map((3, 17), E.piece(coord_axis(1, 17), (0, 10, 17), (
-        b.load(x, r, Coord(0, (E.Term(1, 1, 1, 0, 17),))),
-        b.load(y, r, coord_add(coord_axis(1, 17), coord_const(-10))))))  # fmt: skip
-    rev = b.map((3, 10), b.load(x, r, coord_add(coord_const(9), coord_scale(c, -1))), "bf16")
-    row = b.map((3,), E.reduce("sum", b.load(x, r, coord_axis(E.REDUCE_AXIS, 10)), (E.REDUCE_AXIS,), (10,)))
-    mm = b.matmul(cat, b.arg(17, 9), name="mm")
-    mt = b.matmul(x, y, weights=2, name="mt", epilogue=E.binary("add", E.acc(1, (0, 1)), b.load(row, r)))
-    gather = b.map((4, 10), b.load(big, Coord(0, (), b.load(i, coord_axis(0, 4)), 5), c))
-    slot = b.update(big, (2, 10), (dynamic(b, i, 5, coord_axis(0, 2)), c), b.load(rev, coord_axis(0, 2), c))
-    slot = b.update(slot, (6, 3), (coord_axis(0, 6), coord_add(coord_scale(coord_axis(1, 3), 3), coord_const(1))),
-                    b.load(t, coord_axis(0, 6), coord_axis(1, 3)))  # fmt: skip
-    slot = b.update(
-        slot, (4, 10), (Coord(0, (), b.load(i, coord_axis(0, 4)), 5), c), b.load(gather, coord_axis(0, 4), c), "add"
-    )
-    top = b.value((3, 2), "f32")
-    b.ops.append(Sort(top, (3, 9), key=b.load(mm, r, coord_axis(1, 9)), count=2, descending=True))
-    assert w == y + 1
-    return b.graph(mt, slot, top)
+    return parse("""
+graph everything(x:f32[3,10], y:f32[10,7], w:f32[10,7], i:i32[4], big:bf16[6,10], v:f32[17,9])
+  transposed:f32[10,3] = map[i0<10, i1<3]
+      expr: x[i1, i0]
+  joined:f32[3,17] = map[i0<3, i1<17]
+      expr: piece(i1; <10: x[i0, i1]; <17: y[i0, i1-10])
+  reversed:bf16[3,10] = map[i0<3, i1<10]
+      expr: x[i0, -i1+9]
+  row:f32[3] = map[i0<3]
+      expr: sum[r0<10](x[i0, r0])
+  mm:f32[3,9] = contract[i0<3, i1<9]
+      k: k0<17
+      lhs: joined[i0, k0]
+      rhs0: v[k0, i1]
+      epilogue: acc0
+  mt:f32[3,7] = contract[i0<3, i1<7]
+      k: k0<10
+      lhs: x[i0, k0]
+      rhs0: y[k0, i1]
+      rhs1: w[k0, i1]
+      epilogue: (acc1 + row[i0])
+  gathered:f32[4,10] = map[i0<4, i1<10]
+      expr: big[clamp<5>(i[i0]), i1]
+  one:bf16[6,10] = update[i0<2, i1<10]
+      to big at [i0+clamp<5>(i[0]), i1], set (out of bounds: clamp)
+      expr: reversed[i0, i1]
+  two:bf16[6,10] = update[i0<6, i1<3]
+      to one at [i0, 3*i1+1], set (out of bounds: clamp)
+      expr: transposed[i0, i1]
+  three:bf16[6,10] = update[i0<4, i1<10]
+      to two at [clamp<5>(i[i0]), i1], add (out of bounds: clamp)
+      expr: gathered[i0, i1]
+  top:f32[3,2] = sort[i0<3, i1<9]
+      descending values count 2
+      key: mm[i0, i1]
+  return mt, three, top
+""")
 
 
 @pytest.mark.parametrize("tasks", [1, 3, 5, 64])
@@ -160,14 +175,21 @@ def test_buffers_share_in_place_versions():
 
 
 def test_what_has_no_buffer_is_refused():
-    b = Builder()
-    x = b.arg(4)
-    y = b.update(x, (4,), (coord_axis(0, 4),), E.const(1, "f32"))
-    z = b.map((4,), b.load(y, coord_axis(0, 4)))
+    def returning(results: str) -> Graph:
+        return parse(f"""
+graph f(x:f32[4])
+  y:f32[4] = update[i0<4]
+      to x at [i0], set (out of bounds: clamp)
+      expr: 1.0
+  z:f32[4] = map[i0<4]
+      expr: y[i0]
+  return {results}
+""")
+
     with pytest.raises(GraphError, match="overwritten in place"):
-        decompose.run(b.graph(z), CPU)
+        decompose.run(returning("z"), CPU)
     with pytest.raises(GraphError, match="one buffer"):
-        decompose.run(b.graph(y, y), CPU)
+        decompose.run(returning("y, y"), CPU)
 
 
 def sizes(graph: Graph, target: Device) -> list[int]:
@@ -185,9 +207,7 @@ def test_tiles_do_not_depend_on_the_workers():
 
 
 def contraction(m: int, k: int, n: int) -> Graph:
-    b = Builder()
-    x, w = b.arg(m, k), b.arg(k, n)
-    return b.graph(b.matmul(x, w))
+    return parse(f"graph f(x:f32[{m},{k}], w:f32[{k},{n}])\n{matmul('y', (m, k, n), 'x[i0, k0]', 'w')}  return y")
 
 
 def tile_of(graph: Graph, target: Device) -> tuple[int, ...]:
@@ -206,32 +226,24 @@ def test_contraction_tiles():
 
 
 def test_map_tiles():
-    def one(shape, expr):
-        b = Builder()
-        x = b.arg(*shape)
-        return b.graph(b.map(shape, expr(b, x)))
+    def one(shape: str, domain: str, expr: str) -> Graph:
+        return parse(f"graph f(x:f32[{shape}])\n  y:f32[{shape}] = map[{domain}]\n      expr: {expr}\n  return y")
 
-    assert tile_of(one((4,), lambda b, x: b.load(x, coord_axis(0, 4))), CPU) == (4,), "tiny: one task"
-    wide = one((1 << 20,), lambda b, x: b.load(x, coord_axis(0, 1 << 20)))
-    assert tile_of(wide, SIXTEEN) == (1 << 16,)
-
-    def norm(b, x):
-        row = b.load(x, coord_axis(0, 64), coord_axis(E.REDUCE_AXIS, 4096))
-        return E.binary(
-            "mul", b.load(x, coord_axis(0, 64), coord_axis(1, 4096)), E.reduce("max", row, (E.REDUCE_AXIS,), (4096,))
-        )
-
-    assert tile_of(one((64, 4096), norm), SIXTEEN) == (4, 4096), "a row reduction keeps rows whole"
+    assert tile_of(one("4", "i0<4", "x[i0]"), CPU) == (4,), "tiny: one task"
+    assert tile_of(one(f"{1 << 20}", f"i0<{1 << 20}", "x[i0]"), SIXTEEN) == (1 << 16,)
+    norm = one("64,4096", "i0<64, i1<4096", "(x[i0, i1] * max[r0<4096](x[i0, r0]))")
+    assert tile_of(norm, SIXTEEN) == (4, 4096), "a row reduction keeps rows whole"
 
 
 def test_update_tiles(monkeypatch):
     cut_small(monkeypatch)
-    b = Builder()
-    x, i, y = b.arg(64, 2048), b.arg(32, dtype="i32"), b.arg(32, 2048)
-    where = Coord(0, (), b.load(i, coord_axis(0, 32)), 63)
-    at = coord_axis(1, 2048)
-    z = b.update(x, (32, 2048), (where, at), b.load(y, coord_axis(0, 32), at), "add")
-    graph = b.graph(z)
+    graph = parse("""
+graph f(x:f32[64,2048], i:i32[32], y:f32[32,2048])
+  z:f32[64,2048] = update[i0<32, i1<2048]
+      to x at [clamp<63>(i[i0]), i1], add (out of bounds: clamp)
+      expr: y[i0, i1]
+  return z
+""")
     assert tile_of(graph, SIXTEEN) == (32, 128), "rows may collide: only the columns are cut"
     tg = decompose.run(graph, SIXTEEN)
     assert not (tg.boxes.mode == WRITE).any() and ((tg.boxes.mode == UPDATE).sum(), tg.tasks) == (16, 16)
@@ -239,8 +251,7 @@ def test_update_tiles(monkeypatch):
 
 
 def test_the_empty_graph():
-    b = Builder()
-    tg = decompose.run(b.graph(b.arg(3)), CPU)
+    tg = decompose.run(parse("graph f(x:f32[3])\n  return x"), CPU)
     assert tg.tasks == 0 and tg.buffers[0].alias == 0
 
 

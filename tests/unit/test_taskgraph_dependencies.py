@@ -5,20 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jax_mpk.ir import expr as E
 from jax_mpk.ir.boxes import from_rows, rows_of
-from jax_mpk.ir.expr import coord_axis, coord_const
+from jax_mpk.ir.parse import parse
 from jax_mpk.ir.tasks import READ, WRITE, Boxes, Buffer, Grid, TaskGraph
 from jax_mpk.passes import decompose, dependencies
 from tests.unit.graphs_by_hand import (
     TINY,
-    Builder,
     brute_conflicts,
     closure,
     cut_small,
     decoder,
     dense,
-    dynamic,
     random_program,
 )
 from tests.unit.test_taskgraph_boxes import random_boxes
@@ -160,19 +157,25 @@ def test_random_programs(seed, monkeypatch):
 
 def test_in_place_chain():
     """Readers of every version, and the write that must wait for them."""
-    b = Builder()
-    x, i = b.arg(8), b.arg(1, dtype="i32")
-    old = b.map((8,), b.load(x, coord_axis(0, 8)))
-    y = b.update(x, (4,), (coord_axis(0, 4),), E.const(1, "f32"))
-    mid = b.map((8,), b.load(y, coord_axis(0, 8)))
-    z = b.update(y, (1,), (dynamic(b, i, 7),), b.load(old, coord_const(3)))
-    tg = dependencies.run(decompose.run(b.graph(z, mid), TINY))
+    graph = parse("""
+graph f(x:f32[8], i:i32[1])
+  old:f32[8] = map[i0<8]
+      expr: x[i0]
+  y:f32[8] = update[i0<4]
+      to x at [i0], set (out of bounds: clamp)
+      expr: 1.0
+  mid:f32[8] = map[i0<8]
+      expr: y[i0]
+  z:f32[8] = update[i0<1]
+      to y at [clamp<7>(i[0])], set (out of bounds: clamp)
+      expr: old[3]
+  return z, mid
+""")
+    tg = dependencies.run(decompose.run(graph, TINY))
     exact(tg)
     assert edges(tg) == [[], [0], [1], [2]]
 
 
 def test_nothing_to_order():
-    b = Builder()
-    x = b.arg(8)
-    tg = dependencies.run(decompose.run(b.graph(b.map((8,), b.load(x, coord_axis(0, 8)))), TINY))
-    assert edges(tg) == [[]]
+    graph = parse("graph f(x:f32[8])\n  y:f32[8] = map[i0<8]\n      expr: x[i0]\n  return y")
+    assert edges(dependencies.run(decompose.run(graph, TINY))) == [[]]

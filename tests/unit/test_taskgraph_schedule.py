@@ -9,16 +9,14 @@ import pytest
 
 from jax_mpk.abi import MAX_TRIGGERS, MAX_WAITS
 from jax_mpk.device import CPU, H100, Device
-from jax_mpk.ir import expr as E
 from jax_mpk.ir.boxes import bytes_of, from_rows
-from jax_mpk.ir.expr import coord_axis
 from jax_mpk.ir.graph import Graph, itemsize
+from jax_mpk.ir.parse import parse
 from jax_mpk.ir.tasks import READ, WRITE, Buffer, Csr, Grid, TaskGraph
 from jax_mpk.passes import decompose, dependencies, events, hops, linearise, memory, normalise
 from jax_mpk.verify import verify
 from tests.unit.graphs_by_hand import (
     TINY,
-    Builder,
     brute_conflicts,
     closure,
     compile_,
@@ -26,6 +24,7 @@ from tests.unit.graphs_by_hand import (
     decoder,
     dense,
     event_order,
+    matmul,
     random_program,
     task_bytes,
 )
@@ -219,23 +218,24 @@ def test_workers_get_equal_bytes(workers):
 
 def test_remainders_rotate():
     """Five tasks an operator on two workers: who got three gets two next time."""
-    b = Builder()
-    x = b.arg(1, 320)
-    for _ in range(4):
-        x = b.matmul(x, b.arg(320, 320))
-    tg = compile_(b.graph(x), Device("cpu", 2, 64, 5))
+    ops = [matmul(f"x{n + 1}", (1, 320, 320), f"x{n}[i0, k0]", f"w{n}") for n in range(4)]
+    weights = ", ".join(f"w{n}:f32[320,320]" for n in range(4))
+    graph = parse(f"graph f(x0:f32[1,320], {weights})\n{''.join(ops)}  return x4")
+    tg = compile_(graph, Device("cpu", 2, 64, 5))
     first = [int((tg.worker[tg.grid_of == n] == 0).sum()) for n in range(4)]
     assert sorted(first[:2]) == [2, 3] and first[:2] == first[2:]
 
 
+def copies(name: str, steps: int, n: int) -> str:
+    """Maps from `name`0[n] to `name`1 and so on."""
+    return "".join(f"  {name}{j + 1}:f32[{n}] = map[i0<{n}]\n      expr: {name}{j}[i0]\n" for j in range(steps))
+
+
 def test_a_lone_task_follows_its_producer():
-    b = Builder()
-    x = b.arg(8)
-    for _ in range(3):
-        x = b.map((8,), b.load(x, coord_axis(0, 8)))
-    tg = compile_(b.graph(x), CPU, 2)
+    graph = parse(f"graph f(x0:f32[8])\n{copies('x', 3, 8)}  return x3")
+    tg = compile_(graph, CPU, 2)
     assert len(set(tg.worker.tolist())) == 2, "work is shared"
-    assert compile_(b.graph(x), CPU, 1).worker.tolist() == [0, 0, 0]
+    assert compile_(graph, CPU, 1).worker.tolist() == [0, 0, 0]
 
 
 STREAMING = Device("cuda", workers=4, columns=8, tasks=8, frame=512, inner=32, ring=4)
@@ -259,16 +259,17 @@ def frame_bytes(tg: TaskGraph, e: int) -> set[int]:
 @pytest.mark.parametrize("k,n", [(256, 192), (384, 128), (128, 320)])
 @pytest.mark.parametrize("weights", [1, 2])
 def test_streams_bring_what_a_task_reads(transposed, k, n, weights):
-    b = Builder()
-    x = b.arg(3, k, dtype="bf16")
-    w = [b.arg(*((n, k) if transposed else (k, n)), dtype="bf16") for _ in range(weights)]
-    graph = b.graph(b.matmul(x, w[0], transposed, weights, epilogue=E.acc(weights - 1, (0, 1))))
+    w = ["w0", "w1"][:weights]
+    shape = f"bf16[{n},{k}]" if transposed else f"bf16[{k},{n}]"
+    last = f"acc{weights - 1}"
+    mm = matmul("y", (3, k, n), "x[i0, k0]", *w, transposed=transposed, epilogue=last, dtype="bf16")
+    graph = parse(f"graph f(x:bf16[3,{k}], {', '.join(f'{i}:{shape}' for i in w)})\n{mm}  return y")
     tg = compile_(graph, H100)
     assert len(tg.maps) == weights
     for m in tg.maps:
         assert m.strides[0] == itemsize(m.dtype) and np.prod(m.box) * m.strides[0] == H100.frame
         assert m.box[0] * m.strides[0] == H100.inner
-    buffers = [decompose.buffer_of(graph)[i] for i in w]
+    buffers = [decompose.buffer_of(graph)[i] for i in graph.args[1:]]
     touched, _ = task_bytes(tg)
     for t in range(tg.tasks):
         for buffer in buffers:
@@ -280,11 +281,15 @@ def test_streams_bring_what_a_task_reads(transposed, k, n, weights):
 
 
 def test_only_read_only_weights_stream():
-    b = Builder()
-    x, w = b.arg(2, 32), b.arg(32, 32)
-    w2 = b.update(w, (32, 32), (coord_axis(0, 32), coord_axis(1, 32)), E.const(1, "f32"))
-    y = b.matmul(x, w2)
-    tg = compile_(b.graph(y, w2), STREAMING)
+    graph = parse(f"""
+graph f(x:f32[2,32], w:f32[32,32])
+  ones:f32[32,32] = update[i0<32, i1<32]
+      to w at [i0, i1], set (out of bounds: clamp)
+      expr: 1.0
+{matmul("y", (2, 32, 32), "x[i0, k0]", "ones")}
+  return y, ones
+""")
+    tg = compile_(graph, STREAMING)
     assert tg.maps == () and len(tg.streams.task) == 0
     assert compile_(decoder(), CPU).streams is None, "a target without a ring does not stream"
 
@@ -340,27 +345,17 @@ def test_layers_reuse_the_workspace(batch):
 
 def test_no_reuse_without_an_order():
     """Two chains that may run side by side cannot share, though they never overlap in program order."""
-    b = Builder()
-    x, y = b.arg(64), b.arg(64)
-
-    def step(v):
-        return b.map((64,), b.load(v, coord_axis(0, 64)))
-
-    first = step(step(step(x)))
-    second = step(step(step(y)))
-    tg = compile_(b.graph(first, second), CPU)
+    tg = compile_(
+        parse(f"graph f(x0:f32[64], y0:f32[64])\n{copies('x', 3, 64)}{copies('y', 3, 64)}  return x3, y3"), CPU
+    )
     assert plan_is_sound(tg) == 0 and tg.workspace == 4 * 256
 
 
 def test_rows_that_never_meet_share_row_by_row(monkeypatch):
     """Four independent rows: no operator is ordered as a whole after another, yet the workspace stays small."""
     cut_small(monkeypatch)
-    b = Builder()
-    x = [b.arg(4, 64), b.arg(4, 64)]
-    for _ in range(12):
-        p, q = (b.load(v, coord_axis(0, 4), coord_axis(1, 64)) for v in x[-2:])
-        x.append(b.map((4, 64), E.binary("add", p, q)))
-    graph = b.graph(x[-1])
+    sums = (f"x{n}:f32[4,64] = map[i0<4, i1<64] expr: (x{n - 2}[i0, i1] + x{n - 1}[i0, i1])\n" for n in range(2, 14))
+    graph = parse(f"graph f(x0:f32[4,64], x1:f32[4,64])\n{''.join(sums)} return x13")
     tg = compile_(graph, TINY, 3)
     assert tg.grids[0].count == 4 and len(tg.deps.data) < 12 * 4 * 3
     assert plan_is_sound(tg) > 0
@@ -389,10 +384,15 @@ def test_a_buffer_written_in_part_hides_nothing(monkeypatch):
 
 
 def test_constants_have_offsets():
-    b = Builder()
-    c = [b.value((5,), "f32", "const"), b.value((40,), "f32", "const")]
-    x = b.map((5,), E.binary("add", *(b.load(i, coord_axis(0, 5)) for i in c)))
-    tg = compile_(b.graph(x), CPU)
+    text = """
+graph f()
+  const a:f32[5]
+  const b:f32[40]
+  x:f32[5] = map[i0<5]
+      expr: (a[i0] + b[i0])
+  return x
+"""
+    tg = compile_(parse(text, {"a": np.ones(5, np.float32), "b": np.ones(40, np.float32)}), CPU)
     assert [b.offset for b in tg.buffers if b.space == "const"] == [0, 64]
 
 
@@ -425,11 +425,14 @@ def test_hops():
     assert hops.hops(decoder(layers=3)) == tuple(range(3 * 5 + 2))
     tg = compile_(decoder(layers=3), TINY)
     assert hops.critical_path(tg) == 3 * 5 + 2
-    b = Builder()
-    x = b.arg(4)
-    y, z = (b.map((4,), b.load(x, coord_axis(0, 4))) for _ in range(2))
-    w = b.map((4,), E.binary("add", b.load(y, coord_axis(0, 4)), b.load(z, coord_axis(0, 4))))
-    assert hops.hops(b.graph(w)) == (0, 0, 1)
+    fork = """
+graph f(x:f32[4])
+  y:f32[4] = map[i0<4] expr: x[i0]
+  z:f32[4] = map[i0<4] expr: x[i0]
+  w:f32[4] = map[i0<4] expr: (y[i0] + z[i0])
+  return w
+"""
+    assert hops.hops(parse(fork)) == (0, 0, 1)
 
 
 def test_equal_layers_cost_one_layer(monkeypatch):
