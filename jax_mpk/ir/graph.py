@@ -20,6 +20,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -92,6 +93,18 @@ class Op:
     store: tuple[Coord, ...] | None = None
 
     kind = "op"
+    details: ClassVar[tuple[str, ...]] = ()
+    """Further fields that say what it computes, besides domain, store and expressions."""
+
+    @property
+    def row(self) -> int | None:
+        """The domain axis of which its core takes one whole row at a time, if it does."""
+        return None
+
+    @property
+    def sums(self) -> tuple[str, ...]:
+        """The types of the accumulators that its core leaves to an epilogue, of the domain, that can be grown."""
+        return ()
 
     def exprs(self) -> dict[str, Expr]:
         """Every expression by role name; the generic passes work on this and on `with_exprs`."""
@@ -211,6 +224,10 @@ class Contract(Op):
         return replace(self, lhs=exprs.get("lhs", self.lhs), rhs=rhs, epilogue=exprs.get("epilogue", self.epilogue))
 
     @property
+    def sums(self) -> tuple[str, ...]:
+        return (self.lhs.dtype,) * len(self.rhs)
+
+    @property
     def k_axes(self) -> frozenset[int]:
         return frozenset(a for a, _ in self.k)
 
@@ -302,6 +319,11 @@ class Sort(Op):
     descending: bool = False
     count: int = 0
     kind = "sort"
+    details = ("payload", "descending", "count")
+
+    @property
+    def row(self) -> int:
+        return len(self.domain) - 1
 
     def exprs(self) -> dict[str, Expr]:
         return {"key": self.key}
@@ -416,7 +438,7 @@ def check(g: Graph) -> Graph:
                             fail(f"{name} loads {v} at {coord_text(c, g.value_name)}, outside 0..{extent - 1}")
                     if c.dyn is not None and c.limit >= extent:
                         fail(f"{name} loads {v} with a dynamic coordinate clamped to {c.limit}")
-            if not isinstance(op, Contract | Attention) and any(isinstance(x, E.Acc) for x in E.walk(e)):
+            if "epilogue" not in op.exprs() and any(isinstance(x, E.Acc) for x in E.walk(e)):
                 fail(f"{name} has an accumulator but the operator has no core")
         for old, _new in op.inplace():
             consumed.add(old)
@@ -449,8 +471,8 @@ def _lines(g: Graph) -> Iterator[str]:
             yield "      k: " + ", ".join(f"{axis_name(a)}<{n}" for a, n in op.k)
         if isinstance(op, Attention):
             yield f"      batch {op.batch} rows {op.rows} column {op.column} keys k1<{op.keys} head k0<{op.head}"
-        if isinstance(op, Sort):
-            yield f"      {'descending' if op.descending else 'ascending'} {op.payload} count {op.count}"
+        if op.details:
+            yield "      " + ", ".join(f"{f} {getattr(op, f)}" for f in op.details)
         for a in op.appends if isinstance(op, Attention) else (op.append,) if isinstance(op, Update) else ():
             at = ", ".join(coord_text(c, name) for c in a.coords)
             win = ", ".join(f"{axis_name(i)}<{n}" for i, n in zip(a.axes, a.window, strict=True))

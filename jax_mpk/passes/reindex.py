@@ -46,7 +46,7 @@ def fixed(op: Op) -> frozenset[int]:
     """Axes that a core has exactly one of."""
     if isinstance(op, Attention):
         return frozenset((op.column, E.CORE_AXIS, E.CORE_AXIS + 1))
-    return frozenset((len(op.domain) - 1,)) if isinstance(op, Sort) else frozenset()
+    return frozenset() if op.row is None else frozenset((op.row,))
 
 
 def reindex(g: Graph, op: Op, arrangement: Arrangement) -> Op:
@@ -122,14 +122,12 @@ def _mapping(op: Op, arrangement: Arrangement, new: dict[tuple[Digit, ...], tupl
 
 def with_accumulators(op: Op) -> Op:
     """`op` with the axes of its accumulators brought up to date."""
-    if isinstance(op, Contract):
-        axes = {"epilogue": range(len(op.domain))}
-    elif isinstance(op, Attention):
-        scores = (*op.batch, *op.rows, E.CORE_AXIS + 1)
-        axes = {"score": scores, "prob": scores, "epilogue": range(len(op.domain))}
-    else:
-        return op
     exprs = op.exprs()
+    if "epilogue" not in exprs:
+        return op
+    axes: dict[str, Iterable[int]] = {"epilogue": range(len(op.domain))}
+    if isinstance(op, Attention):
+        axes |= dict.fromkeys(("score", "prob"), (*op.batch, *op.rows, E.CORE_AXIS + 1))
     return op.with_exprs({r: _with_axes(exprs[r], frozenset(a)) for r, a in axes.items()})
 
 

@@ -10,14 +10,14 @@ from dataclasses import replace
 
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Coord, Load
-from jax_mpk.ir.graph import Attention, Contract, Graph, Map, Op, compute_dtype, itemsize
+from jax_mpk.ir.graph import Graph, Map, Op, compute_dtype, itemsize
 from jax_mpk.ir.loops import identity
 from jax_mpk.passes.axes import inverse
 
 
 def run(g: Graph) -> Graph:
     """The graph with such results renamed into their producers."""
-    cores = {op.out: op for op in g.ops if isinstance(op, Contract | Attention)}
+    cores = {op.out: op for op in g.ops if "epilogue" in op.exprs()}
     overwritten = {old for op in g.ops for old, _ in op.inplace()}  # what is updated in place keeps its own buffer
     moved: dict[int, tuple[int, tuple[Coord, ...]]] = {}  # value -> (result, its coordinates over the value's axes)
     for op in g.ops:
