@@ -8,6 +8,7 @@ Every operator writes one value. There are few kinds, and all of them say what t
     Contract   acc_j[i..] = sum_k lhs * rhs_j ;  out = epilogue(acc_0, acc_1, ...)
     Attention  out        = epilogue(sum_s prob(softmax_s(score(sum_d q*k))) * v), with cache appends in place
     Sort       out        = rows sorted (values or indices), stable
+    Scan       acc_i      = element_0 op ... op element_i along a row ;  out = epilogue(acc)
 
 A graph is in topological order, which is also the order whose sequential execution defines the result: passes may
 reorder, split and fuse, and the verifier proves that the parallel program is equivalent to this order.
@@ -327,6 +328,34 @@ class Sort(Op):
 
     def exprs(self) -> dict[str, Expr]:
         return {"key": self.key}
+
+
+@dataclass(frozen=True)
+class Scan(Op):
+    """`acc` = `element` combined with all elements before it (`reverse`: behind it) along domain axis `axis`; `out = epilogue`.
+
+    `how` is "sum", "prod", "max", "min" or (f32) "logsumexp". `element` and `acc` have one type, f32, i32 or u32; sums and
+    products of integers are exact modulo 2**32. Floats combine in a fixed order that depends on the row's length only.
+    """
+
+    element: Expr = None  # type: ignore[assignment]
+    how: str = "sum"
+    axis: int = 0
+    reverse: bool = False
+    epilogue: Expr = None  # type: ignore[assignment]
+    kind = "scan"
+    details = ("how", "axis", "reverse")
+
+    @property
+    def row(self) -> int:
+        return self.axis
+
+    @property
+    def sums(self) -> tuple[str, ...]:
+        return (self.element.dtype,)
+
+    def exprs(self) -> dict[str, Expr]:
+        return {"element": self.element, "epilogue": self.epilogue}
 
 
 @dataclass(frozen=True)
