@@ -195,6 +195,8 @@ def _fuse_epilogue(op: Map, ops: dict[int, Op], users: dict[int, set[int]], resu
         body = E.substitute_axes(op.expr, point)
     except E.NotAffine:
         return None
+    if first.row is not None and _repeats(body, first):
+        return None
     body = algebra.simplify(E.substitute_loads(body, aligned.get))
     for c, _ in group:
         for v in c.reads():

@@ -40,7 +40,7 @@ def test_a_weight_repeated_many_times():
 def test_long_cumulative_operations(n, reverse):
     x = data(n)
     run = same(lambda x: lax.cumsum(x, reverse=reverse), x, atol=2e-3)
-    assert len(run.compiled.stages["memory"].grids) <= 4
+    assert [g.kind for g in run.compiled.stages["memory"].grids] == ["scan"]
     same(lambda x: lax.cumprod(jnp.clip(x, -1, 1), reverse=reverse), x)
     same(lambda x: lax.cummax(x.astype(jnp.bfloat16), reverse=reverse).astype(jnp.float32), x)
 
