@@ -9,7 +9,7 @@ from jax_mpk.inspect.cost import plural
 from jax_mpk.ir.tasks import TaskGraph
 
 BOX, HEIGHT, GAP, ROW, MARGIN = 210, 52, 28, 118, 70
-FILL = {"contract": "#dbe9ff", "attention": "#ffe3c9", "map": "#e6f4e1", "update": "#f3e4f7", "sort": "#fff6c9", "scan": "#fde4ec"}
+FILL = {"contract": "#dbe9ff", "attention": "#ffe3c9", "map": "#e6f4e1", "update": "#f3e4f7", "sort": "#fff6c9"}
 
 
 def draw(tg: TaskGraph, name: str) -> str:

@@ -107,6 +107,10 @@ class Op:
         """The types of the accumulators that its core leaves to an epilogue, of the domain, that can be grown."""
         return ()
 
+    def renamed(self, new: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Op:
+        """With the domain axes that its own fields name (not its expressions) as `new` has them."""
+        return self
+
     def exprs(self) -> dict[str, Expr]:
         """Every expression by role name; the generic passes work on this and on `with_exprs`."""
         raise NotImplementedError
@@ -283,6 +287,9 @@ class Attention(Op):
 
     _ROLES = ("q", "k", "v", "score", "prob", "epilogue")
 
+    def renamed(self, new: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Attention:
+        return replace(self, batch=new(self.batch), rows=new(self.rows), column=new((self.column,))[0])
+
     def exprs(self) -> dict[str, Expr]:
         out = {r: getattr(self, r) for r in self._ROLES}
         if self.limit is not None:
@@ -349,6 +356,9 @@ class Scan(Op):
     @property
     def row(self) -> int:
         return self.axis
+
+    def renamed(self, new: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Scan:
+        return replace(self, axis=new((self.axis,))[0])
 
     @property
     def sums(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from jax_mpk.abi import MAX_EXTENT
 from jax_mpk.ir import expr as E
 from jax_mpk.ir import loops
 from jax_mpk.ir.expr import Coord, Expr, Term
-from jax_mpk.ir.graph import APPEND_AXIS, Append, Attention, Contract, Graph, Op, Scan, Sort, Update
+from jax_mpk.ir.graph import APPEND_AXIS, Append, Attention, Contract, Graph, Op, Sort, Update
 from jax_mpk.passes.axes import split
 
 Digit = tuple[int, int, int]
@@ -82,7 +82,7 @@ def reindex(g: Graph, op: Op, arrangement: Arrangement) -> Op:
         wanted = frozenset(old)
         return [new[d] for d in arrangement if any(x[0] in wanted for x in d)]
 
-    def ids(old: Iterable[int]) -> tuple[int, ...]:
+    def ids(old: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(a for a, _ in axes(old))
 
     def append(a: Append) -> Append:
@@ -99,13 +99,10 @@ def reindex(g: Graph, op: Op, arrangement: Arrangement) -> Op:
     out = out.with_exprs({r: expr(e) for r, e in op.exprs().items()})
     if isinstance(out, Contract):
         out = replace(out, k=tuple(axes(a for a, _ in out.k)))
-    if isinstance(out, Scan):
-        out = replace(out, axis=ids((out.axis,))[0])
     if isinstance(op, Attention):
         assert isinstance(out, Attention)
-        out = replace(out, batch=ids(op.batch), rows=ids(op.rows), column=ids((op.column,))[0],
-                      appends=tuple(append(a) for a in op.appends))  # fmt: skip
-    return with_accumulators(out)
+        out = replace(out, appends=tuple(append(a) for a in op.appends))
+    return with_accumulators(out.renamed(ids))
 
 
 def _mapping(op: Op, arrangement: Arrangement, new: dict[tuple[Digit, ...], tuple[int, int]]) -> dict[int, Coord]:
