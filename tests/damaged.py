@@ -10,7 +10,7 @@ import jax
 import pytest
 
 SOME = ("softmax", "integers", "gather of gather", "update", "scatter add, drop", "concatenate, argmax", "top k, bf16", "sort",
-        "norm, two matmuls", "matmul, bf16", "integer matmul", "batched, permuted", "cumulative", "products")  # fmt: skip
+        "norm, two matmuls", "matmul, bf16", "integer matmul", "batched, permuted", "cumulative", "cumulative, blocks", "products")  # fmt: skip
 
 
 def more_cores() -> dict[str, tuple]:

@@ -46,7 +46,7 @@ CPU = Constants(
         "strided": (R(0, 2e4, 7e2),),
         "update": (R(0, 2e4, 3e3),),
         "sort": (R(0, 2e4, 220),),
-        "scan": (R(0, 2e4, 4e3),),
+        "scan": (R(0, 2e4, 2.5e3),),
         "top_k": (R(0, 2e4, 7e3),),
         "attention": (R(0, 2.4e4, 3.5e3, 16), R(0, 2.4e4, 8e3)),
         "contract f32": (R(0, 2.9e4, math.inf, 1, near=4.5e4), R(0, 2.9e4, 2.2e4, 4), R(0, 2.9e4, 5e3, 8), R(0, 2.9e4, 1.8e4)),

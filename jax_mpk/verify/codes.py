@@ -55,7 +55,9 @@ class Operator:
     @property
     def repeated(self) -> range:
         """The axes of which a task runs its codes for one point after the other."""
-        return range({"CONTRACT": self.param("N_BATCH"), "SORT": self.axes - 1, "SCAN": self.axes - 1}.get(self.kind, 0))
+        return range(
+            {"CONTRACT": self.param("N_BATCH"), "SORT": self.axes - 1, "SCAN": self.axes - 1}.get(self.kind, 0)
+        )
 
     def fail(self, text: str) -> NoReturn:
         raise VerifyError(f"operator {self.name}: {text}")

@@ -135,7 +135,9 @@ def test_a_scan_takes_what_is_before_and_behind_it():
     x = jnp.ones((4, 300))
     g = stages(lambda x: (jnp.tanh(jnp.cumsum(jax.nn.softmax(x), -1)) * 2 + x).astype(jnp.bfloat16), x)["layout"]
     assert [type(op) for op in g.ops] == [Scan], str(g)
-    g = stages(lambda x: jnp.sin(lax.cummax(jnp.exp(x), 0, reverse=True)).reshape(200, 6), jnp.ones((100, 12)))["layout"]
+    g = stages(lambda x: jnp.sin(lax.cummax(jnp.exp(x), 0, reverse=True)).reshape(200, 6), jnp.ones((100, 12)))[
+        "layout"
+    ]
     assert [type(op) for op in g.ops] == [Scan], str(g)
 
 

@@ -22,7 +22,7 @@ from jax_mpk.kinds.scan import cuda
 if TYPE_CHECKING:
     from jax_mpk.kinds.bound import Bound
 
-COMBINE = {"logsumexp": 16}
+COMBINE = {"logsumexp": 100}
 """Scalar work of combining two elements, where it is more than 2."""
 
 
@@ -70,6 +70,7 @@ def _top_p(x: jax.Array) -> jax.Array:
 CASES = (
     Case("sums", lambda x: (jnp.cumsum(x, 1), lax.cumsum(x, 1, reverse=True)), lambda r: (normal(r, 3, 49),)),
     Case("a long row", lambda x: (jnp.cumsum(x), lax.cumsum(x, reverse=True)), lambda r: (normal(r, 5003),)),
+    Case("a row beyond shared memory", lambda x: (jnp.cumsum(x), lax.cummax(x, reverse=True)), lambda r: (normal(r, 20_011),)),
     Case("products", lambda x: (lax.cumprod(x, 1), lax.cumprod(x, 1, reverse=True)),
          lambda r: (r.uniform(0.9, 1.1, (2, 300)).astype("float32"),)),
     Case("extremes", lambda x: (lax.cummax(x, 1), lax.cummin(x, 1, reverse=True), lax.cummin(x, 1)),
