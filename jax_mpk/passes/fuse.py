@@ -171,7 +171,7 @@ def _fuse_epilogue(op: Map, ops: dict[int, Op], users: dict[int, set[int]], resu
             continue
         x = next(iter(found))
         back = inverse(x.coords, op.domain, c.domain) if op.store is None else None
-        if back is not None:
+        if back is not None and not _cuts(back, c.row):
             cores.append((c, x, back))
     if not cores:
         return None
@@ -205,6 +205,11 @@ def _fuse_epilogue(op: Map, ops: dict[int, Op], users: dict[int, set[int]], resu
     store = None if op.domain == first.domain and _is_identity(back) else back
     new = replace(first, out=op.out, store=store).with_exprs({"epilogue": body})
     return replace(new, rhs=tuple(r for c, _ in group for r in c.rhs)) if isinstance(new, Contract) else new
+
+
+def _cuts(store: tuple[Coord, ...], row: int | None) -> bool:
+    """Whether coordinates go by digits of the row of a core, which stays whole whatever order memory gets."""
+    return any(t.axis == row and (t.div != 1 or t.mod) for c in store for t in c.terms)
 
 
 def _together(x: Op, y: Op) -> bool:
