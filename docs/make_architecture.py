@@ -71,7 +71,7 @@ def drawing() -> Iterator[str]:
         BLUE,
         "op graph (ir/graph.py)",
         "tensors, operators with expressions on their edges",
-        "map, update, contract, attention, sort",
+        "map, update, contract, attention, sort, scan",
         " → ".join(graph),
     )
     yield from box(

@@ -17,6 +17,7 @@ constexpr uint32_t LANES = 0x10;
 constexpr uint32_t VECTOR_REG = 0x8000;
 constexpr uint32_t MAX_REGS = 0x40;
 constexpr uint32_t MAX_EXTENT = 0x40000000;
+constexpr uint32_t SCAN_RUN = 0x100;
 constexpr uint32_t SLOT_ACT = 0xff00;
 constexpr uint32_t SLOT_LIMIT = 0xff01;
 constexpr uint32_t SLOT_ACC = 0xff10;
@@ -52,6 +53,7 @@ enum class Kind : uint8_t {
   CONTRACT = 2,
   ATTENTION = 3,
   SORT = 4,
+  SCAN = 5,
 };
 
 enum class StageKind : uint8_t {
@@ -69,6 +71,14 @@ enum class ReduceOp : uint8_t {
   OR = 5,
   ARGMAX = 6,
   ARGMIN = 7,
+};
+
+enum class ScanOp : uint8_t {
+  SUM = 0,
+  PROD = 1,
+  MAX = 2,
+  MIN = 3,
+  LOGSUMEXP = 4,
 };
 
 enum class Role : uint8_t {
@@ -104,6 +114,8 @@ enum class Param : uint8_t {
   DESCENDING = 15,
   PAYLOAD = 16,
   REDUCE_DTYPE = 17,
+  SCAN_OP = 18,
+  REVERSE = 19,
 };
 
 enum class Opcode : uint8_t {

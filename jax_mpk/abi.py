@@ -15,7 +15,8 @@ that numbering:
     ROWS       domain axes
     CONTRACT   batch..., m..., n..., k...
     ATTENTION  batch..., rows..., column, key, head, append axes...
-    SORT       domain axes (the last one is the row)
+    SORT       batch..., row
+    SCAN       batch..., row
 
 A task's range along axis a is [tile[a]*t_a, min(extent[a], tile[a]*(t_a+1))), where t_a is the mixed-radix digit of
 its grid index over ceil(extent/tile), first axis slowest.
@@ -76,6 +77,13 @@ ATTENTION codes: APPEND+j run first (they store rows of the cache); Q stores scr
 SORT      code MAIN stores scratch ACC, the row (f32 or i32 as `params[KEY_DTYPE]`); the sort is stable, NaN greatest;
           `params[COUNT]` values or i32 positions are stored through access `params[OUT]` (axes: the domain; the last
           one indexes the sorted row). PAYLOAD 0: values, 1: positions. ACC is one row: f32 or i32 [last axis].
+SCAN      code MAIN stores scratch ACC, one row (f32, i32 or u32 as `params[REDUCE_DTYPE]`) [last axis]; every element is
+          combined with all before it (REVERSE: behind it) by `params[SCAN_OP]`, a ScanOp; EPILOGUE reads ACC and stores.
+          A task with several rows does all three for one after the other. Order: runs of SCAN_RUN elements, counted from
+          where the scan starts, each in index order from the neutral element (that of reductions; LOGSUMEXP: -inf); what
+          the runs before end with, in order, is combined with every element of a later run. On a GPU a run is the part of
+          a warp, whose lanes combine in a tree: an order that depends on the row's length. LOGSUMEXP (F32 only) of x and y
+          is max(x, y) + log1p(x == y ? 1 : exp(-|x - y|)).
 
 Scratch. An access to scratch is tile-relative: i_axis counts from the start of the task's range. Rows of ACT and ACC
 have the length of the full tile, also in a last, shorter task: strides are constants of the operator. Core accesses
@@ -137,17 +145,20 @@ MAX_EXTENT = 1 << 30
 ENUMS: dict[str, list[str]] = {
     "Space": ["ARG", "RESULT", "WORKSPACE", "CONST", "PEER"],
     "Dtype": ["F32", "BF16", "F16", "I32", "I16", "I8", "U32", "U16", "U8", "BOOL"],
-    "Kind": ["NOP", "ROWS", "CONTRACT", "ATTENTION", "SORT"],
+    "Kind": ["NOP", "ROWS", "CONTRACT", "ATTENTION", "SORT", "SCAN"],
     "StageKind": ["SCALAR", "REDUCE", "VECTOR"],
     "ReduceOp": ["SUM", "MAX", "MIN", "PROD", "AND", "OR", "ARGMAX", "ARGMIN"],
+    "ScanOp": ["SUM", "PROD", "MAX", "MIN", "LOGSUMEXP"],
     # Roles of codes in Op.code (a role is a range of codes).
     "Role": ["MAIN", "LHS", "EPILOGUE", "Q", "SCORE", "PROB", "LIMIT", "APPEND0", "APPEND1", "APPEND2", "APPEND3"],
     # Positions in Op.params.
     "Param": ["RHS0", "RHS1", "RHS2", "RHS3", "N_RHS", "N_BATCH", "N_M", "N_N", "N_K", "KEY", "VALUE", "N_ROWS",
-              "KEY_DTYPE", "COUNT", "OUT", "DESCENDING", "PAYLOAD", "REDUCE_DTYPE"],
+              "KEY_DTYPE", "COUNT", "OUT", "DESCENDING", "PAYLOAD", "REDUCE_DTYPE", "SCAN_OP", "REVERSE"],
     "Opcode": [name for _, names in OPCODES for name in names.split()],
 }  # fmt: skip
 
+SCAN_RUN = 256
+"""Elements of a row that a scan combines one after the other."""
 SLOT_ACT, SLOT_LIMIT, SLOT_ACC = 0xFF00, 0xFF01, 0xFF10
 """Slots from SLOT_ACT on are scratch of the running task (SLOT_ACC + j: accumulator j); they are tile-relative."""
 COMBINES = {"add": "STORE_ADD", "mul": "STORE_MUL", "max": "STORE_MAX", "min": "STORE_MIN"}
@@ -327,7 +338,7 @@ def header() -> str:
     lines += ["#pragma once", "#ifndef __CUDACC_RTC__", "#include <cstddef>", "#include <cstdint>", "#endif", ""]
     lines += ["namespace mpk::abi {", ""]
     for name in ("MAGIC", "VERSION", "MAX_AXES", "MAX_DYN", "MAX_WAITS", "MAX_TRIGGERS", "LANES",
-                 "VECTOR_REG", "MAX_REGS", "MAX_EXTENT", "SLOT_ACT", "SLOT_LIMIT", "SLOT_ACC", "ACCUMULATE", "IN_PLACE"):  # fmt: skip
+                 "VECTOR_REG", "MAX_REGS", "MAX_EXTENT", "SCAN_RUN", "SLOT_ACT", "SLOT_LIMIT", "SLOT_ACC", "ACCUMULATE", "IN_PLACE"):  # fmt: skip
         lines.append(f"constexpr uint32_t {name} = {globals()[name]:#x};")
     for name in ("ARITY", "DTYPE_BYTES"):
         lines.append(f"constexpr uint8_t {name}[] = {{{', '.join(map(str, globals()[name]))}}};")

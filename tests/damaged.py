@@ -10,7 +10,7 @@ import jax
 import pytest
 
 SOME = ("softmax", "integers", "gather of gather", "update", "scatter add, drop", "concatenate, argmax", "top k, bf16", "sort",
-        "norm, two matmuls", "matmul, bf16", "integer matmul", "batched, permuted", "cumulative", "products")  # fmt: skip
+        "norm, two matmuls", "matmul, bf16", "integer matmul", "batched, permuted", "cumulative", "cumulative, blocks", "products")  # fmt: skip
 
 
 def more_cores() -> dict[str, tuple]:
@@ -38,7 +38,7 @@ def more_cores() -> dict[str, tuple]:
 def programs(names: Iterable[str] | None = None) -> dict[str, bytes]:
     """Programs of these functions of `test_emit` (all, and a decoder, by default), unfused and fused, cut small."""
     from jax_mpk.backends.cpu.operators import pressure
-    from jax_mpk.kinds import KINDS, contract, rows, sort
+    from jax_mpk.kinds import KINDS, contract
     from jax_mpk.passes import refine
     from tests.unit import test_emit
     from tests.unit import test_executor_launch as launch
@@ -53,8 +53,9 @@ def programs(names: Iterable[str] | None = None) -> dict[str, bytes]:
     cases["decoder"] = launch.decoder()
     out = {}
     with pytest.MonkeyPatch.context() as patch:  # many tasks of small operators
-        for module in (rows, sort):
-            patch.setattr(module, "MIN_COST", 64)
+        for module in {sys.modules[kind.tile.__module__] for kind in KINDS}:
+            if hasattr(module, "MIN_COST"):
+                patch.setattr(module, "MIN_COST", 64)
         patch.setattr(contract, "MIN_MACS", 256)
         for name in names if names is not None else cases:
             for how, graph in zip(("", ", fused"), test_emit.graphs(cases[name][0], *cases[name][1]), strict=True):

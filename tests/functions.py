@@ -193,6 +193,10 @@ CASES: dict[str, tuple[Callable[..., Any], tuple]] = {
         jnp.concatenate([jax.random.split(jax.random.key(s), 3)[::-1], jax.random.split(jax.random.key(1), 2)]).reshape(5)),
         (np.uint32(5),)),
     "cumulative, blocks": (lambda x: (jnp.cumsum(x, 1), lax.cummax(x, 1, reverse=True), jnp.cumsum(x, 0)), (data(3, 75),)),
+    "cumulative, then in other dimensions": (
+        lambda x, w: (lambda s: (s.transpose(2, 1, 0), s.sum(0), s.transpose(2, 0, 1) @ w, s.reshape(6, 60).T))(
+            jnp.sin(jnp.cumsum(x, 1).reshape(3, 12, 10) + jnp.arange(12.0)[:, None])),
+        (data(3, 120), data(12, 2))),
     "cumulative, integers": (lambda x: (lax.cumsum(x, reverse=True), lax.cumprod(x), lax.cummin(x)), (ints(3, 130, low=-2),)),
     "cumulative extremes, gradient": (lambda x: jax.grad(lambda x: lax.cummin(x, 1, reverse=True).sum())(x), (data(3, 5),)),
     "signed zeros": (lambda x, y: (jnp.maximum(x, y), jnp.minimum(x, y), jnp.clip(x, 0, 1), lax.clamp(np.float32(-0.0), x, np.float32(1)),

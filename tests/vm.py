@@ -201,6 +201,29 @@ class _Machine:
                 self.view(out)[self.address(out, (*point, i))] = value
             self.ranges = list(ranges)
 
+    def scan(self) -> None:
+        last = int(self.op["n_axes"]) - 1
+        dtype = _DTYPES[self.param("REDUCE_DTYPE")]
+        how = abi.ENUMS["ScanOp"][self.param("SCAN_OP")].lower()
+        n, ranges = int(self.op["extent"][last]), list(self.ranges)
+        assert self.ranges[last] == (0, n), "a row is not cut"
+        _, neutral = _combine(how, dtype)
+        for point in self.points(range(last)):
+            for a, i in enumerate(point):
+                self.ranges[a] = (i, i + 1)
+            row = self.scratch[abi.SLOT_ACC] = _poison(n, dtype)
+            self.role("MAIN")
+            row = row.view(dtype)[:: -1 if self.param("REVERSE") else 1]
+            for first in range(0, n, abi.SCAN_RUN):
+                run, before = row[first : first + abi.SCAN_RUN], row[first - 1]
+                acc = neutral
+                for i, x in enumerate(run):
+                    run[i] = acc = scalar.combine(how, np.asarray(acc), np.asarray(x))
+                if first:
+                    run[:] = scalar.combine(how, before, run)
+            self.role("EPILOGUE")
+            self.ranges = list(ranges)
+
     # ----------------------------------------------------------------------------------------------------------- memory
 
     def view(self, a: np.void) -> np.ndarray:
@@ -381,6 +404,8 @@ def _operate(name: str, srcs: list[np.ndarray]) -> np.ndarray:
 def _combine(name: str, dtype: np.dtype):
     real = dtype.kind == "f"
     low, high = (-np.inf, np.inf) if real else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    if name == "logsumexp":
+        return np.logaddexp, dtype.type(-np.inf)
     f = {"sum": np.add, "prod": np.multiply, "max": scalar.maximum, "min": scalar.minimum, "and": np.bitwise_and,
          "or": np.bitwise_or}[name]  # fmt: skip
     neutral = {"sum": 0, "prod": 1, "max": low, "min": high, "and": high if dtype.kind == "u" else -1, "or": 0}[name]

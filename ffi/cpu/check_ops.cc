@@ -41,6 +41,7 @@ struct OpChecker : OpScope {
       case abi::Kind::CONTRACT: contract(); return;
       case abi::Kind::ATTENTION: attention(); return;
       case abi::Kind::SORT: sort(); return;
+      case abi::Kind::SCAN: scan(); return;
     }
     program_error("operator %zu has kind %u", n, op.kind);
   }
@@ -213,17 +214,13 @@ struct OpChecker : OpScope {
   }
 
   void sort() {
-    const int last = op.n_axes - 1;
-    if (last < 0) program_error("operator %zu sorts a scalar", n);
+    const int last = row();
     const int64_t length = op.extent[last], keep = param(abi::Param::COUNT);
-    whole(last, op.n_axes, "sorted");
-    for (int a = 0; a < last; ++a) tile[a] = 1;  // the body takes one row at a time
     if (keep < 1 || keep > length)
       program_error("operator %zu keeps %lld of %lld", n, (long long)keep, (long long)length);
     const auto type = dtype(abi::Param::KEY_DTYPE);
     if (type != abi::Dtype::F32 && type != abi::Dtype::I32 && type != abi::Dtype::U32 && type != abi::Dtype::BOOL)
       program_error("operator %zu sorts type %d", n, static_cast<int>(type));
-    acc[0] = scratch_elements(1, length);
     const abi::Access& out = core_access(param(abi::Param::OUT));
     Ranges r = extents({{0, last}});
     r.hi[last] = keep - 1;
@@ -231,6 +228,29 @@ struct OpChecker : OpScope {
     p.scratch.keys = std::max(p.scratch.keys, length);
     roles({abi::Role::MAIN});
     grow();
+  }
+
+  void scan() {
+    row();
+    const auto type = dtype(abi::Param::REDUCE_DTYPE);
+    const int64_t how = param(abi::Param::SCAN_OP);
+    if (type != abi::Dtype::F32 && type != abi::Dtype::I32 && type != abi::Dtype::U32)
+      program_error("operator %zu scans type %d", n, static_cast<int>(type));
+    if (how < 0 || how > static_cast<int64_t>(abi::ScanOp::LOGSUMEXP) ||
+        (how == static_cast<int64_t>(abi::ScanOp::LOGSUMEXP) && type != abi::Dtype::F32))
+      program_error("operator %zu scans type %d by %lld", n, static_cast<int>(type), (long long)how);
+    roles({abi::Role::MAIN, abi::Role::EPILOGUE});
+    grow();
+  }
+
+  // The last axis is a row, which the body takes whole and one at a time: ACC holds it.
+  int row() {
+    const int last = op.n_axes - 1;
+    if (last < 0) program_error("operator %zu takes rows of a scalar", n);
+    whole(last, op.n_axes, "row");
+    for (int a = 0; a < last; ++a) tile[a] = 1;
+    acc[0] = scratch_elements(1, op.extent[last]);
+    return last;
   }
 
   // Rows of ACT that are prepared for dot products.

@@ -8,6 +8,7 @@ Every operator writes one value. There are few kinds, and all of them say what t
     Contract   acc_j[i..] = sum_k lhs * rhs_j ;  out = epilogue(acc_0, acc_1, ...)
     Attention  out        = epilogue(sum_s prob(softmax_s(score(sum_d q*k))) * v), with cache appends in place
     Sort       out        = rows sorted (values or indices), stable
+    Scan       acc_i      = element_0 op ... op element_i along a row ;  out = epilogue(acc)
 
 A graph is in topological order, which is also the order whose sequential execution defines the result: passes may
 reorder, split and fuse, and the verifier proves that the parallel program is equivalent to this order.
@@ -21,7 +22,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import NoReturn, Self
+from typing import ClassVar, NoReturn, Self
 
 import numpy as np
 
@@ -94,6 +95,22 @@ class Op:
     store: tuple[Coord, ...] | None = None
 
     kind = "op"
+    details: ClassVar[tuple[str, ...]] = ()
+    """Further fields that say what it computes, besides domain, store and expressions."""
+
+    @property
+    def row(self) -> int | None:
+        """The domain axis of which its core takes one whole row at a time, if it does."""
+        return None
+
+    @property
+    def sums(self) -> tuple[str, ...]:
+        """The types of the accumulators that its core leaves to an epilogue, of the domain, that can be grown."""
+        return ()
+
+    def renamed(self, new: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Self:
+        """With the domain axes that its own fields name (not its expressions) as `new` has them."""
+        return self
 
     def exprs(self) -> dict[str, Expr]:
         """Every expression by role name; the generic passes work on this and on `with_exprs`."""
@@ -232,6 +249,10 @@ class Contract(Op):
         return tuple(E.acc(j, range(len(self.domain)), self.lhs.dtype) for j in range(len(self.rhs)))
 
     @property
+    def sums(self) -> tuple[str, ...]:
+        return (self.lhs.dtype,) * len(self.rhs)
+
+    @property
     def k_axes(self) -> frozenset[int]:
         return frozenset(a for a, _ in self.k)
 
@@ -286,6 +307,9 @@ class Attention(Op):
 
     _ROLES = ("q", "k", "v", "score", "prob", "epilogue")
 
+    def renamed(self, new: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Self:
+        return replace(self, batch=new(self.batch), rows=new(self.rows), column=new((self.column,))[0])
+
     def exprs(self) -> dict[str, Expr]:
         out = {r: getattr(self, r) for r in self._ROLES}
         if self.limit is not None:
@@ -335,12 +359,54 @@ class Sort(Op):
     descending: bool = False
     count: int = 0
     kind = "sort"
+    details = ("payload", "descending", "count")
+
+    @property
+    def row(self) -> int:
+        return len(self.domain) - 1
 
     def exprs(self) -> dict[str, Expr]:
         return {"key": self.key}
 
     def _with(self, exprs: dict[str, Expr]) -> Self:
         return replace(self, key=exprs.get("key", self.key))
+
+
+@dataclass(frozen=True)
+class Scan(Op):
+    """`acc` = `element` combined with all elements before it (`reverse`: behind it) along domain axis `axis`; `out = epilogue`.
+
+    `how` is "sum", "prod", "max", "min" or (f32) "logsumexp". `element` and `acc` have one type, f32, i32 or u32; sums and
+    products of integers are exact modulo 2**32. Floats combine in a fixed order that depends on the row's length only.
+    """
+
+    element: Expr = None  # type: ignore[assignment]
+    how: str = "sum"
+    axis: int = 0
+    reverse: bool = False
+    epilogue: Expr = None  # type: ignore[assignment]
+    kind = "scan"
+    details = ("how", "axis", "reverse")
+
+    @property
+    def row(self) -> int:
+        return self.axis
+
+    def renamed(self, new: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Self:
+        return replace(self, axis=new((self.axis,))[0])
+
+    @property
+    def sums(self) -> tuple[str, ...]:
+        return (self.element.dtype,)
+
+    def exprs(self) -> dict[str, Expr]:
+        return {"element": self.element, "epilogue": self.epilogue}
+
+    def accumulators(self, role: str) -> tuple[Expr, ...]:
+        return (E.acc(0, range(len(self.domain)), self.element.dtype),) if role == "epilogue" else ()
+
+    def _with(self, exprs: dict[str, Expr]) -> Self:
+        return replace(self, element=exprs.get("element", self.element), epilogue=exprs.get("epilogue", self.epilogue))
 
 
 @dataclass(frozen=True)
@@ -511,6 +577,8 @@ def _body(op: Op, name: Callable[[int], str], declare: Callable[[int], str]) -> 
         yield f"k: {axes_text(op.k)}"
     if isinstance(op, Sort):
         yield f"{'descending' if op.descending else 'ascending'} {op.payload} count {op.count}"
+    if isinstance(op, Scan):
+        yield f"{'backward' if op.reverse else 'forward'} {op.how} along {axis_name(op.axis)}"
     if isinstance(op, Attention):
         batch, rows = (", ".join(map(axis_name, axes)) for axes in (op.batch, op.rows))
         yield f"batch [{batch}] rows [{rows}] column {axis_name(op.column)} keys k1<{op.keys} head k0<{op.head}"

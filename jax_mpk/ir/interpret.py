@@ -26,6 +26,7 @@ from jax_mpk.ir.graph import (
     GraphError,
     Map,
     Op,
+    Scan,
     Sort,
     Update,
     Value,
@@ -80,6 +81,8 @@ def _execute(g: Graph, op: Op, data: dict[int, np.ndarray]) -> None:
         _attention(g, op, data)
     elif isinstance(op, Sort):
         _sort(g, op, data)
+    elif isinstance(op, Scan):
+        _scan(g, op, data)
     else:
         raise TypeError(type(op).__name__)
 
@@ -177,6 +180,14 @@ def _sort(g: Graph, op: Sort, data: dict[int, np.ndarray]) -> None:
         order = key.shape[-1] - 1 - order[..., ::-1]
     order = order[..., : op.count]
     _store(g, op, data, order if op.payload == "indices" else np.take_along_axis(key, order, axis=-1))
+
+
+def _scan(g: Graph, op: Scan, data: dict[int, np.ndarray]) -> None:
+    domain = range(len(op.domain))
+    row = np.moveaxis(_Frame(op.domain, {}, data, (op.element,)).full(op.element, domain), op.axis, -1)
+    acc = scalar.scan(op.how, row[..., ::-1])[..., ::-1] if op.reverse else scalar.scan(op.how, row)
+    acc = np.moveaxis(acc, -1, op.axis)
+    _store(g, op, data, _Frame(op.domain, {}, data, (op.epilogue,), [acc]).full(op.epilogue, domain))
 
 
 # --------------------------------------------------------------------------------------------------------- expressions

@@ -22,7 +22,8 @@ from jax_mpk.ir.text import coord_text
 class LoopAxis:
     """Loop axis of an operator: the expression axis id, its extent, and its role in the core.
 
-    Roles: "row" (ROWS, SORT), "batch", "m", "n", "k" (CONTRACT), "batch", "rows", "column", "key", "head", "append".
+    Roles: "row" (ROWS), "batch", "m", "n", "k" (CONTRACT), "batch", "rows", "column", "key", "head", "append"; of a core
+    that takes one row at a time "batch", and last "row".
     """
 
     axis: int
@@ -55,6 +56,8 @@ def _loop_axes(op: Op) -> tuple[LoopAxis, ...]:
                     seen.add(axis)
                     out.append(LoopAxis(axis, n, "append"))
         return tuple(out)
+    if op.row is not None:
+        return (*domain(tuple(a for a in range(len(op.domain)) if a != op.row), "batch"), *domain((op.row,), "row"))
     return tuple(domain(tuple(range(len(op.domain))), "row"))
 
 

@@ -34,6 +34,7 @@ from jax_mpk.ir.graph import (
     Graph,
     Map,
     Op,
+    Scan,
     Sort,
     Source,
     Update,
@@ -152,7 +153,7 @@ class _Parser(Reader):
         out = self.declare()
         self.expect("=")
         kinds = {"map": self.map, "update": self.update, "contract": self.contract, "attention": self.attention,
-                 "sort": self.sort}  # fmt: skip
+                 "sort": self.sort, "scan": self.scan}  # fmt: skip
         make = kinds[self.one_of("an operator", *kinds)]
         self.expect("[")
         self.scope = self.axes("]")
@@ -233,6 +234,14 @@ class _Parser(Reader):
         self.expect("count")
         count = self.integer()
         return Sort(op.out, op.domain, op.source, op.store, self.role(op, "key"), payload, descending, count)
+
+    def scan(self, op: Op) -> Op:
+        reverse = self.one_of("a direction", "forward", "backward") == "backward"
+        how = self.one_of("what is combined", "sum", "prod", "max", "min", "logsumexp")
+        self.expect("along")
+        out = Scan(op.out, op.domain, op.source, op.store, how=how, axis=self.axis(), reverse=reverse)
+        out = replace(out, element=self.role(out, "element"))
+        return replace(out, epilogue=self.role(out, "epilogue"))
 
     # -------------------------------------------------------------------------------------------------------- coordinates
 

@@ -122,6 +122,23 @@ def binary(op: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return _BINARY[op](x, y)
 
 
+_SCAN: dict[str, _Op2] = {"sum": np.add, "prod": np.multiply, "max": maximum, "min": minimum, "logsumexp": np.logaddexp}
+
+
+def combine(op: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Two elements of a scan combined, `x` the one before `y`."""
+    return _SCAN[op](x, y)
+
+
+def scan(op: str, x: np.ndarray) -> np.ndarray:
+    """Every element of the last dimension combined with all before it, in log2 steps."""
+    step = 1
+    while step < x.shape[-1]:
+        x = np.concatenate([x[..., :step], combine(op, x[..., :-step], x[..., step:])], -1)
+        step *= 2
+    return x + np.asarray(0, x.dtype) if op == "sum" else x  # sums start from +0
+
+
 def reduce(op: str, x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     """`Reduce(op)` over dimensions, which keep an extent of 1."""
     out: np.ndarray

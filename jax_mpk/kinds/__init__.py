@@ -7,9 +7,10 @@ from jax_mpk.kinds.attention import ATTENTION
 from jax_mpk.kinds.contract import CONTRACT
 from jax_mpk.kinds.kind import Case, TaskKind
 from jax_mpk.kinds.rows import ROWS
+from jax_mpk.kinds.scan import SCAN
 from jax_mpk.kinds.sort import SORT
 
-KINDS: tuple[TaskKind, ...] = (ROWS, CONTRACT, ATTENTION, SORT)
+KINDS: tuple[TaskKind, ...] = (ROWS, CONTRACT, ATTENTION, SORT, SCAN)
 _OF = {cls: kind for kind in KINDS for cls in kind.ops}
 
 

@@ -11,7 +11,7 @@ from jax_mpk.errors import MpkError
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.body import Body, Nest, Store, nests, tokens
 from jax_mpk.ir.expr import Acc, Expr
-from jax_mpk.ir.graph import Append, Attention, Graph, Op, Sort, Update
+from jax_mpk.ir.graph import Append, Attention, Graph, Op, Update
 from jax_mpk.ir.loops import LoopAxis, identity, loop_axes
 from jax_mpk.ir.pieces import NotRefined
 from jax_mpk.ir.place import Binder, Place, token, total
@@ -128,10 +128,9 @@ def bind(graph: Graph, op: Op, tile: tuple[int, ...]) -> Bound:
 
 def _fields(graph: Graph, op: Op) -> tuple[object, ...]:
     """What else an operator consists of, besides axes, expressions and places."""
-    if isinstance(op, Sort):
-        return op.payload, op.descending, op.count
     appends = op.appends if isinstance(op, Attention) else (op.append,) if isinstance(op, Update) else ()
-    return tuple((a.axes, a.window, a.mode, a.oob, graph.values[a.out].shape) for a in appends)
+    own = tuple(getattr(op, f) for f in op.details)
+    return own + tuple((a.axes, a.window, a.mode, a.oob, graph.values[a.out].shape) for a in appends)
 
 
 def _places(binder: Binder, op: Op) -> Iterable[Place]:

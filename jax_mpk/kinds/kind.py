@@ -41,6 +41,7 @@ class TaskKind:
     number of workers of a run). body(bound, op): what a task does.
     work(op): (flops of the core, scalar work of the fused expressions). variant(bound, body, device, fixed): how a GPU
     runs it (a `Variant`), given the values that are only read. source(struct, variant): the call of a task, and the struct that it is instantiated with.
+    files: the texts of its cores, in `cuda/`. core(op): scalar work of the core itself, for the prediction.
     """
 
     name: str
@@ -51,6 +52,8 @@ class TaskKind:
     variant: Callable[[Bound, Body, Device, Collection[int]], Any]
     source: Callable[[Struct, Any], tuple[str, str]]
     cases: tuple[Case, ...] = field(default=())
+    files: tuple[str, ...] = ()
+    core: Callable[[Any], int] = lambda _: 0
 
 
 def cut(axes: Iterable[LoopAxis], wanted: int, fixed: frozenset[int] = frozenset(), inner: int = 1) -> dict[int, int]:

@@ -30,7 +30,6 @@ from jax_mpk.ir.graph import (
     Graph,
     Map,
     Op,
-    Sort,
     Update,
     itemsize,
 )  # fmt: skip
@@ -81,7 +80,7 @@ def run(g: Graph, target: Device = CPU) -> Graph:
 
 
 def _epilogues(g: Graph) -> Graph:
-    """Grows every contraction downwards as long as its output has one consumer that is aligned with it."""
+    """Grows every core with accumulators downwards as long as its output has one consumer that is aligned with it."""
     ops: dict[int, Op] = {op.out: op for op in g.ops}  # in program order; a fused operator moves to its map's place
     users = {v: {op.out for op in c} for v, c in g.consumers().items()}
     results = frozenset(g.results)
@@ -155,8 +154,8 @@ def _reductions(nodes: Iterable[Expr]) -> int:
 
 
 def _fuse_epilogue(op: Map, ops: dict[int, Op], users: dict[int, set[int]], results: frozenset[int],
-                   level: dict[int, int]) -> Contract | None:  # fmt: skip
-    """`op` as the epilogue of a contraction whose output only it uses, with further contractions merged in."""
+                   level: dict[int, int]) -> Op | None:  # fmt: skip
+    """`op` as the epilogue of a core whose output only it uses, with further contractions merged in."""
     loads: dict[int, set[Load]] = {}
     inside_reduction: frozenset[int] = frozenset()
     for x in E.walk(op.expr):
@@ -164,40 +163,40 @@ def _fuse_epilogue(op: Map, ops: dict[int, Op], users: dict[int, set[int]], resu
             loads.setdefault(x.value, set()).add(x)
         elif isinstance(x, E.Reduce):
             inside_reduction |= x.loads
-    cores: list[tuple[Contract, Load, tuple[Coord, ...]]] = []
+    cores: list[tuple[Op, Load, tuple[Coord, ...]]] = []
     for v, found in loads.items():
         c = ops.get(v)
-        if not isinstance(c, Contract) or c.store is not None or users[v] != {op.out} or v in results:
+        if c is None or not c.sums or c.store is not None or users[v] != {op.out} or v in results:
             continue
         if len(found) != 1 or v in inside_reduction:
             continue
         x = next(iter(found))
         back = inverse(x.coords, op.domain, c.domain) if op.store is None else None
-        if back is not None:
+        if back is not None and not _cuts(back, c.row):
             cores.append((c, x, back))
     if not cores:
         return None
     # The last contraction takes the epilogue, so that everything else that it reads has been computed.
     first, x, back = cores[0]
-    group = [
-        (c, y) for c, y, b in cores if b == back and c.lhs is first.lhs and c.k == first.k and c.domain == first.domain
-    ]
-    if len(group) > 4 or sum(len(c.rhs) for c, _ in group) > 4:
+    group = [(c, y) for c, y, b in cores if c is first or (b == back and _together(first, c))]
+    if len(group) > 4 or sum(len(c.sums) for c, _ in group) > 4:
         group = group[:1]
     others = [v for v in op.expr.loads if all(v != c.out for c, _ in group)]
     ready = max((level.get(v, 0) for c, _ in group for v in c.reads()), default=0)
     if any(level.get(v, 0) > ready for v in others):
         return None  # waiting for the other operand would cost a hop
-    rhs: list[Expr] = []
+    sums: list[str] = []
     aligned: dict[Expr, Expr] = {}
     point = dict(enumerate(back))
     try:
         for c, y in group:
-            accs = [E.acc(len(rhs) + j, range(len(first.domain)), c.lhs.dtype) for j in range(len(c.rhs))]
-            aligned[E.substitute_axes(y, point)] = replace_acc(c.epilogue, accs)
-            rhs += c.rhs
+            accs = [E.acc(len(sums) + j, range(len(first.domain)), t) for j, t in enumerate(c.sums)]
+            aligned[E.substitute_axes(y, point)] = replace_acc(c.exprs()["epilogue"], accs)
+            sums += c.sums
         body = E.substitute_axes(op.expr, point)
     except E.NotAffine:
+        return None
+    if first.row is not None and _repeats(body, first):
         return None
     body = algebra.simplify(E.substitute_loads(body, aligned.get))
     for c, _ in group:
@@ -205,7 +204,19 @@ def _fuse_epilogue(op: Map, ops: dict[int, Op], users: dict[int, set[int]], resu
             users[v].discard(c.out)
         del ops[c.out]
     store = None if op.domain == first.domain and _is_identity(back) else back
-    return Contract(op.out, first.domain, first.source, store, first.lhs, tuple(rhs), first.k, body)
+    new = replace(first, out=op.out, store=store).with_exprs({"epilogue": body})
+    return replace(new, rhs=tuple(r for c, _ in group for r in c.rhs)) if isinstance(new, Contract) else new
+
+
+def _cuts(store: tuple[Coord, ...], row: int | None) -> bool:
+    """Whether coordinates go by digits of the row of a core, which stays whole whatever order memory gets."""
+    return any(t.axis == row and (t.div != 1 or t.mod) for c in store for t in c.terms)
+
+
+def _together(x: Op, y: Op) -> bool:
+    """Whether two cores are contractions that can be one."""
+    both = isinstance(x, Contract) and isinstance(y, Contract)
+    return both and x.lhs is y.lhs and x.k == y.k and x.domain == y.domain
 
 
 def _is_identity(coords: tuple[Coord, ...]) -> bool:
@@ -352,7 +363,7 @@ def _bytes(g: Graph, m: Map) -> int:
 
 def _reduces_badly(e: Expr, op: Map, user: Op) -> bool:
     """Would writing `e` into `user` evaluate a reduction far more often than once per row?"""
-    if not e.height or isinstance(user, Sort):
+    if not e.height:
         return False
     for f in user.exprs().values():
         for x in E.walk(f):
@@ -361,6 +372,10 @@ def _reduces_badly(e: Expr, op: Map, user: Op) -> bool:
                     new = at(e, x.coords)
                 except E.NotAffine:
                     return True
+                if user.row is not None:
+                    if _nested(f, x, new) or _repeats(new, user):
+                        return True
+                    continue
                 extents = {a: n for a, n in enumerate(user.domain)}
                 if isinstance(user, Contract):
                     extents |= dict(user.k)
@@ -370,6 +385,18 @@ def _reduces_badly(e: Expr, op: Map, user: Op) -> bool:
                         extents |= dict(zip(a.axes, a.window, strict=True))
                 if _nested(f, x, new) or _blows_up(new, (), tuple(extents.items())):
                     return True
+    return False
+
+
+def _repeats(e: Expr, user: Op) -> bool:
+    """The same for a core that takes one row after the other, and evaluates all of `e` for each of them."""
+    batch = [a for a in range(len(user.domain)) if a != user.row]
+    for r in E.walk(e):
+        if isinstance(r, E.Reduce):
+            if math.prod(user.domain[a] for a in batch if a not in r.axes) > BLOWUP:
+                return True
+            if any(isinstance(s, E.Reduce) and s.axes & frozenset(r.bound) for s in E.walk(r.body)):
+                return True  # a reduction per element of a reduction
     return False
 
 

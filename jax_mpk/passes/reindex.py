@@ -46,7 +46,7 @@ def fixed(op: Op) -> frozenset[int]:
     """Axes that a core has exactly one of."""
     if isinstance(op, Attention):
         return frozenset((op.column, E.CORE_AXIS, E.CORE_AXIS + 1))
-    return frozenset((len(op.domain) - 1,)) if isinstance(op, Sort) else frozenset()
+    return frozenset() if op.row is None else frozenset((op.row,))
 
 
 def reindex(g: Graph, op: Op, arrangement: Arrangement) -> Op:
@@ -82,7 +82,7 @@ def reindex(g: Graph, op: Op, arrangement: Arrangement) -> Op:
         wanted = frozenset(old)
         return [new[d] for d in arrangement if any(x[0] in wanted for x in d)]
 
-    def ids(old: Iterable[int]) -> tuple[int, ...]:
+    def ids(old: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(a for a, _ in axes(old))
 
     def append(a: Append) -> Append:
@@ -101,9 +101,8 @@ def reindex(g: Graph, op: Op, arrangement: Arrangement) -> Op:
         out = replace(out, k=tuple(axes(a for a, _ in out.k)))
     if isinstance(op, Attention):
         assert isinstance(out, Attention)
-        out = replace(out, batch=ids(op.batch), rows=ids(op.rows), column=ids((op.column,))[0],
-                      appends=tuple(append(a) for a in op.appends))  # fmt: skip
-    return with_accumulators(out)
+        out = replace(out, appends=tuple(append(a) for a in op.appends))
+    return with_accumulators(out.renamed(ids))
 
 
 def _mapping(op: Op, arrangement: Arrangement, new: dict[tuple[Digit, ...], tuple[int, int]]) -> dict[int, Coord]:
@@ -122,13 +121,13 @@ def _mapping(op: Op, arrangement: Arrangement, new: dict[tuple[Digit, ...], tupl
 
 def with_accumulators(op: Op) -> Op:
     """`op` with the axes of its accumulators brought up to date."""
-    if not isinstance(op, Contract | Attention):
-        return op
-    axes = {"epilogue": frozenset(range(len(op.domain)))}
-    if isinstance(op, Attention):
-        axes["score"] = axes["prob"] = frozenset((*op.batch, *op.rows, E.CORE_AXIS + 1))
     exprs = op.exprs()
-    return op.with_exprs({r: _with_axes(exprs[r], a) for r, a in axes.items()})
+    if "epilogue" not in exprs:
+        return op
+    axes: dict[str, Iterable[int]] = {"epilogue": range(len(op.domain))}
+    if isinstance(op, Attention):
+        axes |= dict.fromkeys(("score", "prob"), (*op.batch, *op.rows, E.CORE_AXIS + 1))
+    return op.with_exprs({r: _with_axes(exprs[r], frozenset(a)) for r, a in axes.items()})
 
 
 def _with_axes(e: Expr, axes: frozenset[int]) -> Expr:

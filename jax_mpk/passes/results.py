@@ -10,14 +10,14 @@ from dataclasses import replace
 
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Coord, Load
-from jax_mpk.ir.graph import Attention, Contract, Graph, Map, Op, compute_dtype, itemsize
+from jax_mpk.ir.graph import Graph, Map, Op, compute_dtype, itemsize
 from jax_mpk.ir.loops import identity
 from jax_mpk.passes.axes import inverse
 
 
 def run(g: Graph) -> Graph:
     """The graph with such results renamed into their producers."""
-    cores = {op.out: op for op in g.ops if isinstance(op, Contract | Attention)}
+    cores = {op.out: op for op in g.ops if "epilogue" in op.exprs()}
     overwritten = {old for op in g.ops for old, _ in op.inplace()}  # what is updated in place keeps its own buffer
     moved: dict[int, tuple[int, tuple[Coord, ...]]] = {}  # value -> (result, its coordinates over the value's axes)
     for op in g.ops:
@@ -32,7 +32,7 @@ def run(g: Graph) -> Graph:
             ):
                 continue
             back = inverse(op.expr.coords, op.domain, v.shape)
-            if back is not None:
+            if back is not None and _composes(g, v.id, back):
                 moved[v.id] = op.out, back
     if not moved:
         return g
@@ -43,6 +43,18 @@ def run(g: Graph) -> Graph:
 def _holds(wide: str, narrow: str) -> bool:
     """Every value of `narrow` is one of `wide`, in the same arithmetic (f32 holds bf16)."""
     return wide == narrow or (compute_dtype(wide) == compute_dtype(narrow) and itemsize(wide) > itemsize(narrow))
+
+
+def _composes(g: Graph, value: int, back: tuple[Coord, ...]) -> bool:
+    """Whether everybody who reads `value` can read it through `back` (one who reads backwards has no digits of a place)."""
+    loads = {x for op in g.ops for e in op.exprs().values() if value in e.loads for x in E.walk(e)
+             if isinstance(x, Load) and x.value == value}  # fmt: skip
+    try:
+        for x in loads:
+            _compose(back, x.coords)
+    except E.NotAffine:
+        return False
+    return True
 
 
 def _rewrite(op: Op, moved: dict[int, tuple[int, tuple[Coord, ...]]]) -> Op:

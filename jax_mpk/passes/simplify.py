@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from jax_mpk.ir import algebra
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Expr
-from jax_mpk.ir.graph import Contract, Graph, Map, Op, compute_dtype
+from jax_mpk.ir.graph import Contract, Graph, Map, Op, Source, compute_dtype
 from jax_mpk.passes.substitute import inline, settle
 
 
@@ -27,10 +28,9 @@ def run(g: Graph) -> Graph:
         op = _degenerate(inline(op, views, gone))
         ops.append(op)
         gone.update(old for old, _ in op.inplace())
-        if isinstance(op, Map | Contract) and op.store is None:
+        if op.store is None and not op.inplace():
             v = g.values[op.out]
-            what = op.expr if isinstance(op, Map) else (op.lhs, op.rhs, op.k, op.epilogue)
-            twin = seen.setdefault((op.domain, what, v.dtype), op.out)
+            twin = seen.setdefault((replace(op, out=-1, source=Source()), v.dtype), op.out)
             if twin != op.out:
                 coords = tuple(E.coord_axis(a, n) for a, n in enumerate(v.shape))
                 views[op.out] = E.load(twin, coords, compute_dtype(v.dtype))

@@ -9,7 +9,6 @@ from jax_mpk.ir import expr as E
 from jax_mpk.ir.graph import Attention, Contract, Graph, Op, Sort, Update, itemsize
 from jax_mpk.ir.loops import flatten, loop_axes
 from jax_mpk.kinds import kind_of
-from jax_mpk.kinds.attention import SOFTMAX
 from jax_mpk.passes.hops import hops
 from jax_mpk.predict.piece import Piece
 
@@ -79,11 +78,7 @@ def _scalar(op: Op, extent: dict[int, int]) -> int:
             elif not isinstance(x, E.Const | E.Acc):
                 own = x.cost - sum(a.cost for a in x.args()) if not isinstance(x, E.Piece) else 1
                 total += max(1.0, own) * math.prod(inner.get(a, 1) for a in x.axes)
-    if isinstance(op, Attention):
-        total += SOFTMAX * op.keys * math.prod(op.domain[a] for a in (*op.batch, *op.rows))
-    if isinstance(op, Sort):
-        total += math.prod(op.domain) * math.log2(max(2, op.domain[-1]))
-    return int(total)
+    return int(total) + kind_of(op).core(op)
 
 
 def _strided(graph: Graph, op: Op) -> bool:

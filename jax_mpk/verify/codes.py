@@ -55,7 +55,9 @@ class Operator:
     @property
     def repeated(self) -> range:
         """The axes of which a task runs its codes for one point after the other."""
-        return range({"CONTRACT": self.param("N_BATCH"), "SORT": self.axes - 1}.get(self.kind, 0))
+        return range(
+            {"CONTRACT": self.param("N_BATCH"), "SORT": self.axes - 1, "SCAN": self.axes - 1}.get(self.kind, 0)
+        )
 
     def fail(self, text: str) -> NoReturn:
         raise VerifyError(f"operator {self.name}: {text}")
@@ -130,16 +132,26 @@ def _attention(x: Operator) -> Iterator[Touch]:
 
 
 def _sort(x: Operator) -> Iterator[Touch]:
+    yield from _row(x)
+    yield _touch(x, core(x, "OUT"), WRITE, [*((0, e) for e in x.extent[:-1]), (0, x.param("COUNT"))])
+
+
+def _scan(x: Operator) -> Iterator[Touch]:
+    yield from _row(x)
+    yield from accessed(x, "EPILOGUE")
+
+
+def _row(x: Operator) -> Iterator[Touch]:
+    """MAIN leaves whole rows, along the last axis, in ACC."""
     last = x.axes - 1
     if last < 0:
-        x.fail("a sort without a row")
+        x.fail("a core of rows without one")
     _tiled_first(x, range(last, x.axes), whole=True)
     _fills(x, "MAIN", abi.SLOT_ACC, range(0), range(last, x.axes), last)
     yield from accessed(x, "MAIN")
-    yield _touch(x, core(x, "OUT"), WRITE, [*((0, e) for e in x.extent[:last]), (0, x.param("COUNT"))])
 
 
-_KINDS = {"NOP": _nop, "ROWS": _rows, "CONTRACT": _contract, "ATTENTION": _attention, "SORT": _sort}
+_KINDS = {"NOP": _nop, "ROWS": _rows, "CONTRACT": _contract, "ATTENTION": _attention, "SORT": _sort, "SCAN": _scan}
 
 
 def core(x: Operator, name: str) -> np.void:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from benchmarks.compile import abstract_step
 from jax_mpk import Options, _ext, abi, compiler, device, megakernelize
@@ -49,6 +50,8 @@ CASES = {
     "rows": lambda: (programs.rows, (programs.rows_operand(5, 1000),)),
     "sort": lambda: (programs.sort(50, True, True), (programs.sort_operand(2048),)),
     "sort_long": lambda: (programs.sort(8, False, False), (programs.sort_operand(40000),)),
+    "scan": lambda: (lambda x: jnp.cumsum(jax.nn.softmax(x), -1) * 2, (programs.rows_operand(5, 1000),)),
+    "scan_long": lambda: (lambda x: lax.cumlogsumexp(x, 1, reverse=True), (programs.rows_operand(1, 128_256),)),
 }
 
 

@@ -232,6 +232,12 @@ def test_the_vector_axis_has_unit_stride_or_is_long() -> None:
     assert code["vector"] == 1
 
 
+def test_no_strips_along_an_axis_that_is_taken_point_by_point() -> None:
+    """A core takes one batch point after the other: a strip along a batch axis, contiguous or not, has one element."""
+    p = abi.decode(finish(refine.run(graphs(lambda x: jnp.cumsum(x, 0), data(100, 64))[1], pressure)))
+    assert p["Op"]["kind"].tolist() == [abi.enum("Kind", "SCAN")] and p["Code"]["vector"].tolist() == [1, 1]
+
+
 def test_bf16_stores_round_exactly_once() -> None:
     """Element-wise results are equal to the last bit, and the rounding before a store is left to the store."""
     args = (data(3, 50, dtype=BF16), data(3, 50, dtype=BF16, seed=1))

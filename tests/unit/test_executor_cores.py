@@ -1,4 +1,4 @@
-"""Contractions, attention and sorting of the CPU executor: values, and bits that depend on nothing but the row."""
+"""Contractions, attention, sorting and scans of the CPU executor: values, and bits that depend on nothing but the row."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jax_mpk import _ext, abi
+from jax_mpk.ir import scalar
 from tests.unit import executor_builder as eb
 from tests.unit.executor_builder import Access, Builder, Code, Stage, V, instr
 
@@ -361,3 +362,72 @@ def test_sort(kind: type, descending: bool, count: int, isa: str) -> None:
     np.testing.assert_array_equal(sort(x, count, descending, True, isa=isa), want)
     values = sort(x, count, descending, False, isa=isa)
     assert values.tobytes() == np.take_along_axis(x, want, 1).tobytes()
+
+
+def scan(x: np.ndarray, how: str, reverse: bool, row_tile: int = 0, kind: str = "", **how_to: object) -> np.ndarray:
+    rows, n = x.shape
+    kind = kind or {"f": "F32", "i": "I32", "u": "U32"}[x.dtype.kind]
+    b = Builder()
+    slots = [b.arg(x.nbytes, kind), b.result(4 * rows * n, kind)]
+    box = {0: (0, rows), 1: (0, n)}
+    load, store = instr("LOAD", V), instr("STORE", a=V, aux=1)
+    memory, acc = Access(0, kind, (n, 1)), Access(abi.SLOT_ACC, kind, (0, 1))
+    codes = {
+        "MAIN": [Code([Stage("VECTOR", [load, store])], [memory, acc], box, 1)],
+        "EPILOGUE": [Code([Stage("VECTOR", [load, store])], [acc, Access(1, kind, (n, 1))], box, 1)],
+    }
+    params = dict(REDUCE_DTYPE=abi.enum("Dtype", kind), SCAN_OP=abi.enum("ScanOp", how), REVERSE=int(reverse))
+    b.tasks(b.op("SCAN", "scan", (rows, n), (2, row_tile or n), slots, codes, [], params))
+    out = np.zeros_like(x)
+    _ext.run(b.blob(), [x], [out], poison=True, **how_to)
+    return out
+
+
+def in_runs(how: str, x: np.ndarray, neutral: float) -> np.ndarray:
+    """The order of the program format, spelt out."""
+    out, before = x.copy(), None
+    for first in range(0, x.shape[1], abi.SCAN_RUN):
+        acc = np.full(x.shape[0], neutral, x.dtype)
+        for i in range(first, min(first + abi.SCAN_RUN, x.shape[1])):
+            acc = scalar.combine(how, acc, x[:, i])
+            out[:, i] = acc if before is None else scalar.combine(how, before, acc)
+        before = out[:, i].copy()
+    return out
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("n", [1, 2, 49, 255, 256, 257, 4095, 4096, 4097, 9000])
+def test_scan(n: int, reverse: bool, isa: str) -> None:
+    """The bits of the order that the format fixes, whatever the instruction set and the threads; exact integers."""
+    x = RNG.normal(size=(5, n)).astype(np.float32)
+    special = x.copy()
+    special[:, ::7], special[1, n // 2], special[2, n // 3], special[3, n // 2] = -0.0, np.nan, np.inf, -np.inf
+    bits = RNG.integers(0, 1 << 32, (5, n), np.uint32)
+    turn = slice(None, None, -1 if reverse else 1)
+    low, high = np.iinfo(np.int32).min, np.iinfo(np.int32).max
+    with np.errstate(all="ignore"):
+        for how, y, neutral in (
+            ("sum", x, 0), ("sum", special, 0), ("prod", 1 + x / 100, 1), ("max", special, -np.inf), ("min", special, np.inf),
+            ("sum", bits, 0), ("prod", bits, 1), ("max", bits, 0), ("min", bits, 2**32 - 1),
+            ("sum", bits.view(np.int32), 0), ("prod", bits.view(np.int32), 1), ("max", bits.view(np.int32), low),
+            ("min", bits.view(np.int32), high),
+        ):  # fmt: skip
+            y = np.ascontiguousarray(y)
+            want = in_runs(how, y[:, turn], neutral)[:, turn]
+            for threads in (1, 3):
+                have = scan(y, how.upper(), reverse, isa=isa, threads=threads)
+                same = (have.view(np.uint32) == want.view(np.uint32)) | (np.isnan(have) & np.isnan(want))
+                assert same.all(), (how, y.dtype)
+        want = in_runs("logsumexp", x[:, turn] * 9, -np.inf)[:, turn]
+        np.testing.assert_allclose(scan(x * 9, "LOGSUMEXP", reverse, isa=isa), want, rtol=1e-5, atol=1e-5)
+
+
+def test_scans_that_are_refused() -> None:
+    x = np.zeros((4, 64), np.float32)
+    with pytest.raises(_ext.ProgramError, match="row axis 1 is tiled"):
+        scan(x, "SUM", False, row_tile=32)
+    with pytest.raises(_ext.ProgramError, match="scans type"):
+        scan(x.astype(np.int32), "LOGSUMEXP", False)
+    with pytest.raises(_ext.ProgramError, match="scans type"):
+        scan(x, "SUM", False, kind="BF16")

@@ -8,12 +8,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
+from jax import lax
 
 from benchmarks import decoders as S
 from jax_mpk import device
 from jax_mpk.frontend import lower
 from jax_mpk.ir import interpret
-from jax_mpk.ir.graph import Attention, Contract, Graph
+from jax_mpk.ir.graph import Attention, Contract, Graph, Map, Scan
 from jax_mpk.passes import fuse, layout, recognise, simplify
 from jax_mpk.passes.hops import hops
 from models import decode, registry
@@ -128,3 +129,28 @@ def test_logits_are_written_once_and_equal_contractions_are_one():
     g = stages(f, *args)["layout"]
     assert len(g.ops) == 1 and len(g.ops[0].rhs) == 1
     np.testing.assert_allclose(interpret.run(g, args)[0], jax.jit(f)(*args), rtol=2e-5, atol=2e-5)
+
+
+def test_a_scan_takes_what_is_before_and_behind_it():
+    x = jnp.ones((4, 300))
+    g = stages(lambda x: (jnp.tanh(jnp.cumsum(jax.nn.softmax(x), -1)) * 2 + x).astype(jnp.bfloat16), x)["layout"]
+    assert [type(op) for op in g.ops] == [Scan], str(g)
+    g = stages(lambda x: jnp.sin(lax.cummax(jnp.exp(x), 0, reverse=True)).reshape(200, 6), jnp.ones((100, 12)))[
+        "layout"
+    ]
+    assert [type(op) for op in g.ops] == [Scan], str(g)
+
+
+def test_a_core_of_rows_does_not_repeat_what_all_rows_share():
+    """It evaluates its prologue for every row: the sum of everything would be summed as often."""
+    x = jnp.ones((500, 200))
+    for f in (lambda x: jnp.cumsum(x / jnp.sum(x), 1), lambda x: jnp.sort(x / jnp.sum(x), 1),
+              lambda x: jnp.cumsum(x, 1) / jnp.sum(jnp.sin(x))):  # fmt: skip
+        g = stages(f, x)["layout"]
+        assert sorted(isinstance(op, Map) for op in g.ops) == [False, True], str(g)
+
+
+def test_equal_cores_of_any_kind_are_one():
+    x = jnp.ones((3, 200))
+    g = stages(lambda x: (jnp.sort(x), jnp.sort(x) * 2, jnp.cumsum(x, 1), 3 - jnp.cumsum(x, 1)), x)["simplify"]
+    assert sorted(op.kind for op in g.ops if op.kind != "map") == ["scan", "sort"], str(g)

@@ -32,6 +32,7 @@ static inline void spend(Pulse& p, i64 work) {
 #include "code.h"
 #include "gemm.h"
 #include "gemm_int.h"
+#include "scan.h"
 #include "tasks.h"
 
 }  // namespace

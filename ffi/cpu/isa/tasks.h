@@ -20,6 +20,7 @@ class TaskBody {
       case abi::Kind::CONTRACT: each_point(0, info_.n_batch, &TaskBody::contract); break;
       case abi::Kind::ATTENTION: attention(); break;
       case abi::Kind::SORT: each_point(0, op_.n_axes - 1, &TaskBody::sort); break;
+      case abi::Kind::SCAN: each_point(0, op_.n_axes - 1, &TaskBody::scan); break;
     }
   }
 
@@ -165,6 +166,13 @@ class TaskBody {
     LOOP (i64 i = 0; i < n; ++i) x[i] = exp_(x[i] - top);
     const f32 sum = fold(abi::ReduceOp::SUM);
     LOOP (i64 i = 0; i < n; ++i) x[i] = x[i] / sum;
+  }
+
+  void scan() {
+    code_.role(abi::Role::MAIN, r_);
+    scan_row(reinterpret_cast<u32*>(s_.acc[0]), op_.extent[op_.n_axes - 1], static_cast<abi::ScanOp>(param(abi::Param::SCAN_OP)),
+             static_cast<abi::Dtype>(param(abi::Param::REDUCE_DTYPE)), param(abi::Param::REVERSE), *t_.pulse);
+    code_.role(abi::Role::EPILOGUE, r_);
   }
 
   // One row: keys become ordered integers (f32: NaN is the greatest, zeros are equal), positions break ties.

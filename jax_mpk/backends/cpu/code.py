@@ -7,7 +7,7 @@ stage of its own, operands first; the vector stage comes last and stores. Equal 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from jax_mpk import abi
@@ -23,15 +23,17 @@ STRIP = 128
 """Elements that an instruction is assumed to process at once, in the cost model that chooses the vector axis."""
 
 
-def compile(nest: Nest, number: Mapping[int, int]) -> Code:
-    """The code of a nest; `number`: the loop axes of the operator by id."""
-    return _Coder(nest, number).code()
+def compile(nest: Nest, number: Mapping[int, int], single: Container[int] = ()) -> Code:
+    """The code of a nest; `number`: the loop axes of the operator by id. `single`: those of which it runs for one point after
+    the other."""
+    return _Coder(nest, number, single).code()
 
 
 @dataclass
 class _Coder:
     nest: Nest
     number: Mapping[int, int]
+    single: Container[int] = ()
     stages: list[Stage] = field(default_factory=list)
     scalars: dict[Expr, int] = field(default_factory=dict)  # node -> virtual register
     count: int = 0
@@ -117,7 +119,7 @@ class _Coder:
         """The axis whose strips cost least; no reduction may depend on it, and points that may store to one element stay in
         their order."""
         fixed = frozenset().union(*(self.deps(r) for r in reduces))
-        size = {a: hi - lo for a, (lo, hi) in self.box.items()}
+        size = {a: 1 if a in self.single else hi - lo for a, (lo, hi) in self.box.items()}
         apart = self.store.place.apart(self.box)
         meet = [a for a in self.box if a not in apart]
         fits = [a for a in self.box if size[a] > 1 and a not in fixed and a not in meet[:-1]]

@@ -28,8 +28,9 @@ class Compiled:
 def compile(b: Bound, body: Body) -> Compiled:
     """The codes and parameters of an operator; raises `RegisterPressure`."""
     out = Compiled(body.kind, params=dict(body.params), flags=abi.IN_PLACE if body.in_place else 0)
+    single = frozenset(b.roles("batch"))  # a core takes one batch point after the other
     for role, nests in body.nests.items():
-        out.codes[role] = [code.compile(x, b.number) for x in nests]
+        out.codes[role] = [code.compile(x, b.number, single) for x in nests]
     return out
 
 

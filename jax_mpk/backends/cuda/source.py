@@ -14,11 +14,10 @@ from jax_mpk.backends.cuda.struct import Struct
 from jax_mpk.device import Device
 from jax_mpk.ir.graph import itemsize
 from jax_mpk.ir.tasks import TaskGraph
-from jax_mpk.kinds import kind_of
+from jax_mpk.kinds import KINDS, kind_of
 from jax_mpk.kinds.bound import Bound
 
 SHELL = ("ptx.cuh", "base.cuh", "ops.cuh", "reduce.cuh", "shell.cuh", "stream.cuh")
-TASKS = ("tasks/contract.cuh", "tasks/attention.cuh", "tasks/flash.cuh", "tasks/sort.cuh")
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def _shell() -> str:
     # NVRTC has no offsetof: the host's compiler checks the offsets, this one the sizes.
     lines = abi.header().replace("#pragma once", "").splitlines()
     abi_h = "\n".join(x for x in lines if "offsetof" not in x)
-    parts = [(at / f).read_text().replace("#pragma once", "") for f in (*SHELL, *TASKS)]
+    parts = [(at / f).read_text().replace("#pragma once", "") for f in (*SHELL, *(f for k in KINDS for f in k.files))]
     # ptx.cuh needs the types of base.cuh, base.cuh nothing; the format comes between.
     ptx, base, *rest = parts
     event = next(p for p in (at / "event.h", at.parent / "ffi" / "event.h") if p.is_file()).read_text()

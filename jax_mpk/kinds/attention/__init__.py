@@ -61,6 +61,10 @@ def body(c: Bound, op: Attention) -> Body:
     return out
 
 
+def core(op: Attention) -> int:
+    return SOFTMAX * op.keys * math.prod(op.domain[a] for a in (*op.batch, *op.rows))
+
+
 def work(op: Attention) -> tuple[int, int]:
     rows = math.prod(op.domain[a] for a in (*op.batch, *op.rows))
     scalar = rows * (op.q.cost * op.head + (op.score.cost + op.prob.cost + SOFTMAX) * op.keys)
@@ -96,4 +100,5 @@ CASES = (
                                           np.tri(80, 33, dtype=bool)[None])),
 )  # fmt: skip
 
-ATTENTION = TaskKind("attention", (Attention,), tile, body, work, cuda.variant, cuda.source, CASES)
+FILES = ("tasks/attention.cuh", "tasks/flash.cuh")
+ATTENTION = TaskKind("attention", (Attention,), tile, body, work, cuda.variant, cuda.source, CASES, FILES, core)

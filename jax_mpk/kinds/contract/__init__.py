@@ -124,4 +124,6 @@ CASES = (
     Case("many rows", lambda x, w: x @ w, lambda r: (normal(r, 150, 64), normal(r, 64, 100))),
 )  # fmt: skip
 
-CONTRACT = TaskKind("contract", (Contract,), tile, body, work, cuda.variant, cuda.source, CASES)
+CONTRACT = TaskKind(
+    "contract", (Contract,), tile, body, work, cuda.variant, cuda.source, CASES, ("tasks/contract.cuh",)
+)

@@ -37,6 +37,10 @@ def body(c: Bound, op: Sort) -> Body:
     return out
 
 
+def core(op: Sort) -> int:
+    return int(math.prod(op.domain) * math.log2(max(2, op.domain[-1])))
+
+
 def work(op: Sort) -> tuple[int, int]:
     return 0, int(math.prod(op.domain) * (op.key.cost + math.ceil(math.log2(max(2, op.domain[-1])))))
 
@@ -47,4 +51,4 @@ CASES = (
     Case("top k", lambda x: jax.lax.top_k(x, 6), lambda r: (normal(r, 3, 100),)),
 )
 
-SORT = TaskKind("sort", (Sort,), tile, body, work, cuda.variant, cuda.source, CASES)
+SORT = TaskKind("sort", (Sort,), tile, body, work, cuda.variant, cuda.source, CASES, ("tasks/sort.cuh",), core)
