@@ -54,12 +54,16 @@ static void scan_row(u32* row, i64 n, abi::ScanOp op, abi::Dtype type, bool reve
       break;
     case abi::ScanOp::MAX:
       if (f) scan_runs(row, n, step, as_u(-INF), pulse, [](u32 x, u32 y) { return as_u(fmax_(as_f(x), as_f(y))); });
-      else if (s) scan_runs(row, n, step, 0x80000000u, pulse, [](u32 x, u32 y) { return static_cast<i32>(x) > static_cast<i32>(y) ? x : y; });
+      else if (s)
+        scan_runs(row, n, step, 0x80000000u, pulse,
+                  [](u32 x, u32 y) { return static_cast<i32>(x) > static_cast<i32>(y) ? x : y; });
       else scan_runs(row, n, step, 0, pulse, [](u32 x, u32 y) { return x > y ? x : y; });
       break;
     case abi::ScanOp::MIN:
       if (f) scan_runs(row, n, step, as_u(INF), pulse, [](u32 x, u32 y) { return as_u(fmin_(as_f(x), as_f(y))); });
-      else if (s) scan_runs(row, n, step, 0x7fffffffu, pulse, [](u32 x, u32 y) { return static_cast<i32>(x) < static_cast<i32>(y) ? x : y; });
+      else if (s)
+        scan_runs(row, n, step, 0x7fffffffu, pulse,
+                  [](u32 x, u32 y) { return static_cast<i32>(x) < static_cast<i32>(y) ? x : y; });
       else scan_runs(row, n, step, ~0u, pulse, [](u32 x, u32 y) { return x < y ? x : y; });
       break;
     case abi::ScanOp::LOGSUMEXP:

@@ -170,7 +170,8 @@ class TaskBody {
 
   void scan() {
     code_.role(abi::Role::MAIN, r_);
-    scan_row(reinterpret_cast<u32*>(s_.acc[0]), op_.extent[op_.n_axes - 1], static_cast<abi::ScanOp>(param(abi::Param::SCAN_OP)),
+    scan_row(reinterpret_cast<u32*>(s_.acc[0]), op_.extent[op_.n_axes - 1],
+             static_cast<abi::ScanOp>(param(abi::Param::SCAN_OP)),
              static_cast<abi::Dtype>(param(abi::Param::REDUCE_DTYPE)), param(abi::Param::REVERSE), *t_.pulse);
     code_.role(abi::Role::EPILOGUE, r_);
   }
