@@ -205,7 +205,9 @@ def _fuse_epilogue(op: Map, ops: dict[int, Op], users: dict[int, set[int]], resu
         del ops[c.out]
     store = None if op.domain == first.domain and _is_identity(back) else back
     new = replace(first, out=op.out, store=store).with_exprs({"epilogue": body})
-    return replace(new, rhs=tuple(r for c, _ in group for r in c.rhs)) if isinstance(new, Contract) else new
+    if not isinstance(new, Contract):
+        return new
+    return replace(new, rhs=tuple(r for c, _ in group if isinstance(c, Contract) for r in c.rhs))
 
 
 def _cuts(store: tuple[Coord, ...], row: int | None) -> bool:
@@ -215,8 +217,9 @@ def _cuts(store: tuple[Coord, ...], row: int | None) -> bool:
 
 def _together(x: Op, y: Op) -> bool:
     """Whether two cores are contractions that can be one."""
-    both = isinstance(x, Contract) and isinstance(y, Contract)
-    return both and x.lhs is y.lhs and x.k == y.k and x.domain == y.domain
+    if not isinstance(x, Contract) or not isinstance(y, Contract):
+        return False
+    return x.lhs is y.lhs and x.k == y.k and x.domain == y.domain
 
 
 def _is_identity(coords: tuple[Coord, ...]) -> bool:
