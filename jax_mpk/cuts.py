@@ -74,11 +74,12 @@ class Cuts:
 
 
 def cut(closed: jc.ClosedJaxpr, platform: str) -> Cuts | None:
-    """The pieces of a function; None where no equation is refused, or nothing is left that is not."""
+    """The pieces of a function; None where no equation is refused, or nothing is left that is not, or one places values on
+    parts of a mesh: a megakernel beside it would gather them."""
     whole = flat(closed)
     refused = gaps(whole, platform=platform)
     eqns, open_ = whole.jaxpr.eqns, whole.jaxpr
-    if not refused:
+    if not refused or any(_compat.places(eqns[n]) for n in refused):
         return None
     maker = {v: n for n, e in enumerate(eqns) for v in e.outvars}
     needs = [[maker[v] for v in _variables(e.invars) if v in maker] for e in eqns]

@@ -123,7 +123,7 @@ REFUSED = {
     "a range that is too long": ("total", "Stage", {("hi", 0): INT_MAX}, "reaches bytes"),
     "a range that is negative": ("total", "Stage", {("lo", 0): -5}, "range -5 to 70"),
     "a code of another kind": ("product", "Op", {("codes", abi.enum("Role", "MAIN")): 1}, "codes of role 0, which its kind"),
-    "no such kind": ("product", "Op", {"kind": 5}, "kind 5"),
+    "no such kind": ("product", "Op", {"kind": 6}, "kind 6"),
     "a tile of columns behind whole rows": ("product", "Op", {("tile", 2): 7}, "contracted axis 2 is tiled"),
     "too much scratch": ("product", "Op", {("extent", 0): 1 << 28, ("tile", 0): 1 << 28}, "scratch"),
     "a type beyond 8 bits": ("product", "Op", {("params", abi.enum("Param", "REDUCE_DTYPE")): 256}, "element type 256"),
