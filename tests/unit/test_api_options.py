@@ -15,9 +15,13 @@ from jax_mpk.device import SHARED
 def test_every_knob_comes_from_its_variable():
     text = {"str": ("there", "there"), "str | None": ("there", "there"), "int": ("7", 7), "bool": ("off", False)}
     for f in dataclasses.fields(Options):
-        given, want = {"arch": ("sm_80", "sm_80"), "stop_after": ("fuse", "fuse"), "profile": ("on", True)}.get(
-            f.name, text[f.type]
-        )
+        own = {
+            "arch": ("sm_80", "sm_80"),
+            "stop_after": ("fuse", "fuse"),
+            "profile": ("on", True),
+            "split": ("on", True),
+        }
+        given, want = own.get(f.name, text[f.type])
         value = getattr(options.from_environment({options.variable(f.name): given}), f.name)
         assert value == want and value != f.default
         assert f.metadata["help"]
