@@ -15,7 +15,7 @@ from typing import Any
 import jax.extend.core as jc
 
 from jax_mpk import _compat
-from jax_mpk.errors import Gap, plural
+from jax_mpk.errors import plural
 from jax_mpk.frontend import gaps
 from jax_mpk.trace import flat
 
@@ -32,11 +32,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Cuts:
-    """The pieces of a function, in order, and what was cut out; `whole`: the function without calls."""
+    """The pieces of a function, in order; `whole`: the function without calls."""
 
     whole: jc.ClosedJaxpr
     pieces: tuple[Piece, ...]
-    gaps: tuple[Gap, ...]
 
     @property
     def megakernels(self) -> int:
@@ -84,41 +83,26 @@ def cut(closed: jc.ClosedJaxpr, platform: str) -> Cuts | None:
     maker = {v: n for n, e in enumerate(eqns) for v in e.outvars}
     needs = [[maker[v] for v in _variables(e.invars) if v in maker] for e in eqns]
     given = {*open_.invars, *open_.constvars}
-    free: set[int] = set()
+    results = set(_variables(open_.outvars))
+    free: set[int] = set()  # these depend on constants only, and are repeated rather than handed over
     for n, e in enumerate(eqns):
-        if n not in refused and not any(v in given for v in _variables(e.invars)) and all(m in free for m in needs[n]):
+        mixed = any(v in given for v in _variables(e.invars)) or any(v in results for v in e.outvars)
+        if n not in refused and not mixed and all(m in free for m in needs[n]):
             free.add(n)
-    level = _levels(needs, set(refused), free)
     mine = [n for n in range(len(eqns)) if n not in free and n not in refused]
     if not mine:
         return None
-    results = list(dict.fromkeys(_variables(open_.outvars)))
-    groups = [[n for n in among if level[n] == x] for x in range(max(level) + 1) for among in (mine, sorted(refused))]
-    last = max(x for x, g in enumerate(groups) if g)
-    late = [maker[v] for v in results if v in maker and maker[v] in free]  # results that depend on constants only
-    pieces = []
-    for x, group in enumerate(groups):
-        if group:
-            inside = sorted({*group, *_below([*group, *(late if x == last else ())], needs, free)})
-            pieces.append((x % 2 == 0, inside))
-    wanted = [set(results)]  # by what comes after a piece
-    for _, inside in reversed(pieces):
-        wanted.append(wanted[-1] | {v for n in inside for v in _variables(eqns[n].invars)})
-    wanted.reverse()
-    done: set[Any] = set()
-    out = []
-    for (kernel, inside), after in zip(pieces, wanted[1:], strict=True):
-        made = [
-            v for n in inside for v in eqns[n].outvars if v in after and v not in done and _needed(v, n, free, results)
-        ]
-        done.update(made)
-        out.append(_piece(whole, kernel, [eqns[n] for n in inside], made))
-    return Cuts(whole, tuple(out), tuple(g for n in sorted(refused) for g in refused[n]))
-
-
-def _needed(v: Any, n: int, free: set[int], results: Sequence[Any]) -> bool:
-    """What is free is repeated, never handed over, unless it is a result."""
-    return n not in free or v in results
+    level = _levels(needs, set(refused), free)
+    pieces: list[Piece] = []
+    wanted = results  # by what comes after a piece
+    for x in range(max(level), -1, -1):
+        for kernel, among in ((False, sorted(refused)), (True, mine)):
+            if group := [n for n in among if level[n] == x]:
+                made = [v for n in group for v in eqns[n].outvars if v in wanted]
+                inside = [eqns[n] for n in sorted({*group, *_below(group, needs, free)})]
+                pieces.append(_piece(whole, kernel, inside, made))
+                wanted = wanted | set(pieces[-1].inputs)
+    return Cuts(whole, tuple(reversed(pieces)))
 
 
 def _variables(atoms: Iterable[Any]) -> list[Any]:
@@ -142,9 +126,9 @@ def _levels(needs: list[list[int]], refused: set[int], free: set[int]) -> list[i
 
 
 def _below(roots: Sequence[int], needs: list[list[int]], free: set[int]) -> set[int]:
-    """The free equations that others need, directly or not; roots that are free are among them."""
+    """The free equations that others need, directly or not."""
     out: set[int] = set()
-    todo = [m for n in roots for m in ([n] if n in free else needs[n]) if m in free]
+    todo = [m for n in roots for m in needs[n] if m in free]
     while todo:
         n = todo.pop()
         if n not in out:

@@ -106,21 +106,20 @@ def _lowered(wrapped: Any, jaxpr: Any, platform: str, options: opts.Options, nam
 def explained(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """`Lowered.explain` of a `Megakernelized`; of one that is cut, what is cut out and every piece."""
     eqn, platform, options = _traced(wrapped, args, kwargs)
-    try:
-        return _explained(wrapped, eqn.params["jaxpr"], platform, options, eqn.params["name"])
-    except UnsupportedError as error:
-        found = cuts.cut(eqn.params["jaxpr"], platform) if wrapped.implementation is None or options.split else None
+
+    def of(jaxpr: Any, name: str) -> str:
+        try:
+            return _lowered(wrapped, jaxpr, platform, options, name).explain()
+        except UnsupportedError as error:
+            located = error.located(_compat.here)
+        found = cuts.cut(jaxpr, platform) if wrapped.implementation is None or options.split else None
         if found is None:
-            raise error.located(_compat.here) from None
-        located = error.located(_compat.here)
-    parts = [f"{found}\nbecause {located}"]
-    for n, piece in enumerate(p for p in found.pieces if p.megakernel):
-        parts.append(_explained(wrapped, piece.jaxpr, platform, options, f"{eqn.params['name']}_{n}"))
-    return "\n\n".join(parts)
+            raise located
+        kernels = [p.jaxpr for p in found.pieces if p.megakernel]
+        parts = [f"{found}\nbecause {located}", *(of(x, f"{name}_{n}") for n, x in enumerate(kernels))]
+        return "\n\n".join(parts)
 
-
-def _explained(wrapped: Any, jaxpr: Any, platform: str, options: opts.Options, name: str) -> str:
-    return _lowered(wrapped, jaxpr, platform, options, name).explain()
+    return of(eqn.params["jaxpr"], eqn.params["name"])
 
 
 def predicted(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> predict.Choice:

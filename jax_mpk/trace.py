@@ -78,20 +78,10 @@ def remembered(jaxpr: jc.ClosedJaxpr, key: Hashable, make: Callable[[], T]) -> T
 
 
 def _prepare(closed: jc.ClosedJaxpr, arguments: Callable[[], Sequence[str]] | None) -> Call:
-    jaxpr = closed.jaxpr
-    eqns = list(jaxpr.eqns)
+    whole = _without(closed, _has_captures)
+    jaxpr, consts, nested = whole.jaxpr, list(whole.consts), whole.consts[len(closed.consts) :]
+    eqns, constvars = jaxpr.eqns, jaxpr.constvars
     outvars: list[Any] = list(jaxpr.outvars)
-    constvars, consts, nested = list(jaxpr.constvars), list(closed.consts), []
-    if any(_has_captures(e) for e in eqns):
-        known = {id(c): (v, c) for v, c in zip(constvars, consts, strict=True)}
-        binds = dict(known)
-        alias: dict[Any, Any] = {}
-        eqns = _inlined(eqns, alias, binds, _has_captures)
-        outvars = [_atom(v, alias) for v in outvars]
-        fresh = [x for key, x in binds.items() if key not in known]
-        constvars += [v for v, _ in fresh]
-        nested = [c for _, c in fresh]
-        consts += nested
 
     used = {v for e in eqns for v in e.invars if not isinstance(v, jc.Literal)}
     origin: dict[Any, tuple[str, Any]] = {v: ("arg", i) for i, v in enumerate(jaxpr.invars)}
@@ -159,11 +149,18 @@ def _atom(v: Any, alias: dict[Any, Any]) -> Any:
 
 def flat(closed: jc.ClosedJaxpr) -> jc.ClosedJaxpr:
     """The same function without calls: the equations inside them in their places. Loops and branches stay."""
+    return _without(closed, _is_call)
+
+
+def _without(closed: jc.ClosedJaxpr, which: Callable[[Any], bool]) -> jc.ClosedJaxpr:
+    """The same function without the calls of `which`; what they capture comes after its own constants."""
     jaxpr = closed.jaxpr
+    if not any(map(which, jaxpr.eqns)):
+        return closed
     known = {id(c): (v, c) for v, c in zip(jaxpr.constvars, closed.consts, strict=True)}
     alias: dict[Any, Any] = {}
     binds = dict(known)
-    eqns = _inlined(jaxpr.eqns, alias, binds, _is_call)
+    eqns = _inlined(jaxpr.eqns, alias, binds, which)
     outvars = [_atom(v, alias) for v in jaxpr.outvars]
     fresh = [x for key, x in binds.items() if key not in known]
     open_ = jaxpr.replace(constvars=[*jaxpr.constvars, *(v for v, _ in fresh)], eqns=eqns, outvars=outvars)

@@ -25,6 +25,7 @@ from jax_mpk.device import Device
 from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Expr
 from jax_mpk.ir.graph import Contract, Graph, Map, Op, Value, itemsize
+from jax_mpk.kinds.contract import SHARED_ACCUMULATORS
 from jax_mpk.kinds.contract.even import busiest, widths
 from jax_mpk.passes.axes import inverse
 from jax_mpk.passes.simplify import replace_acc
@@ -38,13 +39,11 @@ NEAR, COMBINED = 0.7, 2.7
 """What a byte that a prologue reads takes, of what one takes that is streamed (23 KB/us): a norm's 32 KB/us
 (GPU-FINDINGS.md), and 8.6 KB/us where several accumulators are combined (docs/measurements.md, run 32)."""
 SPARE = 1.2
-"""How much faster than on average a worker streams while others do not."""
+"""How much faster than on average a worker streams while others do not (an H100, as the others: ratios of one machine)."""
 PARTS = 70 << 10
 """Streamed bytes in the time that a prologue loses when it adds slices of several accumulators."""
 HOP = 50 << 10
 """Streamed bytes in the time of a hop: rows that are read at too many places become an operator of their own."""
-WIDEST = 2048
-"""Columns of a task, at the most, when loads are compared."""
 ROWS_K = 16
 """The same for slices of rows on a CPU."""
 ROWS_BYTES = 1 << 18
@@ -139,7 +138,7 @@ def _together(g: Graph, target: Device) -> dict[int, int]:
 def _load(k: int, columns: tuple[int, ...], slices: int, target: Device, rhs: int = 1) -> int:
     """The most weights (k x columns) that a worker gets when contractions over one k, cut into `slices`, are dealt to
     the workers; their tasks are as wide as `target.tasks` tasks an operator allow."""
-    width = widths(columns, slices, target.tasks, target.columns, WIDEST)
+    width = widths(columns, slices, target.tasks, target.columns, SHARED_ACCUMULATORS)
     return busiest(columns, width, slices, target.tasks) * rhs * (k // slices)
 
 

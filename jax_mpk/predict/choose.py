@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jax_mpk import _compat
 from jax_mpk.predict import model, xla
 from jax_mpk.predict.constants import Constants
 from jax_mpk.predict.model import Time
@@ -108,7 +109,7 @@ def floor(jaxpr: Any, kernels: Sequence[Piece], c: Constants) -> Time:
 def _operands(jaxpr: Any) -> int:
     """Bytes of the results, and of the operands that are read whole, as far as it shows."""
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    inner = (*xla.CALLS, *xla.CONTROL)
+    inner = (*_compat.CALLS, *xla.CONTROL)
     whole: set[Any] = set()
     partial: set[Any] = set()
     results, nbytes = set(jaxpr.outvars), 0

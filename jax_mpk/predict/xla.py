@@ -39,10 +39,6 @@ CUMULATIVE = 8
 """Scalar work of a cumulative sum an element: it is done in several kernels."""
 TRIPS = 16
 """Iterations of a loop of unknown length."""
-CALLS = frozenset(
-    "jit pjit closed_call core_call call eval_jaxpr custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr remat2 checkpoint "
-    "remat custom_lin core_closed_call megakernel".split()
-)
 CONTROL = ("scan", "while", "cond", "shard_map")
 BITWISE = frozenset("reduce_precision".split())
 
@@ -122,7 +118,7 @@ class _Flat:
         )
         for eqn in jaxpr.eqns:
             name, operands, inner = eqn.primitive.name, [read(a) for a in eqn.invars], _compat.subjaxprs(eqn)
-            if name in CALLS and inner and len(_compat.open_jaxpr(inner[0])[0].invars) == len(operands):
+            if name in _compat.CALLS and inner and len(_compat.open_jaxpr(inner[0])[0].invars) == len(operands):
                 outs = self.walk(inner[0], operands, times)
             elif name in CONTROL and inner:
                 outs = self._control(eqn, name, inner, times)

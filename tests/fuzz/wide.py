@@ -153,9 +153,6 @@ def _jaxpr(closed: Any, args: Sequence[Any], how: Arithmetic) -> list[Any]:
 
 def _equation(eqn: Any, xs: list[Any], how: Arithmetic) -> list[Any]:
     name, params = eqn.primitive.name, dict(eqn.params)
-    inner = next(
-        (params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in params and hasattr(params[k], "eqns")), None
-    )
     if name == "scan":
         return _scan(params, xs, how)
     if name == "cond":
@@ -164,7 +161,7 @@ def _equation(eqn: Any, xs: list[Any], how: Arithmetic) -> list[Any]:
         return [lax.select_n(at, *c) if len(c) > 1 else c[0] for c in zip(*cases, strict=True)]
     if name in ("reduce", "reduce_window"):
         return _reduced(name, params, xs)
-    if inner is not None:
+    if name in _compat.CALLS and hasattr(inner := _compat.called(eqn), "eqns"):
         return _jaxpr(inner, xs, how)
     if name in ("while", "custom_vjp_call", "custom_jvp_call", "random_bits"):
         if name != "random_bits":

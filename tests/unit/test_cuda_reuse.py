@@ -65,3 +65,40 @@ def test_no_more_than_registers_hold():
     tails = after_reduction(f, weights(1, 4096), *[weights(4096)] * 4)
     assert any("load<" in tail for tail in tails)
     assert not any(re.search(r"\be\d+\[u\]", tail) for tail in tails)
+
+
+def written(f, *args) -> str:
+    """What the program adds to the shell."""
+    source = text(abi.decode(execute.Runner(f, *args, target=H100).blob))
+    return source[source.index("struct V0") :]
+
+
+@pytest.mark.parametrize(
+    ("f", "args", "widths"),
+    [
+        (lambda x, y: jax.nn.silu(x) * y, (weights(1056, 1024), weights(1056, 1024)), {"BF16, 8"}),
+        (lambda x, y: x.astype(jnp.float32) * y, (weights(528, 1024), jnp.ones((528, 1024))), {"BF16, 8", "F32, 8"}),
+        (lambda x: x[:, 8:] + 1, (weights(1056, 1024),), {"BF16, 8"}),
+        (lambda x: x[:, 4:] + 1, (weights(1056, 1020),), {"BF16, 4"}),
+        (lambda x: x[:, 1:] + 1, (weights(1056, 1025),), set()),
+        (lambda x: x.T + 1, (weights(1024, 1056),), set()),
+        (lambda x: x * 2, (weights(1, 512),), set()),
+    ],
+    ids=["bf16", "two types", "later", "later, by 4", "odd", "transposed", "few"],
+)
+def test_neighbours_are_loaded_at_a_time_where_they_lie_together(f, args, widths):
+    assert set(re.findall(r"Wide<([A-Z0-9]+, \d)>", written(f, *args))) == widths
+
+
+def test_copies_move_bits():
+    """And take neighbours however few there are."""
+    code = written(lambda x: jnp.concatenate([x, x], 1), weights(2, 64))
+    assert "Wide<BF16, 8>" in code and "y.set(" not in code and "ROUND" not in code
+
+
+@pytest.mark.parametrize(("variants", "inline"), [(12, "__forceinline__"), (60, "__noinline__")])
+def test_many_variants_are_functions_of_their_own(variants, inline):
+    """As one function they take ptxas minutes."""
+    shapes = [weights(1, 8 + n) for n in range(variants)]
+    code = written(lambda *xs: [jnp.tanh(x) + 1 for x in xs], *shapes)
+    assert set(re.findall(r"__device__ (\w+) void run_", code)) == {inline}

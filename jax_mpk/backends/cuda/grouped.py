@@ -77,7 +77,7 @@ class _Point:
         self.scalars([x for x in p.order(roots, self.kept) if x not in self.local])
         if inner:
             w.out("{")
-            w.points(p, inner, f"{self.group}::rank()", self.size, self.names, self.kept)
+            w.points(p, inner, lambda _: f"{self.group}::rank()", self.size, self.names, self.kept)
             w.out("}")
             return
         w.out(f"if ({self.group}::rank() == 0) {{")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from jax_mpk.backends.cuda import wide
 from jax_mpk.backends.cuda.expressions import Printer, roots_of, value_of
@@ -210,19 +210,21 @@ class Writer:
 
     # ------------------------------------------------------------------------------------------------------ flat nests
 
-    def points(self, p: Printer, loops: Sequence[Loop], rank: str, size: int, given: Mapping[Expr, str],
+    def points(self, p: Printer, loops: Sequence[Loop], number: Callable[[int], str], size: int, given: Mapping[Expr, str],
                kept: Mapping[Expr, str] | None = None) -> None:  # fmt: skip
-        """All points of `loops`, a thread a point, stored. `given`: names of what is known; `kept`: of what a thread
-        has for each of its points (`name[u]`, point u of the thread), all in one turn."""
+        """All points of `loops`, a thread a point (or some neighbours, `wide`), stored. number: the thread's number in a nest of
+        so many; given: names of what is known; kept: of what a thread has for each of its points (`name[u]`, point u of
+        the thread), all in one turn."""
         out, roots, store, kept = self.out, roots_of(p.nest), p.nest.store, kept or {}
+        most = math.prod(x.most for x in loops)
         serial = [x for x in loops if self.collides(p.nest, x)]
         if serial and not kept:
-            self._serially(p, [x for x in loops if x not in serial], serial, rank, size, given)
+            self._serially(p, [x for x in loops if x not in serial], serial, number(most), size, given)
             return
         if not kept and (n := wide.width(self, p, loops, size)) > 1:
-            wide.points(self, p, loops, rank, size, n, given)
+            wide.points(self, p, loops, number(-(-most // n)), size, n, given)
             return
-        most = math.prod(x.most for x in loops)
+        rank = number(most)
         nodes = p.order(roots, {**given, **kept})
         deep = DEEP if sum(not isinstance(x, Const) for x in nodes) < LIGHT else BATCH
         batch = -(-most // size) if kept else max(1, min(deep, -(-most // size)))
@@ -290,53 +292,33 @@ class Writer:
         if self._copies(p, loops):
             self._copy(p, loops)
         else:
-            self.points(p, loops, self.thread(math.prod(x.most for x in loops)), THREADS, {})
+            self.points(p, loops, self.thread, THREADS, {})
 
     # ----------------------------------------------------------------------------------------------------------- copies
 
     def _copies(self, p: Printer, loops: list[Loop]) -> bool:
-        """Whether the nest only moves bf16, and 16 bytes at a time are contiguous and aligned on both sides."""
-        value, store = value_of(p.nest), p.nest.store
-        if not isinstance(value, Load | Acc) or store.where is not None or store.mode != "set":
+        """Whether the nest only moves bf16 into shared memory, and 16 bytes at a time are contiguous and aligned on both sides."""
+        value, store, target = value_of(p.nest), p.nest.store, p.scratch.get(p.nest.store.place.slot)
+        if target is None or not target.shared or not isinstance(value, Load | Acc) or store.where is not None:
             return False
-        if not loops or self.guards or not wide.runs(loops[-1], WIDE):
+        if store.mode != "set" or not loops or self.guards or not wide.runs(loops[-1], WIDE):
             return False
-        axis = next(a for a, n in self.number.items() if n == loops[-1].axes[0])
-        places = [p.nest.place(value), store.place]
+        axis, places = wide.innermost(p, loops), [p.nest.place(value), store.place]
         return all(wide.dtype(p, x) == "BF16" and not x.dyn and wide.is_run(self, p, x, axis, WIDE) for x in places)
 
     def _copy(self, p: Printer, loops: Sequence[Loop]) -> None:
-        """Points in groups of `WIDE`: by asynchronous copies into shared memory (no registers, everything on the way at
-        once), else all loads of a thread before its stores."""
+        """Points in groups of `WIDE` by asynchronous copies: no registers, everything on the way at once."""
         value = value_of(p.nest)
         assert isinstance(value, Load | Acc)
         out, most = self.out, math.prod(x.most for x in loops)
-        sides = [p.element(x, {}) for x in (p.nest.place(value), p.nest.store.place)]
-        target = p.scratch.get(p.nest.store.place.slot)
-        rank = f"{self.thread(-(-most // WIDE))} * {WIDE}"
+        (a, i, _), (b, j, _) = (p.element(x, {}) for x in (p.nest.place(value), p.nest.store.place))
         out(f"const int total = {' * '.join(x.count for x in loops)};")
-        if target is not None and target.shared:
-            out("#pragma unroll 4")
-            out(f"for (int q = {rank}; q < total; q += {WIDE * THREADS}) {{")
-            self.declare(loops, "q")
-            (a, i, _), (b, j, _) = sides
-            out(f"copy16((u16*)({b}) + {j}, (const u16*)({a}) + {i});")
-            out("}")
-            out("copy16_wait();")
-            return
-        each = max(1, min(BATCH, -(-most // (WIDE * THREADS))))
-        out(f"for (int p0 = {rank}; p0 < total; p0 += {each * WIDE * THREADS}) {{")
-        out(f"uint4 wide[{each}];")
-        for n, (pointer, at, _) in enumerate(sides):
-            out("#pragma unroll")
-            out(f"for (int u = 0; u < {each}; ++u) {{")
-            out(f"const int q = p0 + u * {WIDE * THREADS};")
-            out("if (q >= total) continue;")
-            self.declare(loops, "q")
-            place = f"*({'' if n else 'const '}uint4*)((u16*)({pointer}) + {at})"
-            out(f"{place} = wide[u];" if n else f"wide[u] = {place};")
-            out("}")
+        out("#pragma unroll 4")
+        out(f"for (int q = {self.thread(-(-most // WIDE))} * {WIDE}; q < total; q += {WIDE * THREADS}) {{")
+        self.declare(loops, "q")
+        out(f"copy16((u16*)({b}) + {j}, (const u16*)({a}) + {i});")
         out("}")
+        out("copy16_wait();")
 
 
 def _count(lo: str, hi: str) -> str:

@@ -32,6 +32,11 @@ def runs(x: Loop, n: int) -> bool:
     return len(x.axes) == 1 and x.count.isdigit() and int(x.count) % n == 0 and x.grain % n == 0
 
 
+def innermost(p: Printer, loops: Sequence[Loop]) -> int:
+    """The id of the axis of the last loop, which runs over one axis."""
+    return next(a for a, n in p.number.items() if n == loops[-1].axes[0])
+
+
 def is_run(w: Writer, p: Printer, x: Place, axis: int, n: int) -> bool:
     """Whether the elements of `n` neighbours along `axis` (an id) are contiguous, and aligned to their size."""
     m = p.scratch.get(x.slot)
@@ -47,17 +52,18 @@ def is_run(w: Writer, p: Printer, x: Place, axis: int, n: int) -> bool:
 
 
 def width(w: Writer, p: Printer, loops: Sequence[Loop], threads: int) -> int:
-    """Neighbours that a thread takes at a time; 1 where that would not keep the threads busy, or memory is no run."""
+    """Neighbours that a thread takes at a time; 1 where memory is no run, or that would not keep the threads busy (they need
+    not be with a copy, which computes nothing)."""
     store = p.nest.store
     if not loops or w.guards or store.where is not None or store.mode != "set" or len(loops[-1].axes) != 1:
         return 1
-    axis = next(a for a, n in p.number.items() if n == loops[-1].axes[0])
+    axis = innermost(p, loops)
     loads = [p.nest.place(x) for x in p.order(roots_of(p.nest)) if isinstance(x, Load | Acc)]
-    most = math.prod(x.most for x in loops)
+    most, idle = math.prod(x.most for x in loops), _is_copy(p, roots_of(p.nest)[0])
     n = BYTES // min(_size(p, x) for x in (store.place, *loads))
     while n > 1:
         largest = max(_size(p, x) for x in (store.place, *(x for x in loads if axis in x.axes)))
-        if (n * largest <= 2 * BYTES and most >= n * threads and runs(loops[-1], n) and is_run(w, p, store.place, axis, n)
+        if (n * largest <= 2 * BYTES and (idle or most >= n * threads) and runs(loops[-1], n) and is_run(w, p, store.place, axis, n)
                 and all(axis not in x.axes or is_run(w, p, x, axis, n) for x in loads)):  # fmt: skip
             return n
         n //= 2
@@ -69,12 +75,12 @@ def points(
 ) -> None:
     """Appends all points of `loops`, `n` neighbours a thread, computed and stored. `given`: names of what is known."""
     out, nest, roots = p.out, p.nest, roots_of(p.nest)
-    axis = next(a for a, k in p.number.items() if k == loops[-1].axes[0])
+    axis = innermost(p, loops)
     nodes = p.order(roots, given)
     known: dict[Expr, frozenset[int]] = {}
     local = {x for x in nodes if axis in p.depends(x, known)}
     loads = [x for x in nodes if isinstance(x, Load | Acc) and x in local]
-    before = [x for x in p.order([e for x in loads for e in _dynamic(nest, x)], given)]
+    before = p.order([e for x in loads for e in _dynamic(nest, x)], given)
     flight = FLIGHT if sum(not isinstance(x, Const) for x in nodes) <= NODES else HEAVY
     batch = max(1, min(flight // n, math.ceil(math.prod(x.most for x in loops) / (n * threads))))
     out(f"const int total = {' * '.join(x.count for x in loops)} / {n};")
@@ -102,6 +108,13 @@ def points(
         w.declare(loops, "q")
     names = dict(given)
     p.block([x for x in nodes if x not in local], names)
+    pointer, at, _ = p.element(nest.store.place, names)
+    moved = [k for k, x in enumerate(loads) if x is roots[0] and _is_copy(p, x)]
+    if moved:
+        out(f"l{moved[0]}[u].store({pointer}, {at});")
+        out("}")
+        out("}")
+        return
     out(f"Wide<{dtype(p, nest.store.place)}, {n}> y;")
     name = f"i{loops[-1].axes[0]}"
     out(f"const int first = {name};")
@@ -112,10 +125,14 @@ def points(
     p.block([x for x in nodes if x not in here], here)
     out(f"y.set(n, {here[roots[0]]});")
     out("}")
-    pointer, at, _ = p.element(nest.store.place, names)
     out(f"y.store({pointer}, {at});")
     out("}")
     out("}")
+
+
+def _is_copy(p: Printer, x: Expr) -> bool:
+    """Whether `x` is an element of memory, of the type that is stored: its bits are moved as they are."""
+    return isinstance(x, Load | Acc) and dtype(p, p.nest.place(x)) == dtype(p, p.nest.store.place)
 
 
 def _dynamic(nest: Nest, x: Load | Acc) -> list[Expr]:
