@@ -196,6 +196,7 @@ _case("sort", "argsort 32 x 2048", lambda x: jnp.argsort(x, -1), n(32, 2048))
 _case("sort", "top 8 of 32000", lambda x: lax.top_k(x, 8), n(4, 32000))
 _case("scan", "cumsum 64 x 1024", lambda x: jnp.cumsum(x, -1), n(64, 1024))
 _case("scan", "cumsum 65536", jnp.cumsum, n(1 << 16))
+_case("scan", "cumsum 1 x 128256", lambda x: jnp.cumsum(x, -1), n(1, 128256))
 _case(
     "scan",
     "linear recurrence",

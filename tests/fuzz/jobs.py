@@ -127,6 +127,8 @@ def prepare(implementation: str) -> None:
     os.environ.setdefault("JAX_MPK_CACHE_DIR", "")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # many processes share a GPU
     os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+    flags = os.environ.get("XLA_FLAGS", "")  # XLA's code need not be fast: most of a case's time was tuning it
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_autotune_level=0".strip()
     if implementation != "cuda":
         os.environ["JAX_PLATFORMS"] = "cpu"
 
