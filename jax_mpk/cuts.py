@@ -4,6 +4,8 @@ The equations of the function without calls (`trace.flat`) that `frontend.gaps` 
 megakernel, numbered by how many of XLA's it has to wait for, one after the other; then each moves to the last one that
 whoever needs it allows, so that there are few. What depends on constants only is repeated wherever it is needed, or rules
 that ask for a constant would not find it.
+
+Of a loop or branch that is XLA's, the bodies are functions again: megakernels, cut if need be (`control`).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any
 
 import jax.extend.core as jc
 
-from jax_mpk import _compat
+from jax_mpk import _compat, control
 from jax_mpk.errors import plural
 from jax_mpk.frontend import gaps
 from jax_mpk.trace import flat
@@ -22,12 +24,36 @@ from jax_mpk.trace import flat
 
 @dataclass(frozen=True)
 class Piece:
-    """Some equations as a function: of the values of `inputs`, it gives those of `outputs` (variables of the whole)."""
+    """Some equations as a function: of the values of `inputs`, it gives those of `outputs` (variables of the whole).
 
-    megakernel: bool
+    kind: "megakernel" | "xla" | "control" (XLA's as well: one equation, whose bodies are megakernels)."""
+
+    kind: str
     jaxpr: jc.ClosedJaxpr
     inputs: tuple[Any, ...]
     outputs: tuple[Any, ...]
+
+    @property
+    def kernels(self) -> tuple[jc.ClosedJaxpr, ...]:
+        """The functions that are megakernels."""
+        if self.kind == "control":
+            return control.bodies(self.jaxpr.jaxpr.eqns[0])
+        return (self.jaxpr,) if self.kind == "megakernel" else ()
+
+    def run(
+        self, operands: Sequence[Any], megakernel: Callable[[jc.ClosedJaxpr, Sequence[Any]], Sequence[Any]]
+    ) -> Sequence[Any]:
+        """The values of `outputs`."""
+        if self.kind == "megakernel":
+            return megakernel(self.jaxpr, operands)
+        if self.kind == "xla":
+            out: list[Any] = jc.jaxpr_as_fun(self.jaxpr)(*operands)
+            return out
+        (eqn,) = self.jaxpr.jaxpr.eqns
+        env = dict(zip(self.inputs, operands, strict=True))
+        xs = [v.val if _compat.is_literal(v) else env[v] for v in eqn.invars]
+        made = dict(zip(eqn.outvars, control.run(eqn, xs, megakernel), strict=True))
+        return [made[v] for v in self.outputs]
 
 
 @dataclass(frozen=True)
@@ -38,43 +64,41 @@ class Cuts:
     pieces: tuple[Piece, ...]
 
     @property
-    def megakernels(self) -> int:
-        return sum(p.megakernel for p in self.pieces)
+    def kernels(self) -> tuple[jc.ClosedJaxpr, ...]:
+        """The functions that are megakernels, numbered as they come."""
+        return tuple(k for p in self.pieces for k in p.kernels)
 
-    def run(self, args: Sequence[Any], megakernel: Callable[[int, Piece, list[Any]], Sequence[Any]]) -> list[Any]:
-        """The results. `megakernel(n, piece, operands)` runs megakernel number n."""
+    def run(
+        self, args: Sequence[Any], megakernel: Callable[[int, jc.ClosedJaxpr, Sequence[Any]], Sequence[Any]]
+    ) -> list[Any]:
+        """The results. `megakernel(n, jaxpr, operands)` runs number n of `kernels`."""
         open_ = self.whole.jaxpr
         env = dict(zip((*open_.constvars, *open_.invars), (*self.whole.consts, *args), strict=True))
-        count = 0
+        number = {id(k): n for n, k in enumerate(self.kernels)}
+        numbered = lambda jaxpr, xs: megakernel(number[id(jaxpr)], jaxpr, xs)
         for p in self.pieces:
-            operands = [env[v] for v in p.inputs]
-            out = megakernel(count, p, operands) if p.megakernel else jc.jaxpr_as_fun(p.jaxpr)(*operands)
-            count += p.megakernel
-            env.update(zip(p.outputs, out, strict=True))
+            env.update(zip(p.outputs, p.run([env[v] for v in p.inputs], numbered), strict=True))
         return [v.val if _compat.is_literal(v) else env[v] for v in open_.outvars]
 
     def __str__(self) -> str:
-        lines = [f"cut into {plural(self.megakernels, 'megakernel')}; XLA runs the rest"]
+        lines = [f"cut into {plural(len(self.kernels), 'megakernel')}; XLA runs the rest"]
         count = 0
         for p in self.pieces:
-            eqns = p.jaxpr.jaxpr.eqns
-            if p.megakernel:
-                parts = (
-                    plural(len(eqns), "equation"),
-                    plural(len(p.inputs), "operand"),
-                    plural(len(p.outputs), "result"),
-                )
-                lines.append(f"  megakernel {count}: {', '.join(parts)}")
+            if p.kind != "megakernel":
+                names = dict.fromkeys(e.primitive.name for e in p.jaxpr.jaxpr.eqns)
+                lines.append(f"  XLA: {', '.join(names)}{', around' if p.kernels else ''}")
+            for k in p.kernels:
+                indent = "  " if p.kind == "megakernel" else "    "
+                open_ = k.jaxpr
+                counts = ((len(open_.eqns), "equation"), (len(open_.invars), "operand"), (len(open_.outvars), "result"))
+                lines.append(f"{indent}megakernel {count}: {', '.join(plural(*c) for c in counts)}")
                 count += 1
-            else:
-                names = dict.fromkeys(e.primitive.name for e in eqns)
-                lines.append(f"  XLA: {', '.join(names)}")
         return "\n".join(lines)
 
 
 def cut(closed: jc.ClosedJaxpr, platform: str) -> Cuts | None:
-    """The pieces of a function; None where no equation is refused, or nothing is left that is not, or one places values on
-    parts of a mesh: a megakernel beside it would gather them."""
+    """The pieces of a function; None where no equation is refused, or nothing is left for a megakernel, or an equation places
+    values on parts of a mesh: a megakernel beside it would gather them."""
     whole = flat(closed)
     refused = gaps(whole, platform=platform)
     eqns, open_ = whole.jaxpr.eqns, whole.jaxpr
@@ -90,19 +114,33 @@ def cut(closed: jc.ClosedJaxpr, platform: str) -> Cuts | None:
         if n not in refused and not mixed and all(m in free for m in needs[n]):
             free.add(n)
     mine = [n for n in range(len(eqns)) if n not in free and n not in refused]
-    if not mine:
+    if not mine and not any(control.bodies(eqns[n]) for n in refused):
         return None
     level = _levels(needs, set(refused), free)
     pieces: list[Piece] = []
     wanted = results  # by what comes after a piece
     for x in range(max(level), -1, -1):
-        for kernel, among in ((False, sorted(refused)), (True, mine)):
-            if group := [n for n in among if level[n] == x]:
-                made = [v for n in group for v in eqns[n].outvars if v in wanted]
-                inside = [eqns[n] for n in sorted({*group, *_below(group, needs, free)})]
-                pieces.append(_piece(whole, kernel, inside, made))
-                wanted = wanted | set(pieces[-1].inputs)
+        theirs = [n for n in sorted(refused) if level[n] == x]
+        for kind, group in (*_runs(theirs, eqns), ("megakernel", [n for n in mine if level[n] == x])):
+            below = sorted(_below(group, needs, free))
+            steps = [(kind, sorted((*group, *below)))] if kind != "control" else [(kind, group), ("xla", below)]
+            for how, inside in steps:
+                if made := [v for n in inside for v in eqns[n].outvars if v in wanted]:
+                    pieces.append(_piece(whole, how, [eqns[n] for n in inside], made))
+                    wanted = wanted | set(pieces[-1].inputs)
     return Cuts(whole, tuple(reversed(pieces)))
+
+
+def _runs(numbers: Sequence[int], eqns: Sequence[Any]) -> list[tuple[str, list[int]]]:
+    """Equations of XLA, last first: each with bodies alone, the others as long as they follow each other."""
+    out: list[tuple[str, list[int]]] = []
+    for n in numbers:
+        kind = "control" if control.bodies(eqns[n]) else "xla"
+        if out and out[-1][0] == kind == "xla":
+            out[-1][1].append(n)
+        else:
+            out.append((kind, [n]))
+    return out[::-1]
 
 
 def _variables(atoms: Iterable[Any]) -> list[Any]:
@@ -137,7 +175,7 @@ def _below(roots: Sequence[int], needs: list[list[int]], free: set[int]) -> set[
     return out
 
 
-def _piece(whole: jc.ClosedJaxpr, kernel: bool, eqns: list[Any], made: list[Any]) -> Piece:
+def _piece(whole: jc.ClosedJaxpr, kind: str, eqns: list[Any], made: list[Any]) -> Piece:
     inside = {v for e in eqns for v in e.outvars}
     inputs = tuple(dict.fromkeys(v for e in eqns for v in _variables(e.invars) if v not in inside))
     open_ = whole.jaxpr
@@ -145,4 +183,4 @@ def _piece(whole: jc.ClosedJaxpr, kernel: bool, eqns: list[Any], made: list[Any]
     info = _compat.renamed(open_.debug_info, [names.get(v, "") for v in inputs], [""] * len(made))
     effects = frozenset().union(*(e.effects for e in eqns))
     jaxpr = open_.replace(constvars=[], invars=list(inputs), outvars=made, eqns=eqns, effects=effects, debug_info=info)
-    return Piece(kernel, jc.ClosedJaxpr(jaxpr, []), inputs, tuple(made))
+    return Piece(kind, jc.ClosedJaxpr(jaxpr, []), inputs, tuple(made))

@@ -220,7 +220,7 @@ def _lower(platform: str | None, ctx: Any, *operands: Any, jaxpr: Any, implement
             found = (
                 cuts.cut(jaxpr, platform) if platform in backends.NAMES and implementation in (None, platform) else None
             )
-            _warn_once(name, located, found.megakernels if found else 0)
+            _warn_once(name, located, len(found.kernels) if found else 0)
             if found:
                 return _lower_cut(ctx, operands, found, implementation=implementation, options=options, name=name)
         except Exception as error:
@@ -235,7 +235,7 @@ def _lower_cut(ctx: Any, operands: Sequence[Any], found: cuts.Cuts, *, name: str
     """The pieces of a function, each of which is chosen for, or goes to XLA, by itself."""
 
     def run(*args: Any) -> list[Any]:
-        return found.run(args, lambda n, piece, xs: call(piece.jaxpr, xs, name=f"{name}_{n}", derived=True, **params))
+        return found.run(args, lambda n, jaxpr, xs: call(jaxpr, xs, name=f"{name}_{n}", derived=True, **params))
 
     out: Sequence[Any] = mlir.lower_fun(run, multiple_results=True)(ctx, *operands)
     return out

@@ -115,8 +115,7 @@ def explained(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> st
         found = cuts.cut(jaxpr, platform) if wrapped.implementation is None or options.split else None
         if found is None:
             raise located
-        kernels = [p.jaxpr for p in found.pieces if p.megakernel]
-        parts = [f"{found}\nbecause {located}", *(of(x, f"{name}_{n}") for n, x in enumerate(kernels))]
+        parts = [f"{found}\nbecause {located}", *(of(x, f"{name}_{n}") for n, x in enumerate(found.kernels))]
         return "\n\n".join(parts)
 
     return of(eqn.params["jaxpr"], eqn.params["name"])

@@ -44,7 +44,7 @@ ffi::Error execute(ffi::RemainingArgs args, ffi::RemainingRets rets, ffi::Dictio
       o.results.push_back(static_cast<char*>((*x)->untyped_data()));
       o.result_bytes.push_back((*x)->size_bytes());
     }
-    if (program->header->workspace && !o.results.empty()) {
+    if (o.results.size() == program->header->results + 1) {
       o.workspace = o.results.back(), o.workspace_bytes = o.result_bytes.back();
       o.results.pop_back(), o.result_bytes.pop_back();
     }

@@ -49,7 +49,9 @@ def ffi_call(
 ) -> list[Any]:
     """Emits the custom call of a program and returns its results (the workspace left off).
 
-    Operands and results are the program's, in order; the workspace, if there is one, is a last result of type u8. A
+    Operands and results are the program's, in order; the workspace is a last result of type u8, also where it has no bytes:
+    a call whose results are exactly what a loop carries becomes the root of the loop's body, and XLA then takes its operands
+    for what the loop leaves unchanged (`GetInvariantGTEsForWhileBody`, seen in jax 0.10 and 0.11 on CPUs). A
     result that lives in an operand's buffer is aliased with it, so XLA copies only what somebody else still needs.
     The program travels as an attribute; executors find each other by the hash in it.
     """
@@ -58,9 +60,7 @@ def ffi_call(
     results = buffers[(buffers["space"] == abi.enum("Space", "RESULT")) & (buffers["alias"] >= 0)]
     aliases = {int(b["alias"]): int(b["index"]) for b in results}
     workspace = int(program.header["workspace"])
-    avals = list(ctx.avals_out)
-    if workspace:
-        avals.append(jax.core.ShapedArray((workspace,), np.dtype(np.uint8)))
+    avals = [*ctx.avals_out, jax.core.ShapedArray((workspace,), np.dtype(np.uint8))]
     rule = jax.ffi.ffi_lowering(target_name, operand_output_aliases=aliases)
     values = rule(ctx.replace(avals_out=avals), *operands, program=np.frombuffer(blob, np.uint8), **attributes)
     return list(values)[: len(ctx.avals_out)]

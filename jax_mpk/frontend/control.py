@@ -72,7 +72,7 @@ def _scan(b: Builder, eqn: Equation, *xs: Tensor) -> Sequence[Tensor]:
     work = length * _equations(jaxpr)
     if work > UNROLL_LIMIT:
         b.unsupported(f"{length} iterations of {work // length} equations are more than the {UNROLL_LIMIT} that are "
-                      "written out; loops inside a kernel are not implemented yet")  # fmt: skip
+                      "written out: the loop is XLA's, a kernel does what it repeats")  # fmt: skip
     consts, carry, rows = xs[:n_consts], list(xs[n_consts : n_consts + n_carry]), xs[n_consts + n_carry :]
     live_rows = eqn.live[n_carry:]
     order = range(length - 1, -1, -1) if p["reverse"] else range(length)
@@ -103,4 +103,4 @@ def _equations(jaxpr: Any) -> int:
 
 @primitive("while")
 def _while(b: Builder, eqn: Equation, *_: Tensor) -> Sequence[Tensor]:
-    b.unsupported("a loop whose length is not known when it is traced; loops inside a kernel are not implemented yet")
+    b.unsupported("a loop whose length is not known when it is traced is XLA's, a kernel does what it repeats")

@@ -73,8 +73,8 @@ def spectral(x):
 
 CASES = {
     "solved": (solved, (data(8, 16), data(16, 8), data(8, 12)), 3),
-    "searched": (searched, (data(8, 8), data(8, 8)), 2),
-    "early": (early, (data(8, 8), data(8, 8)), 2),
+    "searched": (searched, (data(8, 8), data(8, 8)), 3),
+    "early": (early, (data(8, 8), data(8, 8)), 3),
     "padded": (padded, (data(5, 7),), 2),
     "spectral": (spectral, (data(4, 16),), 2),
 }
