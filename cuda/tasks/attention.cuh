@@ -75,6 +75,35 @@ template <class V> __device__ __forceinline__ void scores(const AttentionScratch
         }
       }
     }
+  } else if constexpr (V::HEAD <= 512 &&
+                       (V::KEY_HEAD == 1 || V::KEY_STRIDE != 1)) {  // a warp a key: lanes along the head
+    constexpr int EACH = (V::HEAD + 31) / 32, FLIGHT = EACH <= 4 ? 2 * AHEAD : EACH <= 8 ? AHEAD : 1;
+#pragma unroll 1
+    for (int k0 = key0 + warp; k0 < key1; k0 += FLIGHT * WARPS) {
+      float x[FLIGHT][EACH];
+#pragma unroll
+      for (int u = 0; u < FLIGHT; ++u)
+#pragma unroll
+        for (int e = 0; e < EACH; ++e) {
+          const int h = lane + 32 * e;
+          const i64 at = base + (i64)min(k0 + u * WARPS, key1 - 1) * V::KEY_STRIDE + h * V::KEY_HEAD;
+          x[u][e] = h < V::HEAD ? f(V::load_key(keys, at)) : 0.0f;
+        }
+#pragma unroll
+      for (int u = 0; u < FLIGHT; ++u) {
+        const int key = k0 + u * WARPS;
+        if (key >= key1) break;
+#pragma unroll
+        for (int r = 0; r < V::RC; ++r) {
+          float dot = 0;
+#pragma unroll
+          for (int e = 0; e < EACH; ++e)
+            if (lane + 32 * e < V::HEAD) dot = fmaf(s.q[r * V::HEAD + lane + 32 * e], x[u][e], dot);
+          dot = f(reduce_warp<SUM_F>(b(dot)));
+          if (lane == 0) s.score[r * V::KC + key - key0] = dot;
+        }
+      }
+    }
   } else {
 #pragma unroll 1
     for (int i = threadIdx.x; i < V::RC * (key1 - key0); i += THREADS) {
@@ -143,6 +172,37 @@ template <class V> __device__ __forceinline__ void weighted(const AttentionScrat
       float sum = s.red[i];
 #pragma unroll
       for (int q = 1; q < 8; ++q) sum += s.red[q * V::RC * V::DV + i];
+      s.out[i] = s.out[i] * scale[i / V::DV] + sum;
+    }
+  } else if constexpr (V::DV <= THREADS) {  // groups of threads take turns at the keys, a thread a column
+    constexpr int GROUPS = THREADS / V::DV < 8 ? THREADS / V::DV : 8, FLIGHT = 2 * AHEAD;
+    const int group = threadIdx.x / V::DV, c = threadIdx.x % V::DV;
+    if (group < GROUPS) {
+      float acc[V::RC] = {};
+#pragma unroll 1
+      for (int k0 = key0 + group; k0 < key1; k0 += FLIGHT * GROUPS) {
+        float x[FLIGHT];
+#pragma unroll
+        for (int u = 0; u < FLIGHT; ++u)
+          x[u] = f(V::load_value(values,
+                                 base + (i64)min(k0 + u * GROUPS, key1 - 1) * V::VALUE_STRIDE + c * V::VALUE_COLUMN));
+#pragma unroll
+        for (int u = 0; u < FLIGHT; ++u) {
+          const int key = k0 + u * GROUPS;
+          if (key >= key1) break;
+#pragma unroll
+          for (int r = 0; r < V::RC; ++r) acc[r] = fmaf(s.score[r * V::KC + key - key0], x[u], acc[r]);
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < V::RC; ++r) s.red[(group * V::RC + r) * V::DV + c] = acc[r];
+    }
+    sync_consumers();
+#pragma unroll 1
+    for (int i = threadIdx.x; i < V::RC * V::DV; i += THREADS) {
+      float sum = s.red[i];
+#pragma unroll
+      for (int q = 1; q < GROUPS; ++q) sum += s.red[q * V::RC * V::DV + i];
       s.out[i] = s.out[i] * scale[i / V::DV] + sum;
     }
   } else {
