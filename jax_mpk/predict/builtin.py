@@ -58,7 +58,7 @@ CPU = Constants(
 """`benchmarks.choose` on two cores; a machine with more gets more of both, and calibration scales it."""
 
 H100 = Constants(
-    "H100", "built in, of docs/measurements.md", workers=132, alone=0.0, hop=2.2, scalar=1e7, margin=1.05, gain=10.0, ahead=12 << 14,
+    "H100", "built in, of docs/measurements.md", workers=132, alone=0.0, hop=2.2, scalar=1e7, margin=1.05, gain=10.0, ahead=12 << 14, level=4.0,
     xla=Side(3.0, {
         "": (R(2.5, 2.5e6, 1e6, overlap=True),),
         "fused": (R(0, 2.9e6, 2e7, overlap=True),),
@@ -84,10 +84,12 @@ H100 = Constants(
         "narrow": (R(0, 1.5e6, 1e6),),
         "strided": (R(0, 5e5, 3e5),),
         "update": (R(0, 1e6, 2e5),),
-        "sort": (R(0, 1e6, 1e4),),
-        "scan": (R(0, 1e6, 1e6),),
-        "top_k": (R(0, 1e6, 1e4),),
+        "update serial": (R(0, 1e6, 900),),
+        "sort": (R(0, 1e6, 1e5),),
+        "scan": (R(0, 1e6, 1e6, overlap=True),),
+        "top_k": (R(0, 1e6, 2e5),),
         "attention": (R(0.5, 2.4e6, 6e7, 16, worker=9e4), R(1.0, 1e6, 4e6, worker=6e4)),
+        "attention f32": (R(1.0, 1e6, 2e7, 16, worker=2e4), R(1.0, 5e5, 2e6, worker=1e4)),
         "contract bf16": (R(0, 3e6, math.inf, 4), R(0, 3e6, 2.5e8, 8), R(0, 3e6, 3e7, 16), R(0, 3e6, 8e6)),
         "contract f32": (R(0, 2.5e6, 2e7, 4), R(0, 2e6, 3e6)),
         "contract": (R(0, 1.5e6, 4e6),),
@@ -96,7 +98,7 @@ H100 = Constants(
 """A hop and a kernel of XLA from steps of Llama-3.2-1B and Qwen3 (runs 26 to 29): a layer of Qwen3-0.6B at batch 1 takes 28.5 us, of which
 9.8 are its weights' bytes and 6 its attention, in 5 hops; kernels that read 4 to 64 MB take 2.8 to 3.5 us more than their bytes."""
 
-H200 = replace(H100.slower(1.0, 3108 / 4533, 1.0, H100.source), name="H200", hop=3.3)
+H200 = replace(H100.slower(1.0, 3108 / 4533, 1.0, H100.source), name="H200", hop=3.3, level=5.5)
 """Its memory is faster, its hops are not: beyond its bytes, a step of Llama-3.2-1B takes 1.4 times as long as on an H100."""
 
 

@@ -64,7 +64,8 @@ class Side:
 class Constants:
     """name: of the device. source: where the numbers are from. workers: of the megakernel. alone: us up to which a launch
     stays in the calling thread (0: never). cache: bytes of the cache that `Rate.near` is about. ahead: bytes that
-    a worker streams before it may use them. hop: us between dependent operators. scalar: units of scalar work a us that is
+    a worker streams before it may use them. hop: us between dependent operators. level: us of a hop and the
+    operators before it, at least. scalar: units of scalar work a us that is
     fused to contractions and attentions. margin, gain: how many times and us faster the megakernel must be predicted to
     be."""
 
@@ -79,15 +80,16 @@ class Constants:
     margin: float
     cache: int = 0
     ahead: int = 0
+    level: float = 0.0
     gain: float = 0.0
 
     def slower(self, start: float, memory: float, work: float, source: str) -> Constants:
         """See `Rate.slower`."""
         return replace(self, source=source, xla=self.xla.slower(start, memory, work), mpk=self.mpk.slower(start, memory, work),
-                       hop=self.hop * start, scalar=self.scalar / work)  # fmt: skip
+                       hop=self.hop * start, level=self.level * start, scalar=self.scalar / work)  # fmt: skip
 
     def __str__(self) -> str:
-        lines = [f"{self.name}, {self.source}: {self.workers} workers, a hop {self.hop:.3g} us, alone up to {self.alone:.3g} us, "
+        lines = [f"{self.name}, {self.source}: {self.workers} workers, a hop {self.hop:.3g} us, a level {self.level:.3g} us at least, alone up to {self.alone:.3g} us, "
                  f"fused scalar work {self.scalar:.3g}/us, margin {self.margin:.3g} and {self.gain:.3g} us"]  # fmt: skip
         for label, s in (("XLA", self.xla), ("megakernel", self.mpk)):
             lines.append(f"{label}: {s.start:.3g} us a call")

@@ -51,9 +51,13 @@ def megakernel(pieces: Sequence[Piece], c: Constants) -> Time:
     if alone.us <= c.alone:
         return alone
     tasks = beside(pieces)
-    hops = 1 + max((p.level for p in pieces), default=0)
-    launch = Time(launch=c.mpk.start + c.hop * hops)
-    return sum((operator(p, c, c.workers, near, n) for p, n in zip(pieces, tasks, strict=True)), launch)
+    levels = [0.0] * (1 + max((p.level for p in pieces), default=0))
+    out = Time(launch=c.mpk.start)
+    for p, n in zip(pieces, tasks, strict=True):
+        t = operator(p, c, c.workers, near, n)
+        levels[p.level] += t.us
+        out += t
+    return out + Time(launch=sum(max(c.hop, c.level - us) for us in levels))
 
 
 def beside(pieces: Sequence[Piece]) -> list[int]:

@@ -32,8 +32,11 @@ def _piece(graph: Graph, op: Op, level: int, target: Device) -> Piece:
         how, rows = f"contract {dtypes[0]}", math.prod(op.domain[a] for a in op.axes("m"))
     elif isinstance(op, Attention):
         rows = math.prod(op.domain[a] for a in op.rows)
+        how = f"attention {max((graph.values[x.value].dtype for e in (op.k, op.v) for x, _ in E.walk_loads(e)), key=itemsize)}"
     elif isinstance(op, Update):
         how = "update"
+        if target.gpu and (steps := _one_by_one(op)) > 1:
+            how, scalar = "update serial", steps * tasks
     elif isinstance(op, Sort):
         how = "top_k" if op.count < op.domain[-1] else "sort"
     elif _strided(graph, op):
@@ -45,6 +48,12 @@ def _piece(graph: Graph, op: Op, level: int, target: Device) -> Piece:
     )
     return Piece(how, graph.values[op.out].name or op.source.primitive, _read(graph, op, extent), written, core // 2,
                  rows, scalar, tasks, level)  # fmt: skip
+
+
+def _one_by_one(op: Update) -> int:
+    """How many stores of a task follow each other, because they may be to one place."""
+    apart = {t.axis for c in op.append.coords for t in c.terms}
+    return math.prod(n for a, n in enumerate(op.domain) if a not in apart)
 
 
 def _read(graph: Graph, op: Op, extent: dict[int, int]) -> int:

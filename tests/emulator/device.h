@@ -98,6 +98,11 @@ template <class T> T __shfl_sync(unsigned, T x, int lane) {
   emulated_from(out, emulated_exchange(&mine, 1, false)[lane & 31][0]);
   return out;
 }
+inline unsigned long long __shfl_sync(unsigned, unsigned long long x, int lane) {
+  const unsigned mine[2] = {(unsigned)x, (unsigned)(x >> 32)};
+  const auto* all = emulated_exchange(mine, 2, false);
+  return (unsigned long long)all[lane & 31][1] << 32 | all[lane & 31][0];
+}
 template <class T> T __shfl_xor_sync(unsigned mask, T x, int bits) {
   return __shfl_sync(mask, x, (int)(threadIdx.x & 31) ^ bits);
 }

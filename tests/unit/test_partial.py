@@ -128,3 +128,28 @@ def test_a_decode_step(monkeypatch):
     want = jax.jit(step)(*args)
     np.testing.assert_array_equal(token, want[0])
     np.testing.assert_allclose(logits, want[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32"])
+@pytest.mark.parametrize("shape, k", [((1, 391), 3), ((3, 1000), 10), ((2, 2, 321), 1), ((2, 512), 6)])
+@pytest.mark.parametrize("kind", FLOATS)
+def test_the_largest_of_a_row(short, kind, shape, k, dtype):
+    """Values and positions, ties and NaN included; rows that slices divide and rows with a rest."""
+    x = _rows(kind, int(np.prod(shape[:-1])), shape[-1], np.float32).reshape(shape)
+    x = jnp.asarray(np.clip(np.nan_to_num(x), -99, 99) if dtype == "int32" else x, dtype)
+    f = lambda x: jax.lax.top_k(x, k)  # noqa: E731
+    run = execute.Runner(f, x, target=SMALL)
+    assert sum(op.kind == "sort" for op in run.compiled.stages["partial"].ops) == 2, "not in two steps"
+    for seed in (-1, 1):
+        for got, want in zip(run(seed=seed), f(x), strict=True):
+            np.testing.assert_array_equal(np.asarray(got, np.float32), np.asarray(want, np.float32))
+
+
+@pytest.mark.parametrize("shape, k", [((4, 50), 6), ((2, 400), 390), ((600, 81), 1)])
+def test_short_rows_many_elements_and_many_rows_are_sorted_at_once(short, shape, k):
+    x = _rows("ties", *shape, np.float32)
+    f = lambda x: jax.lax.top_k(x, k)  # noqa: E731
+    run = execute.Runner(f, x, target=SMALL)
+    assert sum(op.kind == "sort" for op in run.compiled.stages["partial"].ops) == 1
+    for got, want in zip(run(), f(x), strict=True):
+        np.testing.assert_array_equal(got, want)

@@ -16,14 +16,14 @@ from jax_mpk.kinds.variant import ROOM, Variant
 
 @dataclass(frozen=True)
 class Sorting(Variant):
-    """network: the row's length as a power of two."""
+    """network: the row's length as a power of two, and no less than the lanes of a warp."""
 
     network: int = 0
 
 
 def variant(b: Bound, body: Body, device: Device, fixed: Collection[int]) -> Sorting:
     n = b.axes[-1].extent
-    network = 1 << (n - 1).bit_length()
+    network = max(32, 1 << (n - 1).bit_length())
     need = (-(-n // 32) * 32 + 2 * network) * 4
     spills = need > ROOM
     return Sorting(act=0 if spills else need, spill=need if spills else 0, network=network)
