@@ -21,8 +21,8 @@ Box = dict[int, tuple[int, int]]
 
 def boxes(e: Expr, box: Box) -> list[tuple[Box, Expr]]:
     """Disjoint boxes that make up `box`, with `e` there; no piece over an axis of the box is left, nor an operation of
-    constants that pieces leave."""
-    return [(b, x if x is e else fold_constants(x)) for b, x in _boxes(e, box)]
+    constants: the boxes of a part of `e` are parts of the boxes of `e`."""
+    return [(b, fold_constants(x)) for b, x in _boxes(e, box)]
 
 
 def _boxes(e: Expr, box: Box) -> list[tuple[Box, Expr]]:

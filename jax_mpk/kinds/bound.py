@@ -118,7 +118,8 @@ def bind(graph: Graph, op: Op, tile: tuple[int, ...]) -> Bound:
         key.append((role, number[e]))
         if role == "lhs":
             own = tuple((x, t) for x, t in zip(axes, tile, strict=True) if x.role != "n")
-            lhs = (tuple(key), own, tuple(zip(binder.slots, binder.base, strict=True)))
+            others = ("n", len(axes) - len(own))  # the axes of k are numbered after them
+            lhs = ((*key, others), own, tuple(zip(binder.slots, binder.base, strict=True)))
     for s in _places(binder, op):
         for e, _, _ in s.dyn:
             key += tokens(binder.load, e, number)

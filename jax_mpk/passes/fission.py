@@ -41,9 +41,13 @@ def run(g: Graph) -> Graph:
             ops.append(op)
             continue
         dim, segments = cut
-        for lo, hi in segments:
-            part = _part(values, op, dim, (lo, hi))  # type: ignore[arg-type]
-            ops.append(part)
+        try:
+            parts = [_part(values, op, dim, segment) for segment in segments]  # type: ignore[arg-type]
+        except E.NotAffine:  # the columns of an operand are repeated, and the slice does not begin with one of them
+            ops.append(op)
+            continue
+        ops += parts
+        for part, (lo, hi) in zip(parts, segments, strict=True):
             for x, span in spans.items():  # type: ignore[union-attr]
                 if lo <= span[dim][0] and span[dim][1] <= hi:
                     shifted = E.coord_add(x.coords[dim], E.coord_const(-lo))

@@ -61,6 +61,8 @@ REDUCTIONS = 8
 SHARED_NODES = 64
 """Nodes of a map up to which it may be written into several readers: a recurrence that is written out would be computed
 from its start by every reader of every step."""
+LONG_ROW = 1 << 14
+"""Elements of a row whose reduction is not repeated for a reader where it is computed anyway: that takes longer than a hop."""
 BLOWUP = 4
 """How much more often than necessary a row reduction may be evaluated inside a consumer."""
 APPEND_ROWS = 64
@@ -343,6 +345,8 @@ def _inlines(g: Graph, m: Map, user: Op, ready: dict[int, int], users: dict[int,
         return False
     if places * len(E.walk(e)) > NODES:
         return False
+    if (users[m.out] > 1 or m.out in g.results) and _longest(e) > LONG_ROW:
+        return False
     if e.cost <= CHEAP and not e.height:
         return True
     if target.gpu and isinstance(user, Contract) and e.height and _bytes(g, m) > PROLOGUE_BYTES:
@@ -351,6 +355,11 @@ def _inlines(g: Graph, m: Map, user: Op, ready: dict[int, int], users: dict[int,
     if max((ready.get(v, 0) for v in user.reads() if v != m.out), default=0) < ready[m.out] + 1:
         return True
     return REPEATS * users[m.out] * math.prod(m.domain) * e.cost < WORTH_KEEPING
+
+
+def _longest(e: Expr) -> int:
+    """Elements of the longest row that is reduced."""
+    return max((math.prod(x.extents) for x in E.walk(e) if isinstance(x, E.Reduce)), default=0)
 
 
 def _places(user: Op, value: int) -> int:

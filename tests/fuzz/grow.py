@@ -307,7 +307,7 @@ def reduction(g: Grower) -> None:
         "jnp.max({}, {a})",
         "jnp.min({}, {a})",
         "jnp.sum({}, {a}, keepdims=True)",
-        "jnp.prod({}, {d})",
+        "jnp.prod(jnp.clip({}, -2, 2), {d})" if real else "jnp.prod({}, {d})",  # 0 times a part that overflows
     ]
     if real:
         forms += ["jnp.mean({}, {a})", "jax.nn.softmax({}, {d})", "jnp.var({}, {a})", "jax.nn.logsumexp({}, {a})",

@@ -140,7 +140,9 @@ def search(g: Grower) -> None:
              f"jnp.searchsorted(jnp.sort({v.name}.ravel()), {w.name}, method={g.one('sort', 'compare_all', 'scan_unrolled')!r})",
              f"lax.top_k(jnp.swapaxes({v.name}, {d}, -1), {k})[{g.up_to(1)}]"]  # fmt: skip
     if v.dtype in FLOATS:
-        forms += [f"lax.approx_{g.one('max', 'min')}_k({v.name}, {k}, {d})[0]"]
+        forms += [
+            f"lax.approx_{g.one('max', 'min')}_k(jnp.nan_to_num({v.name}), {k}, {d})[0]"
+        ]  # XLA leaves open where NaN is
     g.add(str(g.one(*forms)), True)
 
 

@@ -198,3 +198,45 @@ def test_a_subtracted_nan_keeps_its_sign(dtype):
 
     x, u = (np.array(x, dtype) for x in ([1, 2, 3, np.nan, -0.0], [np.nan, -np.inf, 1, 0.0]))
     same(f, x, np.array([0, 1, 3, 4], np.int32), u)
+
+
+def test_constants_inside_of_nested_reductions():
+    """Boxes of a reduction folded them also in a reduction below, which was then another one: no instruction for a piece."""
+
+    def f(x, y):
+        rows = jnp.where(jnp.arange(11) % 2 == 0, jnp.concatenate([x, x, x], 0), y)
+        return jax.nn.logsumexp(lax.dynamic_index_in_dim(rows, jnp.array(4, jnp.int32), 1))
+
+    same(f, data(2, 11), data(1, 1))
+
+
+def test_a_slice_of_columns_that_are_repeated():
+    """A contraction was taken apart where its operand could not be followed."""
+
+    def f(x, y):
+        v = jnp.einsum("ab,xyba->yx", x, jnp.repeat(y[:8], 2, 0))
+        return lax.reduce_window(v, jnp.inf, lax.min, (1, 3), (1, 2), "VALID", (1, 1), (1, 2))[:, ::-2]
+
+    same(f, data(4, 32), data(16, 8, 32, 4))
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_one_vector_times_a_matrix_and_times_a_vector(arch):
+    """Equal left operands, but axes of other numbers: the verifier refused the shared prologue."""
+
+    def f(w, x, y):
+        return jnp.mean(jnp.einsum("b,ab->a", x, w) * 4), jnp.einsum("a,a->", x, jnp.broadcast_to(y[:1], (8,)))
+
+    Runner(f, data(40, 8), data(8), data(8), target=device.cuda(arch))
+
+
+def test_a_long_row_is_reduced_once():
+    """The token of a step, stored into the text as well: the update went through the vocabulary again."""
+
+    def f(x, w, text, n):
+        token = jnp.argmax(x @ w, -1).astype(jnp.int32)
+        return token, lax.dynamic_update_slice(text, token[:, None], (0, n)), n + 1
+
+    run = same(f, data(1, 16), data(16, 40_000), ints(9, 1, 8), np.int32(3))
+    ops = run.compiled.stages["fuse"].ops
+    assert sum("argmax" in str(e) for op in ops for e in op.exprs().values()) == 1
