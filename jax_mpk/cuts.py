@@ -5,7 +5,8 @@ megakernel, numbered by how many of XLA's it has to wait for, one after the othe
 whoever needs it allows, so that there are few. What depends on constants only is repeated wherever it is needed, or rules
 that ask for a constant would not find it.
 
-Of a loop or branch that is XLA's, the bodies are functions again: megakernels, cut if need be (`control`).
+Of a loop or branch that is XLA's, the bodies are functions again: megakernels, cut if need be (`control`). Where nobody named
+an implementation, an equation that XLA does much faster is cut out as well (`slow`, see `predict.slow`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import jax.extend.core as jc
 
 from jax_mpk import _compat, control
-from jax_mpk.errors import plural
+from jax_mpk.errors import Gap, plural
 from jax_mpk.frontend import gaps
 from jax_mpk.trace import flat
 
@@ -58,10 +59,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class Cuts:
-    """The pieces of a function, in order; `whole`: the function without calls."""
+    """The pieces of a function, in order. whole: the function without calls. gaps: why equations were refused. slow: numbers of
+    the equations that XLA does faster."""
 
     whole: jc.ClosedJaxpr
     pieces: tuple[Piece, ...]
+    gaps: tuple[Gap, ...] = ()
+    slow: tuple[int, ...] = ()
 
     @property
     def kernels(self) -> tuple[jc.ClosedJaxpr, ...]:
@@ -81,7 +85,8 @@ class Cuts:
         return [v.val if _compat.is_literal(v) else env[v] for v in open_.outvars]
 
     def __str__(self) -> str:
-        lines = [f"cut into {plural(len(self.kernels), 'megakernel')}; XLA runs the rest"]
+        faster = ", which is faster" if self.slow and not self.gaps else ""
+        lines = [f"cut into {plural(len(self.kernels), 'megakernel')}; XLA runs the rest{faster}"]
         count = 0
         for p in self.pieces:
             if p.kind != "megakernel":
@@ -96,13 +101,17 @@ class Cuts:
         return "\n".join(lines)
 
 
-def cut(closed: jc.ClosedJaxpr, platform: str) -> Cuts | None:
-    """The pieces of a function; None where no equation is refused, or nothing is left for a megakernel, or an equation places
+Slow = Callable[[Any, Callable[[], jc.ClosedJaxpr]], bool]
+"""Whether XLA should have an equation, which as a function is what the second argument gives."""
+
+
+def cut(closed: jc.ClosedJaxpr, platform: str, slow: Slow | None = None) -> Cuts | None:
+    """The pieces of a function; None where no equation is refused or slow, or nothing is left for a megakernel, or an equation places
     values on parts of a mesh: a megakernel beside it would gather them."""
     whole = flat(closed)
-    refused = gaps(whole, platform=platform)
+    why = gaps(whole, platform=platform)
     eqns, open_ = whole.jaxpr.eqns, whole.jaxpr
-    if not refused or any(_compat.places(eqns[n]) for n in refused):
+    if any(_compat.places(eqns[n]) for n in why):
         return None
     maker = {v: n for n, e in enumerate(eqns) for v in e.outvars}
     needs = [[maker[v] for v in _variables(e.invars) if v in maker] for e in eqns]
@@ -111,12 +120,23 @@ def cut(closed: jc.ClosedJaxpr, platform: str) -> Cuts | None:
     free: set[int] = set()  # these depend on constants only, and are repeated rather than handed over
     for n, e in enumerate(eqns):
         mixed = any(v in given for v in _variables(e.invars)) or any(v in results for v in e.outvars)
-        if n not in refused and not mixed and all(m in free for m in needs[n]):
+        if n not in why and not mixed and all(m in free for m in needs[n]):
             free.add(n)
+
+    def alone(n: int) -> jc.ClosedJaxpr:
+        inside = [eqns[m] for m in sorted({n, *_below([n], needs, free)})]
+        return _piece(whole, "xla", inside, [v for v in eqns[n].outvars if not _compat.is_dropped(v)]).jaxpr
+
+    late = [
+        n
+        for n, e in enumerate(eqns)
+        if slow and n not in why and n not in free and slow(e, lambda n=n: alone(n))  # type: ignore[misc]
+    ]
+    refused = {*why, *late}
     mine = [n for n in range(len(eqns)) if n not in free and n not in refused]
-    if not mine and not any(control.bodies(eqns[n]) for n in refused):
+    if not refused or not mine and not any(control.bodies(eqns[n]) for n in refused):
         return None
-    level = _levels(needs, set(refused), free)
+    level = _levels(needs, refused, free)
     pieces: list[Piece] = []
     wanted = results  # by what comes after a piece
     for x in range(max(level), -1, -1):
@@ -128,7 +148,7 @@ def cut(closed: jc.ClosedJaxpr, platform: str) -> Cuts | None:
                 if made := [v for n in inside for v in eqns[n].outvars if v in wanted]:
                     pieces.append(_piece(whole, how, [eqns[n] for n in inside], made))
                     wanted = wanted | set(pieces[-1].inputs)
-    return Cuts(whole, tuple(reversed(pieces)))
+    return Cuts(whole, tuple(reversed(pieces)), tuple(g for n in why for g in why[n]), tuple(late))
 
 
 def _runs(numbers: Sequence[int], eqns: Sequence[Any]) -> list[tuple[str, list[int]]]:

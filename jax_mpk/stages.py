@@ -108,15 +108,18 @@ def explained(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> st
     eqn, platform, options = _traced(wrapped, args, kwargs)
 
     def of(jaxpr: Any, name: str) -> str:
-        try:
-            return _lowered(wrapped, jaxpr, platform, options, name).explain()
-        except UnsupportedError as error:
-            located = error.located(_compat.here)
-        found = cuts.cut(jaxpr, platform) if wrapped.implementation is None or options.split else None
-        if found is None:
-            raise located
-        parts = [f"{found}\nbecause {located}", *(of(x, f"{name}_{n}") for n, x in enumerate(found.kernels))]
-        return "\n\n".join(parts)
+        slow = predict.slow(jaxpr, platform, options) if wrapped.implementation is None else None
+        found, why = cuts.cut(jaxpr, platform, slow) if slow else None, ""
+        if found is None or not found.slow:
+            try:
+                return _lowered(wrapped, jaxpr, platform, options, name).explain()
+            except UnsupportedError as error:
+                located = error.located(_compat.here)
+            found = cuts.cut(jaxpr, platform) if wrapped.implementation is None or options.split else None
+            if found is None:
+                raise located
+            why = f"\nbecause {located}"
+        return "\n\n".join([f"{found}{why}", *(of(x, f"{name}_{n}") for n, x in enumerate(found.kernels))])
 
     return of(eqn.params["jaxpr"], eqn.params["name"])
 

@@ -7,15 +7,17 @@ the device (`builtin`, or measured by `calibrate`); `choose` compares.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
-from jax_mpk import backends
+from jax_mpk import backends, trace
+from jax_mpk.errors import UnsupportedError
 from jax_mpk.options import Options
-from jax_mpk.predict import calibrate, operators
+from jax_mpk.predict import apart, calibrate, operators
 from jax_mpk.predict import choose as _choose
 from jax_mpk.predict.choose import Choice
 
-__all__ = ["Choice", "choice", "to_xla"]
+__all__ = ["Choice", "choice", "slow", "to_xla"]
 
 
 def choice(jaxpr: Any, platform: str, options: Options, name: str) -> Choice:
@@ -30,3 +32,23 @@ def to_xla(jaxpr: Any, platform: str, options: Options, name: str) -> bool:
     if not options.choose or options.stop_after:
         return False
     return choice(jaxpr, platform, options, name).to_xla
+
+
+def slow(jaxpr: Any, platform: str, options: Options) -> Callable[[Any, Callable[[], Any]], bool] | None:
+    """For `cuts.cut`, where nobody named an implementation: says whether XLA is to have an equation. None where there is none to
+    ask about."""
+    if not options.choose or options.stop_after or not any(map(apart.watched, trace.flat(jaxpr).jaxpr.eqns)):
+        return None
+    target = backends.get(platform).device(options)
+    constants = calibrate.constants(target, options)
+
+    def ask(eqn: Any, alone: Callable[[], Any]) -> bool:
+        if not apart.watched(eqn):
+            return False
+        one = alone()
+        try:
+            return apart.slower(one, constants, lambda: operators.operators(one, target, options))
+        except UnsupportedError:
+            return False  # it is refused for its operands' sake, or goes with what needs it
+
+    return ask

@@ -58,7 +58,7 @@ CPU = Constants(
 """`benchmarks.choose` on two cores; a machine with more gets more of both, and calibration scales it."""
 
 H100 = Constants(
-    "H100", "built in, of docs/measurements.md", workers=132, alone=0.0, hop=2.2, scalar=1e7, margin=1.05, gain=10.0, ahead=12 << 14, level=4.0,
+    "H100", "built in, of docs/measurements.md", workers=132, alone=0.0, hop=2.2, scalar=1e7, margin=1.05, gain=20.0, ahead=12 << 14, level=4.0,
     xla=Side(3.0, {
         "": (R(2.5, 2.5e6, 1e6, overlap=True),),
         "fused": (R(0, 2.9e6, 2e7, overlap=True),),
@@ -67,8 +67,8 @@ H100 = Constants(
         "argmax": (R(3.0, 2.5e6, 5e6, overlap=True),),
         "loop": (R(3.0),),
         "scatter": (R(2.5, 2e6, 1e6),),
-        "sort": (R(8.0, 1e6, 2e5),),
-        "top_k": (R(8.0, 1e6, 1e6),),
+        "sort": (R(8.0, 1e6, 3e4),),
+        "top_k": (R(20.0, 1e6, 3e3),),
         "cumulative": (R(4.0, 2e6, 2e6),),
         "other": (R(10.0, 1e6, 1e5),),
         "conv": (R(3.0, 2.5e6, 5e7, overlap=True),),

@@ -17,10 +17,10 @@ from jax import lax
 
 import jax_mpk
 from benchmarks.cases import CASES
-from jax_mpk import device, megakernelize
+from jax_mpk import cuts, device, megakernelize
 from jax_mpk.errors import UnsupportedError
 from jax_mpk.options import Options
-from jax_mpk.predict import builtin, calibrate, model, operators, xla
+from jax_mpk.predict import apart, builtin, calibrate, model, operators, xla
 from jax_mpk.predict.choose import choose, floor
 from jax_mpk.predict.constants import Rate, Side
 from jax_mpk.predict.piece import Piece, dump, parse
@@ -110,6 +110,61 @@ def test_a_decode_step_is_a_megakernel_on_an_h100(rows):
     step, operands = wide_step(6, rows)
     c = chosen(step, *operands, target=device.H100, constants=H100)
     assert not c.to_xla and not c.bound
+
+
+def apart_on_an_h100(fn, *operands):
+    """The pieces that an H100 gets."""
+
+    def slow(eqn, alone):
+        if not apart.watched(eqn):
+            return False
+        one = alone()
+        return apart.slower(one, H100, lambda: operators.operators(one, device.H100, Options(cache_dir="")))
+
+    return cuts.cut(jax.make_jaxpr(fn)(*operands), "cuda", slow)
+
+
+def test_xla_sorts_the_vocabulary_for_a_megakernel_on_an_h100():
+    def step(x, w, p):
+        logits = (x @ w).astype(jnp.float32)
+        order = jnp.sort(logits, -1)[:, ::-1]
+        kept = jnp.sum(jnp.cumsum(jax.nn.softmax(order), -1) < p, -1, keepdims=True)
+        return jnp.where(logits >= jnp.take_along_axis(order, kept, -1), logits, -jnp.inf)
+
+    found = apart_on_an_h100(step, S((1, 2048), BF16), S((2048, 128256), BF16), 0.9)
+    theirs = [e.primitive.name for p in found.pieces if p.kind == "xla" for e in p.jaxpr.jaxpr.eqns]
+    assert "sort" in theirs and "dot_general" not in theirs and not found.gaps
+
+
+@pytest.mark.parametrize("slots, cut", [(4, False), (5000, True)])
+def test_a_scatter_is_apart_where_many_stores_wait_for_each_other(slots, cut):
+    update = lambda x, at, y: jnp.tanh(x.at[at].add(y))
+    found = apart_on_an_h100(update, S((1000, 64), jnp.float32), S((slots,), jnp.int32), S((slots, 64), jnp.float32))
+    assert (found is not None) == cut
+
+
+def test_what_xla_does_much_faster_is_cut_out():
+    """A chain that is a megakernel, behind a scatter that is none; an implementation that was named does all of it."""
+
+    def f(x, layers, table, at, rows):
+        table = table.at[at].add(rows)
+        y = x + table[:1].astype(x.dtype)
+        for w, v in layers:
+            y = block(y, w, v)
+        return y
+
+    x, w, v = arrays(1, 512, 4096)
+    table, rows = RNG.normal(size=(1000, 512)).astype("float32"), RNG.normal(size=(2000, 512)).astype("float32")
+    operands = x, [(w, v)] * 4, table, RNG.integers(0, 1000, 2000).astype("int32"), rows
+    lowered = text(f, *operands)
+    assert lowered.count("@jax_mpk_cpu") == 1 and "stablehlo.scatter" in lowered
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = jax.jit(megakernelize(f, options=ON))(*operands)
+    np.testing.assert_allclose(got.astype("float32"), jax.jit(f)(*operands).astype("float32"), rtol=0.05, atol=0.05)
+    assert "XLA: scatter-add" in megakernelize(f, options=ON).explain(*operands)
+    named = jax.jit(megakernelize(f, implementation="cpu", options=ON)).lower(*operands).as_text()
+    assert named.count("@jax_mpk_cpu") == 1 and "stablehlo.scatter" not in named
 
 
 @pytest.mark.parametrize("rows", [64, 512])

@@ -1,0 +1,30 @@
+"""Which equations of a function XLA does so much faster that they are worth a cut: `implementation=None` asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from jax_mpk.predict import model, xla
+from jax_mpk.predict.constants import Constants
+from jax_mpk.predict.piece import Piece
+
+NAMES = ("sort", "top_k", "approx_top_k", "conv_general_dilated", "ragged_dot_general", "select_and_scatter_add")
+FAMILIES = ("scatter", "cum", "reduce_window")
+"""What may take a megakernel many times as long as XLA, by itself: other equations are as fast, or refused."""
+LAUNCHES = 2
+"""Calls of a megakernel that a cut costs, at most: what was one is two, and what is behind waits for all of it."""
+
+
+def watched(eqn: Any) -> bool:
+    """Whether an equation is worth asking about."""
+    name = eqn.primitive.name
+    return name in NAMES or name.startswith(FAMILIES)
+
+
+def slower(jaxpr: Any, c: Constants, operators: Callable[[], Any]) -> bool:
+    """Whether a megakernel of the equation takes so much longer than XLA. `operators()`: its pieces."""
+    theirs = model.xla(xla.pieces(jaxpr), c).us - c.xla.start
+    pieces: tuple[Piece, ...] = operators()
+    ours = model.megakernel(pieces, c).us - c.mpk.start
+    return ours - theirs > LAUNCHES * c.mpk.start + c.gain
