@@ -39,20 +39,20 @@ __device__ __forceinline__ u16 f32_to_bf16(float x) {
   return (u16)((u + 0x7fffu + ((u >> 16) & 1)) >> 16);
 }
 
+// Conversions of numbers; what they make of a NaN is up to them (ptx.cuh).
+__device__ __forceinline__ float cvt_f32_f16(u16 h);
+__device__ __forceinline__ u16 cvt_f16_f32(float x);
+
+// Infinities and NaN by their bits: a NaN keeps its sign and what it carries.
 __device__ __forceinline__ float f16_to_f32(u16 h) {
-  u32 sign = (u32)(h & 0x8000) << 16, e = (h >> 10) & 31, m = h & 1023;
-  if (e == 31) return __uint_as_float(sign | 0x7f800000u | (m << 13));
-  if (e == 0) return __uint_as_float(sign | __float_as_uint((float)m * 5.9604644775390625e-8f));
-  return __uint_as_float(sign | ((e + 112) << 23) | (m << 13));
+  const float x = cvt_f32_f16(h);
+  return (h & 0x7c00) == 0x7c00 ? __uint_as_float((u32)(h & 0x8000) << 16 | 0x7f800000u | (u32)(h & 1023) << 13) : x;
 }
 
+// Round to nearest even; a NaN keeps its sign.
 __device__ __forceinline__ u16 f32_to_f16(float x) {
-  u32 u = __float_as_uint(x), sign = (u >> 16) & 0x8000, a = u & 0x7fffffffu;
-  if (a > 0x7f800000u) return (u16)(sign | 0x7e00);
-  if (a >= 0x477ff000u) return (u16)(sign | 0x7c00);  // 65520 and more round to infinity
-  if (a < 0x38800000u)                                // subnormal: let the f32 adder do the rounding
-    return (u16)(sign | (__float_as_uint(__uint_as_float(a) + 0.5f) - 0x3f000000u));
-  return (u16)(sign | ((a - 0x38000000u + 0xfff + ((a >> 13) & 1)) >> 13));
+  const u16 y = cvt_f16_f32(x);
+  return x != x ? (u16)(__float_as_uint(x) >> 16 & 0x8000 | 0x7e00) : y;
 }
 
 struct F32 {};

@@ -15,6 +15,22 @@ __device__ __forceinline__ void copy16(void* to, const void* from) {
 // Every copy16 of this thread has landed; other threads see it after a barrier.
 __device__ __forceinline__ void copy16_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
+// ---- conversions ------------------------------------------------------------------------------------------------------
+
+// Exact, subnormal numbers included.
+__device__ __forceinline__ float cvt_f32_f16(u16 h) {
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(h));
+  return x;
+}
+
+// To nearest even, to subnormal numbers and to infinity as well.
+__device__ __forceinline__ u16 cvt_f16_f32(float x) {
+  u16 h;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
+  return h;
+}
+
 // ---- time -----------------------------------------------------------------------------------------------------------
 
 // Nanoseconds since some moment, the same on all SMs up to its coarse ticks. For deadlines only.

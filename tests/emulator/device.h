@@ -128,6 +128,18 @@ using u32 = unsigned;
 using u64 = unsigned long long;
 
 inline u64 now_ns() { return emulated_clock(); }
+inline float cvt_f32_f16(u16 h) {
+  const u32 sign = (u32)(h & 0x8000) << 16, e = (h >> 10) & 31, m = h & 1023;
+  if (e == 0) return __uint_as_float(sign | __float_as_uint((float)m * 5.9604644775390625e-8f));
+  return __uint_as_float(sign | ((e + 112) << 23) | (m << 13));
+}
+inline u16 cvt_f16_f32(float x) {
+  const u32 u = __float_as_uint(x), sign = (u >> 16) & 0x8000, a = u & 0x7fffffffu;
+  if (a >= 0x477ff000u) return (u16)(sign | 0x7c00);  // 65520 and more round to infinity
+  if (a < 0x38800000u)                                // subnormal: let the f32 adder do the rounding
+    return (u16)(sign | (__float_as_uint(__uint_as_float(a) + 0.5f) - 0x3f000000u));
+  return (u16)(sign | ((a - 0x38000000u + 0xfff + ((a >> 13) & 1)) >> 13));
+}
 // Accesses that cannot race: they are not instrumented.
 #define EMULATED_ATOMIC __attribute__((no_sanitize_thread)) inline
 EMULATED_ATOMIC u32 ld_acquire(const u32* p) {
