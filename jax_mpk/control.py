@@ -1,7 +1,12 @@
-"""Loops and branches that XLA runs, around bodies that are functions of their own."""
+"""Loops and branches that XLA runs, around bodies that are functions of their own.
+
+A call of a megakernel costs as much as a few dozen small equations, so what a scan repeats is several of its iterations. Of
+a loop whose length nobody knows it is one.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,49 +15,116 @@ import jax.extend.core as jc
 from jax import lax
 
 from jax_mpk import _compat
+from jax_mpk.frontend.control import equations
 
+TOGETHER = 4_000
+"""Equations of the iterations of a scan that are one body, at most. None of more than an eighth are put together."""
+STACKED = 1 << 16
+"""Bytes of what is stacked that an iteration may read: a loop around a kernel copies layers of weights before every call."""
 Body = Callable[[jc.ClosedJaxpr, Sequence[Any]], Sequence[Any]]
 """Runs a body on operands: gives its results."""
 
 
-def bodies(eqn: Any) -> tuple[jc.ClosedJaxpr, ...]:
-    """What a loop repeats, or the branches; empty for any other equation. What decides whether a loop goes on is not among them."""
-    name, p = eqn.primitive.name, eqn.params
-    if name == "while":
-        return (p["body_jaxpr"],)
-    if name == "scan":
-        return (p["jaxpr"],)
-    return tuple(p["branches"]) if name == "cond" else ()
+class Control:
+    """An equation that is a loop or branches. bodies: what it repeats, or the branches; what decides whether a loop goes on is
+    not among them."""
+
+    def __init__(self, eqn: Any):
+        self.eqn, p = eqn, eqn.params
+        self.bodies: tuple[jc.ClosedJaxpr, ...]
+        if eqn.primitive.name == "while":
+            self.bodies = (p["body_jaxpr"],)
+        elif eqn.primitive.name == "cond":
+            self.bodies = tuple(p["branches"])
+        else:
+            self.each = together(eqn)
+            counts = [self.each] if self.each == p["length"] else [self.each, p["length"] % self.each]
+            self.bodies = tuple(_iterations(p, n) for n in counts if n)
+
+    def run(self, operands: Sequence[Any], body: Body) -> list[Any]:
+        """The results, every body run by `body`."""
+        return {"while": self._while, "scan": self._scan, "cond": self._cond}[self.eqn.primitive.name](
+            list(operands), body
+        )
+
+    def _while(self, xs: list[Any], body: Body) -> list[Any]:
+        p = self.eqn.params
+        first, second = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
+        asked, fixed, carry = xs[:first], xs[first:second], xs[second:]
+        goes_on = jc.jaxpr_as_fun(p["cond_jaxpr"])
+        step = lambda c: list(body(self.bodies[0], (*fixed, *c)))
+        return list(lax.while_loop(lambda c: goes_on(*asked, *c)[0], step, carry))
+
+    def _cond(self, xs: list[Any], body: Body) -> list[Any]:
+        which, *rest = xs
+        cases = [lambda *ys, j=j: list(body(j, ys)) for j in self.bodies]
+        return list(lax.switch(which.astype("int32") if isinstance(which, jax.Array) else int(which), cases, *rest))
+
+    def _scan(self, xs: list[Any], body: Body) -> list[Any]:
+        """Rows in runs of `each`; those that are left over come last, wherever they are."""
+        p, n = self.eqn.params, self.each
+        consts, carries = _compat.scan_counts(p)
+        fixed, carry, rows = xs[:consts], xs[consts : consts + carries], xs[consts + carries :]
+        length, back = p["length"], p["reverse"]
+        runs, rest = divmod(length, n)
+        cut = rest if back else length - rest
+
+        def split(x: Any) -> tuple[Any, Any]:
+            return (x[cut:], x[:cut]) if back else (x[:cut], x[cut:])
+
+        def step(carry: list[Any], run: list[Any]) -> tuple[list[Any], list[Any]]:
+            out = list(body(self.bodies[0], (*fixed, *carry, *run)))
+            return out[:carries], out[carries:]
+
+        main = [split(x)[0].reshape(runs, n, *x.shape[1:]) for x in rows]
+        carry, made = lax.scan(step, carry, main, length=runs, reverse=back)
+        made = [y.reshape(runs * n, *y.shape[2:]) for y in made]
+        if rest:
+            out = list(body(self.bodies[1], (*fixed, *carry, *(split(x)[1] for x in rows))))
+            carry, last = out[:carries], out[carries:]
+            made = [lax.concatenate([y, z] if back else [z, y], 0) for z, y in zip(made, last, strict=True)]
+        return [*carry, *made]
 
 
-def run(eqn: Any, operands: Sequence[Any], body: Body) -> list[Any]:
-    """The results of a loop or branch, every body of which is run by `body`."""
-    return {"while": _while, "scan": _scan, "cond": _cond}[eqn.primitive.name](eqn, list(operands), body)
+def bodies(eqn: Any) -> bool:
+    """Whether an equation is a loop or branches."""
+    return eqn.primitive.name in ("while", "scan", "cond")
 
 
-def _while(eqn: Any, xs: list[Any], body: Body) -> list[Any]:
-    p = eqn.params
-    first, second = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
-    asked, fixed, carry = xs[:first], xs[first:second], xs[second:]
-    goes_on = jc.jaxpr_as_fun(p["cond_jaxpr"])
-    out = lax.while_loop(lambda c: goes_on(*asked, *c)[0], lambda c: list(body(p["body_jaxpr"], (*fixed, *c))), carry)
-    return list(out)
+def stacks(scan: Any) -> bool:
+    """Whether iterations of a scan read much of what is stacked."""
+    rows = _compat.open_jaxpr(scan.params["jaxpr"])[0].invars[sum(_compat.scan_counts(scan.params)) :]
+    return bool(sum(math.prod(v.aval.shape) * getattr(v.aval.dtype, "itemsize", 8) for v in rows) > STACKED)
 
 
-def _scan(eqn: Any, xs: list[Any], body: Body) -> list[Any]:
-    p = eqn.params
+def together(eqn: Any) -> int:
+    """How many iterations of a scan are one body: of small ones many, such that none is left over if that is possible. One, if
+    all of them would be: there is another reason than its length that XLA has the loop."""
+    length, work = eqn.params["length"], equations(eqn.params["jaxpr"])
+    if stacks(eqn) or 8 * work > TOGETHER or length * work <= TOGETHER:
+        return 1
+    most: int = TOGETHER // work
+    return next((n for n in range(most, most // 2, -1) if length % n == 0), most)
+
+
+def _iterations(p: Any, n: int) -> jc.ClosedJaxpr:
+    """So many iterations as a function of the constants, what is carried, and so many rows."""
     consts, carries = _compat.scan_counts(p)
-    fixed, carry, rows = xs[:consts], xs[consts : consts + carries], xs[consts + carries :]
+    at, once = consts + carries, p["jaxpr"]
+    each: Callable[..., list[Any]] = jc.jaxpr_as_fun(once)
 
-    def step(carry: list[Any], row: list[Any]) -> tuple[list[Any], list[Any]]:
-        out = list(body(p["jaxpr"], (*fixed, *carry, *row)))
-        return out[:carries], out[carries:]
+    def run(*xs: Any) -> list[Any]:
+        fixed, carry, rows = xs[:consts], list(xs[consts:at]), list(xs[at:])
+        if n == 1:
+            out = each(*fixed, *carry, *(x[0] for x in rows))
+            return [*out[:carries], *(y[None] for y in out[carries:])]
 
-    last, stacked = lax.scan(step, carry, rows, length=p["length"], reverse=p["reverse"], unroll=p["unroll"])
-    return [*last, *stacked]
+        def step(carry: list[Any], row: list[Any]) -> tuple[list[Any], list[Any]]:
+            out = each(*fixed, *carry, *row)
+            return out[:carries], out[carries:]
 
+        last, made = lax.scan(step, carry, rows, length=n, reverse=p["reverse"])
+        return [*last, *made]
 
-def _cond(eqn: Any, xs: list[Any], body: Body) -> list[Any]:
-    which, *rest = xs
-    cases = [lambda *ys, j=j: list(body(j, ys)) for j in eqn.params["branches"]]
-    return list(lax.switch(which.astype("int32") if isinstance(which, jax.Array) else int(which), cases, *rest))
+    types = [v.aval for v in _compat.open_jaxpr(once)[0].invars]
+    return jax.make_jaxpr(run)(*types[:at], *(t.update(shape=(n, *t.shape)) for t in types[at:]))

@@ -27,18 +27,19 @@ from jax_mpk.trace import flat
 class Piece:
     """Some equations as a function: of the values of `inputs`, it gives those of `outputs` (variables of the whole).
 
-    kind: "megakernel" | "xla" | "control" (XLA's as well: one equation, whose bodies are megakernels)."""
+    kind: "megakernel" | "xla" | "control" (XLA's as well: one equation, whose bodies are megakernels: `control`)."""
 
     kind: str
     jaxpr: jc.ClosedJaxpr
     inputs: tuple[Any, ...]
     outputs: tuple[Any, ...]
+    flow: control.Control | None = None
 
     @property
     def kernels(self) -> tuple[jc.ClosedJaxpr, ...]:
         """The functions that are megakernels."""
-        if self.kind == "control":
-            return control.bodies(self.jaxpr.jaxpr.eqns[0])
+        if self.flow:
+            return self.flow.bodies
         return (self.jaxpr,) if self.kind == "megakernel" else ()
 
     def run(
@@ -47,13 +48,13 @@ class Piece:
         """The values of `outputs`."""
         if self.kind == "megakernel":
             return megakernel(self.jaxpr, operands)
-        if self.kind == "xla":
+        if not self.flow:
             out: list[Any] = jc.jaxpr_as_fun(self.jaxpr)(*operands)
             return out
-        (eqn,) = self.jaxpr.jaxpr.eqns
+        eqn = self.flow.eqn
         env = dict(zip(self.inputs, operands, strict=True))
         xs = [v.val if _compat.is_literal(v) else env[v] for v in eqn.invars]
-        made = dict(zip(eqn.outvars, control.run(eqn, xs, megakernel), strict=True))
+        made = dict(zip(eqn.outvars, self.flow.run(xs, megakernel), strict=True))
         return [made[v] for v in self.outputs]
 
 
@@ -203,4 +204,5 @@ def _piece(whole: jc.ClosedJaxpr, kind: str, eqns: list[Any], made: list[Any]) -
     info = _compat.renamed(open_.debug_info, [names.get(v, "") for v in inputs], [""] * len(made))
     effects = frozenset().union(*(e.effects for e in eqns))
     jaxpr = open_.replace(constvars=[], invars=list(inputs), outvars=made, eqns=eqns, effects=effects, debug_info=info)
-    return Piece(kind, jc.ClosedJaxpr(jaxpr, []), inputs, tuple(made))
+    inner = control.Control(eqns[0]) if kind == "control" else None
+    return Piece(kind, jc.ClosedJaxpr(jaxpr, []), inputs, tuple(made), inner)

@@ -69,7 +69,7 @@ def _scan(b: Builder, eqn: Equation, *xs: Tensor) -> Sequence[Tensor]:
     p = eqn.params
     length, (n_consts, n_carry) = p["length"], _compat.scan_counts(p)
     jaxpr = p["jaxpr"]
-    work = length * _equations(jaxpr)
+    work = length * equations(jaxpr)
     if work > UNROLL_LIMIT:
         b.unsupported(f"{length} iterations of {work // length} equations are more than the {UNROLL_LIMIT} that are "
                       "written out: the loop is XLA's, a kernel does what it repeats")  # fmt: skip
@@ -90,14 +90,14 @@ def _scan(b: Builder, eqn: Equation, *xs: Tensor) -> Sequence[Tensor]:
     return [*carry, *(stacked(b, c, 0) if on else DEAD for c, on in zip(columns, live_rows, strict=True))]
 
 
-def _equations(jaxpr: Any) -> int:
+def equations(jaxpr: Any) -> int:
     """Equations of a jaxpr, those of calls and loops inside included."""
     total = 0
     for eqn in _compat.open_jaxpr(jaxpr)[0].eqns:
         inner = [v for p in eqn.params.values() for v in (p if isinstance(p, tuple | list) else (p,))
                  if hasattr(_compat.open_jaxpr(v)[0], "eqns")]  # fmt: skip
         times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
-        total += times * sum(map(_equations, inner)) if inner else 1
+        total += times * sum(map(equations, inner)) if inner else 1
     return total
 
 

@@ -45,6 +45,8 @@ def slow(jaxpr: Any, platform: str, options: Options) -> Callable[[Any, Callable
     def ask(eqn: Any, alone: Callable[[], Any]) -> bool:
         if not apart.watched(eqn):
             return False
+        if apart.repeats(eqn):
+            return True
         one = alone()
         try:
             return apart.slower(one, constants, lambda: operators.operators(one, target, options))

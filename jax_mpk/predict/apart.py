@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from jax_mpk.control import TOGETHER, stacks
+from jax_mpk.frontend.control import equations
 from jax_mpk.predict import model, xla
 from jax_mpk.predict.constants import Constants
 from jax_mpk.predict.piece import Piece
@@ -12,6 +14,8 @@ from jax_mpk.predict.piece import Piece
 NAMES = ("sort", "top_k", "approx_top_k", "conv_general_dilated", "ragged_dot_general", "select_and_scatter_add")
 FAMILIES = ("scatter", "cum", "reduce_window")
 """What may take a megakernel many times as long as XLA, by itself: other equations are as fast, or refused."""
+WRITTEN = 5_000
+"""Equations up to which a loop is written out, whatever it repeats: that takes some 5 s."""
 LAUNCHES = 2
 """Calls of a megakernel that a cut costs, at most: what was one is two, and what is behind waits for all of it."""
 
@@ -19,7 +23,15 @@ LAUNCHES = 2
 def watched(eqn: Any) -> bool:
     """Whether an equation is worth asking about."""
     name = eqn.primitive.name
-    return name in NAMES or name.startswith(FAMILIES)
+    return name in NAMES or name.startswith(FAMILIES) or repeats(eqn)
+
+
+def repeats(eqn: Any) -> bool:
+    """Whether an equation is a loop that is hardly faster if it is written out, and takes long to compile."""
+    if eqn.primitive.name != "scan" or eqn.params["length"] < 2 or stacks(eqn):
+        return False
+    work = equations(eqn.params["jaxpr"])
+    return 8 * work > TOGETHER or work * int(eqn.params["length"]) > WRITTEN
 
 
 def slower(jaxpr: Any, c: Constants, operators: Callable[[], Any]) -> bool:

@@ -155,4 +155,43 @@ def test_a_warning_and_explain_say_who_runs_the_loop():
 
 def test_an_equation_without_bodies_has_none():
     eqn = jax.make_jaxpr(jnp.sin)(1.0).jaxpr.eqns[0]
-    assert control.bodies(eqn) == ()
+    assert not control.bodies(eqn)
+
+
+@pytest.mark.parametrize("length", [4000, 4001, 4003])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_small_iterations_go_together(length, reverse):
+    """Also where some are left over, in front or behind; rows in and out."""
+
+    def f(h, xs):
+        def step(h, x):
+            h = jnp.tanh(h * 0.9 + x) - 0.1 * jnp.flip(h)
+            return h, h * x
+
+        return lax.scan(step, h, xs, reverse=reverse)
+
+    h, xs = data(4), data(length, 4)
+    found, got = run(f, h, xs)
+    assert found == (1 if length == 4000 else 2)
+    for a, b in zip(got, jax.jit(f)(h, xs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    text = jax.jit(jax_mpk.megakernelize(f, options={"choose": False})).lower(h, xs).as_text()
+    assert text.count("stablehlo.while") == 1, "a loop of loops"
+
+
+def test_a_loop_of_large_iterations_is_not_written_out():
+    """Nobody named an implementation: each iteration is a megakernel, and compiling takes no longer than for one."""
+
+    def f(x, w):
+        def step(_, x):
+            for _ in range(60):
+                x = x + jnp.tanh(x @ w) * 0.1 - jnp.mean(x) + jax.nn.softmax(x)
+            return x
+
+        return lax.fori_loop(0, 5, step, x)
+
+    x, w = data(1, 512), data(512, 512)
+    m = jax_mpk.megakernelize(f, options={"choose": True, "cache_dir": ""})
+    text = m.explain(x, w)
+    assert "XLA: scan, around\n    megakernel 0: " in text
+    np.testing.assert_allclose(jax.jit(m)(x, w), jax.jit(f)(x, w), rtol=1e-3, atol=1e-3)
