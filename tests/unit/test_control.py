@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 import jax_mpk
 from jax_mpk import control
@@ -195,3 +196,28 @@ def test_a_loop_of_large_iterations_is_not_written_out():
     text = m.explain(x, w)
     assert "XLA: scan, around\n    megakernel 0: " in text
     np.testing.assert_allclose(jax.jit(m)(x, w), jax.jit(f)(x, w), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("vma", [True, False])
+def test_collectives_inside_of_loops(vma):
+    """A tensor-parallel step in a loop: XLA has the loop and its psum, each device its megakernels."""
+
+    def f(x, w, v):
+        def step(c):
+            n, x = c
+            return n + 1, x * 0.5 + lax.psum(jax.nn.gelu(x @ w) @ v, "d") * 0.1
+
+        n, x = lax.while_loop(lambda c: (c[0] < 6) & (jnp.max(c[1]) < 99), step, (0, x))
+        return n, lax.psum(jnp.tanh(x @ w) @ v, "d")
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), "d")
+    args = data(2, 16), data(16, 32), data(32, 16)
+    specs = {"in_specs": (P(), P(None, "d"), P("d", None)), "out_specs": P(), "mesh": mesh, "check_vma": vma}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", jax_mpk.MegakernelWarning)
+        sharded = jax.jit(jax.shard_map(jax_mpk.megakernelize(f), **specs))
+        text = sharded.lower(*args).as_text()
+        assert text.count("@jax_mpk_cpu") >= 3 and text.count("stablehlo.all_reduce") == 2
+        got = sharded(*args)
+    for a, b in zip(got, jax.jit(jax.shard_map(f, **specs))(*args), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
