@@ -181,16 +181,18 @@ _warned: set[tuple[str, str]] = set()
 _lock = threading.Lock()
 
 
-def _warn_once(name: str, error: Exception, megakernels: int = 0) -> None:
+def _warn_once(name: str, error: Exception, cut: tuple[cuts.Cuts, float] | None = None) -> None:
+    """`cut`: what is cut, and the microseconds that this is predicted to cost."""
     key = (name, str(error))
     with _lock:
         if key in _warned:
             return
         _warned.add(key)
     if isinstance(error, UnsupportedError):
-        part = (
-            f"a part of the function (the rest is in {plural(megakernels, 'piece')})" if megakernels else "the function"
-        )
+        part = "the function"
+        if cut is not None:
+            pieces = plural(len(cut[0].kernels), "piece")
+            part = f"a part of the function (the rest is in {pieces}; predicted cost {cut[1]:.0f} us a call)"
         text = f"megakernelize({name}) hands {part} to XLA: {error}"
     else:
         text = (f"megakernelize({name}) hands the function to XLA because of a bug in jax_mpk; please report it: "
@@ -219,10 +221,10 @@ def _lower(platform: str | None, ctx: Any, *operands: Any, jaxpr: Any, implement
             located = error.located(_compat.here)
             if implementation is not None and not derived and not options.split:
                 raise located from None
-            found = (
-                cuts.cut(jaxpr, platform) if platform in backends.NAMES and implementation in (None, platform) else None
-            )
-            _warn_once(name, located, len(found.kernels) if found else 0)
+            found = None
+            if platform in backends.NAMES and implementation in (None, platform):
+                found = cuts.cut(jaxpr, str(platform))
+            _warn_once(name, located, (found, predict.cost(found, str(platform), options)) if found else None)
             if found:
                 return _lower_cut(ctx, operands, found, implementation=implementation, options=options, name=name)
         except Exception as error:
@@ -240,7 +242,8 @@ def _faster_apart(jaxpr: Any, platform: str, options: Options, name: str) -> cut
     if found is None or not found.slow:
         return None
     if found.gaps:
-        _warn_once(name, UnsupportedError.of(found.gaps).located(_compat.here), len(found.kernels))
+        located = UnsupportedError.of(found.gaps).located(_compat.here)
+        _warn_once(name, located, (found, predict.cost(found, platform, options)))
     return found
 
 

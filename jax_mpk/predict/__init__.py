@@ -11,13 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 from jax_mpk import backends, trace
+from jax_mpk.cuts import Cuts
 from jax_mpk.errors import UnsupportedError
 from jax_mpk.options import Options
-from jax_mpk.predict import apart, calibrate, operators
+from jax_mpk.predict import apart, calibrate, model, operators, xla
 from jax_mpk.predict import choose as _choose
 from jax_mpk.predict.choose import Choice
 
-__all__ = ["Choice", "choice", "slow", "to_xla"]
+__all__ = ["Choice", "choice", "cost", "slow", "to_xla"]
 
 
 def choice(jaxpr: Any, platform: str, options: Options, name: str) -> Choice:
@@ -54,3 +55,11 @@ def slow(jaxpr: Any, platform: str, options: Options) -> Callable[[Any, Callable
             return False  # it is refused for its operands' sake, or goes with what needs it
 
     return ask
+
+
+def cost(found: Cuts, platform: str, options: Options) -> float:
+    """Microseconds that cuts are predicted to cost in a call: what XLA runs, and the calls beyond that of one megakernel. Of a loop
+    or branch that XLA has, one iteration counts."""
+    c = calibrate.constants(backends.get(platform).device(options), options)
+    theirs = sum(model.xla(xla.pieces(p.jaxpr), c).us - c.xla.start for p in found.pieces if p.kind == "xla")
+    return theirs + c.mpk.start * max(0, len(found.kernels) - 1)
