@@ -37,11 +37,13 @@ def to_xla(jaxpr: Any, platform: str, options: Options, name: str) -> bool:
 
 def slow(jaxpr: Any, platform: str, options: Options) -> Callable[[Any, Callable[[], Any]], bool] | None:
     """For `cuts.cut`, where nobody named an implementation: says whether XLA is to have an equation. None where there is none to
-    ask about."""
+    ask about, or XLA has the whole function anyway."""
     if not options.choose or options.stop_after or not any(map(apart.watched, trace.flat(jaxpr).jaxpr.eqns)):
         return None
     target = backends.get(platform).device(options)
     constants = calibrate.constants(target, options)
+    if _choose.early(jaxpr, constants).to_xla:
+        return None
 
     def ask(eqn: Any, alone: Callable[[], Any]) -> bool:
         if not apart.watched(eqn):

@@ -14,6 +14,8 @@ from jax_mpk.predict.piece import Piece
 NAMES = ("sort", "top_k", "approx_top_k", "conv_general_dilated", "ragged_dot_general", "select_and_scatter_add")
 FAMILIES = ("scatter", "cum", "reduce_window")
 """What may take a megakernel many times as long as XLA, by itself: other equations are as fast, or refused."""
+STORES, ELEMENTS = 64, 1 << 13
+"""Windows of a scatter, and elements of what is sorted, added up or convolved, up to which an equation cannot be so slow."""
 WRITTEN = 5_000
 """Equations up to which a loop is written out, whatever it repeats: that takes some 5 s."""
 LAUNCHES = 2
@@ -21,9 +23,14 @@ LAUNCHES = 2
 
 
 def watched(eqn: Any) -> bool:
-    """Whether an equation is worth asking about."""
+    """Whether an equation is worth asking about: asking takes milliseconds, and a decoder has many small updates."""
     name = eqn.primitive.name
-    return name in NAMES or name.startswith(FAMILIES) or repeats(eqn)
+    if name.startswith("scatter"):
+        indices = eqn.invars[1]
+        return bool(xla.size(indices) > STORES * max(1, indices.aval.shape[-1]))
+    if name in NAMES or name.startswith(FAMILIES):
+        return max(map(xla.size, eqn.invars)) > ELEMENTS
+    return repeats(eqn)
 
 
 def repeats(eqn: Any) -> bool:

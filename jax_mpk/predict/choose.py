@@ -66,13 +66,9 @@ class Choice:
 def choose(jaxpr: Any, constants: Constants, operators: Callable[[], Sequence[Piece]]) -> Choice:
     """Decides. `operators()` are the pieces of the megakernel, which cost a part of its compilation: they are asked for
     only where what is known from the jaxpr leaves it open. Raises what `operators` raises."""
-    kernels = xla.pieces(jaxpr)
-    theirs = model.xla(kernels, constants)
-    about = _describe(((p.how, model.kernel(p, constants), p.count) for p in kernels), "kernel")
-    least = floor(jaxpr, kernels, constants)
-    early = Choice(theirs, least, True, constants, (about, "a lower bound from the jaxpr"))
-    if early.to_xla:
-        return early
+    first = early(jaxpr, constants)
+    if first.to_xla:
+        return first
     ops = operators()
     ours = model.megakernel(ops, constants)
     hops = 1 + max((p.level for p in ops), default=0)
@@ -80,7 +76,16 @@ def choose(jaxpr: Any, constants: Constants, operators: Callable[[], Sequence[Pi
         (p.how, model.operator(p, constants, constants.workers, tasks=n), 1) for p, n in zip(ops, model.beside(ops))
     )
     made = _describe(each, "operator")
-    return Choice(theirs, ours, False, constants, (about, f"{hops} hop{'s' if hops > 1 else ''}, {made}"))
+    details = first.details[0], f"{hops} hop{'s' if hops > 1 else ''}, {made}"
+    return Choice(first.xla, ours, False, constants, details)
+
+
+def early(jaxpr: Any, constants: Constants) -> Choice:
+    """What the jaxpr alone says: a choice for XLA is final."""
+    kernels = xla.pieces(jaxpr)
+    about = _describe(((p.how, model.kernel(p, constants), p.count) for p in kernels), "kernel")
+    least = floor(jaxpr, kernels, constants)
+    return Choice(model.xla(kernels, constants), least, True, constants, (about, "a lower bound from the jaxpr"))
 
 
 def floor(jaxpr: Any, kernels: Sequence[Piece], c: Constants) -> Time:
