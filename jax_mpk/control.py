@@ -37,9 +37,9 @@ class Control:
         elif eqn.primitive.name == "cond":
             self.bodies = tuple(p["branches"])
         else:
-            self.each = together(eqn)
-            counts = [self.each] if self.each == p["length"] else [self.each, p["length"] % self.each]
-            self.bodies = tuple(_iterations(p, n) for n in counts if n)
+            self.each = n = together(eqn)
+            rest = p["length"] % n
+            self.bodies = (p["jaxpr"],) if n == 1 else tuple(_iterations(p, k) for k in (n, rest) if k)
 
     def run(self, operands: Sequence[Any], body: Body) -> list[Any]:
         """The results, every body run by `body`."""
@@ -69,13 +69,16 @@ class Control:
         runs, rest = divmod(length, n)
         cut = rest if back else length - rest
 
-        def split(x: Any) -> tuple[Any, Any]:
-            return (x[cut:], x[:cut]) if back else (x[:cut], x[cut:])
-
         def step(carry: list[Any], run: list[Any]) -> tuple[list[Any], list[Any]]:
             out = list(body(self.bodies[0], (*fixed, *carry, *run)))
             return out[:carries], out[carries:]
 
+        def split(x: Any) -> tuple[Any, Any]:
+            return (x[cut:], x[:cut]) if back else (x[:cut], x[cut:])
+
+        if n == 1:
+            carry, made = lax.scan(step, carry, rows, length=length, reverse=back)
+            return [*carry, *made]
         main = [split(x)[0].reshape(runs, n, *x.shape[1:]) for x in rows]
         carry, made = lax.scan(step, carry, main, length=runs, reverse=back)
         made = [y.reshape(runs * n, *y.shape[2:]) for y in made]
@@ -99,9 +102,10 @@ def stacks(scan: Any) -> bool:
 
 def together(eqn: Any) -> int:
     """How many iterations of a scan are one body: of small ones many, such that none is left over if that is possible. One, if
-    all of them would be: there is another reason than its length that XLA has the loop."""
-    length, work = eqn.params["length"], equations(eqn.params["jaxpr"])
-    if stacks(eqn) or 8 * work > TOGETHER or length * work <= TOGETHER:
+    all of them would be (there is another reason than its length that XLA has the loop), or devices meet in it."""
+    length, once = eqn.params["length"], eqn.params["jaxpr"]
+    work = equations(once)
+    if stacks(eqn) or 8 * work > TOGETHER or length * work <= TOGETHER or once.effects:
         return 1
     most: int = TOGETHER // work
     return next((n for n in range(most, most // 2, -1) if length % n == 0), most)
@@ -115,9 +119,6 @@ def _iterations(p: Any, n: int) -> jc.ClosedJaxpr:
 
     def run(*xs: Any) -> list[Any]:
         fixed, carry, rows = xs[:consts], list(xs[consts:at]), list(xs[at:])
-        if n == 1:
-            out = each(*fixed, *carry, *(x[0] for x in rows))
-            return [*out[:carries], *(y[None] for y in out[carries:])]
 
         def step(carry: list[Any], row: list[Any]) -> tuple[list[Any], list[Any]]:
             out = each(*fixed, *carry, *row)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.extend.core as jc
+import numpy as np
 
 from jax_mpk import _compat, control
 from jax_mpk.errors import Gap, plural
@@ -53,7 +54,7 @@ class Piece:
             return out
         eqn = self.flow.eqn
         env = dict(zip(self.inputs, operands, strict=True))
-        xs = [v.val if _compat.is_literal(v) else env[v] for v in eqn.invars]
+        xs = [np.asarray(v.val, v.aval.dtype) if _compat.is_literal(v) else env[v] for v in eqn.invars]
         made = dict(zip(eqn.outvars, self.flow.run(xs, megakernel), strict=True))
         return [made[v] for v in self.outputs]
 
