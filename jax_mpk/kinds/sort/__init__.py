@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def tile(graph: Graph, op: Sort, target: Device) -> dict[int, int]:
     """Whole rows. The threads of a GPU's worker wait for each other at every step of a row, however short it is."""
-    row, least = len(op.domain) - 1, MIN_COST // 16 if target.gpu else MIN_COST
+    row, least = len(op.domain) - 1, max(1, MIN_COST // 16) if target.gpu else MIN_COST
     return cut(loop_axes(op), min(target.tasks, work(op)[1] // least), frozenset((row,)))
 
 
