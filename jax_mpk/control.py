@@ -89,7 +89,7 @@ class Control:
         return [*carry, *made]
 
 
-def bodies(eqn: Any) -> bool:
+def has_bodies(eqn: Any) -> bool:
     """Whether an equation is a loop or branches."""
     return eqn.primitive.name in ("while", "scan", "cond")
 

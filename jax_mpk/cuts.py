@@ -6,11 +6,12 @@ whoever needs it allows, so that there are few. What depends on constants only i
 that ask for a constant would not find it.
 
 Of a loop or branch that is XLA's, the bodies are functions again: megakernels, cut if need be (`control`). Where nobody named
-an implementation, an equation that XLA does much faster is cut out as well (`slow`, see `predict.slow`).
+an implementation, an equation that XLA does much faster is cut out as well (`slow`, see `predict.faster_apart`).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -129,14 +130,11 @@ def cut(closed: jc.ClosedJaxpr, platform: str, slow: Slow | None = None) -> Cuts
         inside = [eqns[m] for m in sorted({n, *_below([n], needs, free)})]
         return _piece(whole, "xla", inside, [v for v in eqns[n].outvars if not _compat.is_dropped(v)]).jaxpr
 
-    late = [
-        n
-        for n, e in enumerate(eqns)
-        if slow and n not in why and n not in free and slow(e, lambda n=n: alone(n))  # type: ignore[misc]
-    ]
+    asked = (n for n in range(len(eqns)) if n not in why and n not in free) if slow else ()
+    late = [n for n in asked if slow and slow(eqns[n], functools.partial(alone, n))]
     refused = {*why, *late}
     mine = [n for n in range(len(eqns)) if n not in free and n not in refused]
-    if not refused or not mine and not any(control.bodies(eqns[n]) for n in refused):
+    if not refused or not mine and not any(control.has_bodies(eqns[n]) for n in refused):
         return None
     level = _levels(needs, refused, free)
     pieces: list[Piece] = []
@@ -157,7 +155,7 @@ def _runs(numbers: Sequence[int], eqns: Sequence[Any]) -> list[tuple[str, list[i
     """Equations of XLA, last first: each with bodies alone, the others as long as they follow each other."""
     out: list[tuple[str, list[int]]] = []
     for n in numbers:
-        kind = "control" if control.bodies(eqns[n]) else "xla"
+        kind = "control" if control.has_bodies(eqns[n]) else "xla"
         if out and out[-1][0] == kind == "xla":
             out[-1][1].append(n)
         else:

@@ -210,7 +210,10 @@ def _lower(platform: str | None, ctx: Any, *operands: Any, jaxpr: Any, implement
             if platform is None or implementation not in (None, platform):
                 raise UnsupportedError("megakernel", f"{name} is lowered for {'/'.join(_platforms(ctx))}, which the "
                                        f"implementation {implementation or 'for it'!r} does not serve")  # fmt: skip
-            if implementation is None and (found := _faster_apart(jaxpr, platform, options, name)):
+            if implementation is None and (found := predict.faster_apart(jaxpr, platform, options)):
+                if found.gaps:
+                    located = UnsupportedError.of(found.gaps).located(_compat.here)
+                    _warn_once(name, located, (found, predict.cost(found, platform, options)))
                 return _lower_cut(ctx, operands, found, implementation=None, options=options, name=name)
             if implementation is not None or not predict.to_xla(jaxpr, platform, options, name):
                 results: Sequence[Any] = backends.get(platform).lower(ctx, operands, jaxpr, options, name)
@@ -233,18 +236,6 @@ def _lower(platform: str | None, ctx: Any, *operands: Any, jaxpr: Any, implement
             _warn_once(name, error)
     by_xla: Sequence[Any] = _to_xla(ctx, *operands, jaxpr=jaxpr)
     return by_xla
-
-
-def _faster_apart(jaxpr: Any, platform: str, options: Options, name: str) -> cuts.Cuts | None:
-    """The function cut around what XLA does much faster, if there is such a thing."""
-    slow = predict.slow(jaxpr, platform, options)
-    found = cuts.cut(jaxpr, platform, slow) if slow else None
-    if found is None or not found.slow:
-        return None
-    if found.gaps:
-        located = UnsupportedError.of(found.gaps).located(_compat.here)
-        _warn_once(name, located, (found, predict.cost(found, platform, options)))
-    return found
 
 
 def _lower_cut(ctx: Any, operands: Sequence[Any], found: cuts.Cuts, *, name: str, **params: Any) -> Sequence[Any]:

@@ -108,9 +108,9 @@ def explained(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> st
     eqn, platform, options = _traced(wrapped, args, kwargs)
 
     def of(jaxpr: Any, name: str) -> str:
-        slow = predict.slow(jaxpr, platform, options) if wrapped.implementation is None else None
-        found, why = cuts.cut(jaxpr, platform, slow) if slow else None, ""
-        if found is None or not found.slow:
+        found = predict.faster_apart(jaxpr, platform, options) if wrapped.implementation is None else None
+        why = ""
+        if found is None:
             try:
                 return _lowered(wrapped, jaxpr, platform, options, name).explain()
             except UnsupportedError as error:

@@ -116,11 +116,22 @@ template <class V> __device__ __forceinline__ void scores(const AttentionScratch
   }
 }
 
+// out[r] = out[r] * scale[r] + the sums in so many places, in order.
+template <class V, int PLACES> __device__ __forceinline__ void gather(const AttentionScratch<V>& s) {
+  const float* scale = s.top + 2 * V::RC;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < V::RC * V::DV; i += THREADS) {
+    float sum = s.red[i];
+#pragma unroll
+    for (int q = 1; q < PLACES; ++q) sum += s.red[q * V::RC * V::DV + i];
+    s.out[i] = s.out[i] * scale[i / V::DV] + sum;
+  }
+}
+
 // out[r] = out[r] * scale[r] + sum over keys of score[r][key] * v[key]
 template <class V> __device__ __forceinline__ void weighted(const AttentionScratch<V>& s, const void* values, i64 base,
                                                             int key0, int key1) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  const float* scale = s.top + 2 * V::RC;
   if constexpr (V::FAST_V) {
     constexpr int LANES = V::DV / 8, EACH = 32 / LANES;
     const int sub = lane / LANES, part = lane % LANES;
@@ -167,13 +178,7 @@ template <class V> __device__ __forceinline__ void weighted(const AttentionScrat
             }
       sync_consumers();
     }
-#pragma unroll 1
-    for (int i = threadIdx.x; i < V::RC * V::DV; i += THREADS) {
-      float sum = s.red[i];
-#pragma unroll
-      for (int q = 1; q < 8; ++q) sum += s.red[q * V::RC * V::DV + i];
-      s.out[i] = s.out[i] * scale[i / V::DV] + sum;
-    }
+    gather<V, 8>(s);
   } else if constexpr (V::DV <= THREADS) {  // groups of threads take turns at the keys, a thread a column
     constexpr int GROUPS = THREADS / V::DV < 8 ? THREADS / V::DV : 8, FLIGHT = 2 * AHEAD;
     const int group = threadIdx.x / V::DV, c = threadIdx.x % V::DV;
@@ -198,14 +203,9 @@ template <class V> __device__ __forceinline__ void weighted(const AttentionScrat
       for (int r = 0; r < V::RC; ++r) s.red[(group * V::RC + r) * V::DV + c] = acc[r];
     }
     sync_consumers();
-#pragma unroll 1
-    for (int i = threadIdx.x; i < V::RC * V::DV; i += THREADS) {
-      float sum = s.red[i];
-#pragma unroll
-      for (int q = 1; q < GROUPS; ++q) sum += s.red[q * V::RC * V::DV + i];
-      s.out[i] = s.out[i] * scale[i / V::DV] + sum;
-    }
+    gather<V, GROUPS>(s);
   } else {
+    const float* scale = s.top + 2 * V::RC;
 #pragma unroll 1
     for (int i = threadIdx.x; i < V::RC * V::DV; i += THREADS) {
       const int r = i / V::DV, c = i % V::DV;

@@ -11,14 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 from jax_mpk import backends, trace
-from jax_mpk.cuts import Cuts
+from jax_mpk.cuts import Cuts, cut
 from jax_mpk.errors import UnsupportedError
 from jax_mpk.options import Options
 from jax_mpk.predict import apart, calibrate, model, operators, xla
 from jax_mpk.predict import choose as _choose
 from jax_mpk.predict.choose import Choice
 
-__all__ = ["Choice", "choice", "cost", "slow", "to_xla"]
+__all__ = ["Choice", "choice", "cost", "faster_apart", "to_xla"]
 
 
 def choice(jaxpr: Any, platform: str, options: Options, name: str) -> Choice:
@@ -35,9 +35,9 @@ def to_xla(jaxpr: Any, platform: str, options: Options, name: str) -> bool:
     return choice(jaxpr, platform, options, name).to_xla
 
 
-def slow(jaxpr: Any, platform: str, options: Options) -> Callable[[Any, Callable[[], Any]], bool] | None:
-    """For `cuts.cut`, where nobody named an implementation: says whether XLA is to have an equation. None where there is none to
-    ask about, or XLA has the whole function anyway."""
+def faster_apart(jaxpr: Any, platform: str, options: Options) -> Cuts | None:
+    """The function cut around what XLA does much faster, where nobody named an implementation. None where there is no such thing, or
+    XLA has the whole function anyway."""
     if not options.choose or options.stop_after or not any(map(apart.watched, trace.flat(jaxpr).jaxpr.eqns)):
         return None
     target = backends.get(platform).device(options)
@@ -45,18 +45,17 @@ def slow(jaxpr: Any, platform: str, options: Options) -> Callable[[Any, Callable
     if _choose.early(jaxpr, constants).to_xla:
         return None
 
-    def ask(eqn: Any, alone: Callable[[], Any]) -> bool:
-        if not apart.watched(eqn):
-            return False
-        if apart.repeats(eqn):
-            return True
+    def slow(eqn: Any, alone: Callable[[], Any]) -> bool:
+        if not apart.watched(eqn) or apart.repeats(eqn):
+            return apart.watched(eqn)
         one = alone()
         try:
             return apart.slower(one, constants, lambda: operators.operators(one, target, options))
         except UnsupportedError:
             return False  # it is refused for its operands' sake, or goes with what needs it
 
-    return ask
+    found = cut(jaxpr, platform, slow)
+    return found if found and found.slow else None
 
 
 def cost(found: Cuts, platform: str, options: Options) -> float:

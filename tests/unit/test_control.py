@@ -156,7 +156,7 @@ def test_a_warning_and_explain_say_who_runs_the_loop():
 
 def test_an_equation_without_bodies_has_none():
     eqn = jax.make_jaxpr(jnp.sin)(1.0).jaxpr.eqns[0]
-    assert not control.bodies(eqn)
+    assert not control.has_bodies(eqn)
 
 
 @pytest.mark.parametrize("length", [4000, 4001, 4003])
