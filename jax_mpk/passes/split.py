@@ -6,7 +6,8 @@ large and lie row by row: a slice of rows is contiguous memory, which streams, w
 `acc[m, n] = sum_k` becomes `part[s, m, n] = sum over the k of slice s`, a contraction with one more batch axis, and a
 map that adds the slices in order and applies the epilogue. The fuse pass then writes that map into its consumers, so
 the sum costs no hop. A contraction with several accumulators (gate and up) is first taken apart. The order of the
-sum is fixed by the slices: deterministic, but not bit-equal to the unsplit sum.
+sum is fixed by the slices: deterministic, but not bit-equal to the unsplit sum. How many there are does not depend on the
+rows of the other operand, so that a row has the same bits whatever comes with it.
 
 Contractions of one left operand (Q, K and V) get equal slices on a device that streams: then their tasks have equal
 prologues, and a worker computes the norm and the sum before it once for all of them (see the pass `placement`).
@@ -18,7 +19,7 @@ more than what the readers of the parts read more: one task of both operands is 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 from jax_mpk.device import Device
@@ -155,12 +156,16 @@ def _alone(g: Graph, target: Device) -> dict[int, int]:
                 out[op.out] = _slices(k, _tasks(op, target), target)
             continue
         weight = max(itemsize(g.values[v].dtype) for r in op.rhs for v in r.loads)
+        size = itemsize(g.values[op.out].dtype)
         cost = _Cost(k, _columns(op), many, weight, math.prod(op.domain[a] for a in op.axes("m")),
                      _shares(g, readers, op, target), all(_is_rounded(op.epilogue, j) for j in range(many)), target)  # fmt: skip
+        alone = replace(cost, rows=1)  # slices fix the order of a row's sum, which no other row may change
         fits = [s for s in range(1 if many > 1 else 2, SLICES + 1) if k % (s * SLICE_K) == 0]
-        best = min(fits, key=cost.parts, default=0)
-        if best and cost.parts(best) < cost.whole(itemsize(g.values[op.out].dtype)):
+        best = min(fits, key=alone.parts, default=1)
+        if best > 1 and alone.parts(best) < alone.whole(size):
             out[op.out] = best
+        elif many > 1 and cost.parts(1) < cost.whole(size):
+            out[op.out] = 1
     return out
 
 

@@ -97,3 +97,17 @@ def test_parts_on_the_emulator(rounded, rows=1):
     (got,) = emulator.Site(run.blob).run(run, seed=1)
     want = np.asarray(jax.jit(f)(*args), np.float32)
     np.testing.assert_allclose(got.astype(np.float32), want, rtol=2e-2, atol=2e-2 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("shape", [(512, 1024), (1024, 3072), (2048, 8192), (640, 1408)])
+@pytest.mark.parametrize("f", [gated, fused])
+def test_slices_do_not_depend_on_the_rows(f, shape):
+    """A row's sums have one order, so its bits are those of the row alone."""
+
+    def depths(rows: int) -> list[int]:
+        g = compiled(f, H100, rows, *shape).stages["fuse"]
+        return [op.k[0][1] for op in g.ops if isinstance(op, Contract) for _ in op.rhs]
+
+    alone = depths(1)
+    assert min(alone) < max(shape), "something is sliced"
+    assert {rows: depths(rows) for rows in (2, 3, 5, 8, 16, 33)} == dict.fromkeys((2, 3, 5, 8, 16, 33), alone)
