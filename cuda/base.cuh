@@ -17,13 +17,6 @@ using u64 = uint64_t;
 using i64 = int64_t;
 static_assert(sizeof(u16) == 2 && sizeof(u32) == 4 && sizeof(u64) == 8 && sizeof(void*) == 8);
 
-constexpr int WARPS = 16;  // consumer warps
-constexpr int THREADS = 32 * WARPS;
-constexpr int CONTROLLER = WARPS;  // fetches descriptors and polls events
-constexpr int LOADER = WARPS + 1;  // walks the stream
-constexpr int STORER = WARPS + 2;  // triggers events
-constexpr int BLOCK = 32 * (WARPS + 3);
-
 __device__ __forceinline__ float f(u32 x) { return __uint_as_float(x); }
 __device__ __forceinline__ u32 b(float x) { return __float_as_uint(x); }
 #define LOWEST (__uint_as_float(0xff800000u))  // -infinity

@@ -1,4 +1,4 @@
-// The instructions of the bytecode, one function each, on register bits. Names and meaning: Opcode in jax_mpk/abi.py.
+// The instructions of the bytecode, one function each, on register bits. Names and meaning: Opcode in jax_mpk/abi.
 #pragma once
 
 namespace mpk {

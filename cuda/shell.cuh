@@ -12,34 +12,7 @@
 
 namespace mpk {
 
-using abi::Task;
-
-// Written by the kernel in mapped host memory, read by the host without synchronisation. `code` is written last.
-struct Status { u32 code, worker, task, event, have, want, op, pad; };
-static_assert(sizeof(Status) == 32);
-enum : u32 { STATUS_OK = 0, STATUS_EVENT = 1, STATUS_STREAM = 2, STATUS_FRAME = 3 };
-
-// One per call site and device, in device memory. The host writes it once; `epoch` on are the kernel's.
-struct State {
-  const Task* tasks;          // sorted by worker
-  const u32* first;           // [grid + 1]: the tasks of each block
-  const abi::Unit* units;     // per operator
-  const abi::Slot* slots;     // buffer = index into Launch::base
-  const abi::Stream* stream;  // sorted by worker
-  const u32* stream_first;    // [grid + 1]
-  const u8* maps;             // 128 bytes each
-  u32* counters;              // one event per EVENT_WORDS words
-  u32* tickets;               // one per split task
-  Status* status;
-  u64 limit_ns;
-  u64 spill;  // byte offset in the workspace: scratch of the blocks
-  u32 counter_words, ticket_words;
-  u32 epoch, exits, abort, pad;
-};
-static_assert(sizeof(State) == 120);
-
-constexpr int EVENT_WORDS = 32;  // an event has a cache line of its own: pollers and triggers of others leave it alone
-
+// The parameters of a launch; State is in jax_mpk/abi/launch.py.
 struct Launch {
   State* state;
   u8* base[MPK_BASES];  // operands, results (the workspace is the last), constants
@@ -75,7 +48,6 @@ struct Shared {
 };
 
 // Dynamic shared memory: ring | activation | accumulators | Shared.
-constexpr u32 FRAME = 16384;
 constexpr u32 RING_BYTES = MPK_STREAM ? MPK_RING * FRAME : 0;
 constexpr u32 ACT_AT = RING_BYTES;
 constexpr u32 ACC_AT = ACT_AT + MPK_ACT_BYTES;
@@ -146,7 +118,7 @@ struct Deadline {
   }
 };
 
-__device__ __forceinline__ void give_up(State* s, u32 code, u32 task, u32 op, u32 event, u32 have, u32 want) {
+__device__ __forceinline__ void give_up(State* s, GaveUp why, u32 task, u32 op, u32 event, u32 have, u32 want) {
   if (!claim(&s->abort)) return;
   Status* r = s->status;
   volatile Status* v = r;
@@ -156,7 +128,7 @@ __device__ __forceinline__ void give_up(State* s, u32 code, u32 task, u32 op, u3
   v->event = event;
   v->have = have;
   v->want = want;
-  st_release_sys(&r->code, code);
+  st_release_sys(&r->code, (u32)why);
 }
 
 // ---- controller -----------------------------------------------------------------------------------------------------
@@ -168,10 +140,10 @@ __device__ __forceinline__ void fetch(const Launch& launch, State* s, u32 t, Des
   const u32 lane = threadIdx.x & 31;
   word = lane < 16 ? ((const u32*)(s->tasks + t))[lane] : 0;
   const u32 op = __shfl_sync(~0u, word, 0);
-  const abi::Unit& u = s->units[op];
+  const Unit& u = s->units[op];
   const u32 slot = u.slot, slots = u.slots;
   for (u32 j = lane; j < slots; j += 32) {
-    const abi::Slot& x = s->slots[slot + j];
+    const Slot& x = s->slots[slot + j];
     d.ptr[j] = launch.base[x.buffer] + x.offset;
   }
   const u32 w2 = __shfl_sync(~0u, word, 2), index = __shfl_sync(~0u, word, 1), part = __shfl_sync(~0u, word, 3);
@@ -213,7 +185,7 @@ __device__ __forceinline__ bool wait_events(State* s, u32 epoch, u32 t, u32 word
       const u32 stuck = __ffs(__ballot_sync(~0u, !ready)) - 1;
       const u32 event = __shfl_sync(~0u, word, 4 + stuck), threshold = __shfl_sync(~0u, word, 8 + stuck);
       if ((threadIdx.x & 31) == stuck)
-        give_up(s, STATUS_EVENT, t, s->tasks[t].op, event, event_have(have, epoch, threshold), threshold);
+        give_up(s, GaveUp::EVENT, t, s->tasks[t].op, event, event_have(have, epoch, threshold), threshold);
       return false;
     }
   }

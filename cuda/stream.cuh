@@ -7,11 +7,11 @@ namespace mpk {
 
 #if MPK_STREAM
 // Waits for a phase of an mbarrier; false: gave up (only ever seen with wrong tables).
-__device__ __forceinline__ bool wait_phase(State* s, u64* bar, u32 parity, u32 code, u32 detail) {
+__device__ __forceinline__ bool wait_phase(State* s, u64* bar, u32 parity, u32 task) {
   Deadline deadline;
   while (!mbarrier_try_wait(bar, parity))
     if (deadline.expired(s)) {
-      give_up(s, code, detail, 0, 0, 0, parity);
+      give_up(s, GaveUp::FRAME, task, 0, 0, 0, parity);
       return false;
     }
   return true;
@@ -34,7 +34,7 @@ __device__ __noinline__ void loader(State* s, Shared* sh, u8* ring) {
   for (u32 e = begin; e < end && run; ++e) {
     const u32 word = next;
     if (e + 1 < end && lane < 12) next = ((const u32*)(s->stream + e + 1))[lane];  // while this entry's frames move
-    const u8* map = s->maps + 128ull * __shfl_sync(~0u, word, 1);
+    const u8* map = s->maps + (u64)MAP_BYTES * __shfl_sync(~0u, word, 1);
     int x = __shfl_sync(~0u, word, 2), y = __shfl_sync(~0u, word, 3), z = __shfl_sync(~0u, word, 4),
         u = __shfl_sync(~0u, word, 5);
     const int dx = __shfl_sync(~0u, word, 6), dy = __shfl_sync(~0u, word, 7), dz = __shfl_sync(~0u, word, 8),

@@ -104,7 +104,7 @@ def drawing() -> Iterator[str]:
         450,
         76,
         VIOLET,
-        "program: one blob of tables (abi.py = ffi/abi.h)",
+        "program: one blob of tables (jax_mpk/abi = ffi/abi.h)",
         "operators, bytecode, tasks, events, weight streams;",
         "an attribute of the XLA custom call, and the unit of caching",
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jax_mpk.abi.launch import FRAME, INNER
+
 COLUMNS = 64
 """Columns of a contraction task: what a warp group multiplies at once, and whole cache lines."""
-FRAME, INNER = 16384, 128
-"""Bytes of a frame of the weight stream, which one tensor copy brings, and of its contiguous run."""
 SHARED = {80: 166912, 86: 101376, 87: 166912, 89: 101376, 90: 232448, 100: 232448}
 """Bytes of shared memory that a block can have, by compute capability (CUDA programming guide)."""
 OLDEST = 80

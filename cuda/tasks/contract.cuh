@@ -62,7 +62,7 @@ template <class V> __device__ __forceinline__ void contract_stream(Worker& w, co
               V::lhs(w, d, r, kf * 128);
               sync_consumers();
             }
-          wait_phase(w.state, &w.sh->full[w.frame], w.phase, STATUS_FRAME, d.task);
+          wait_phase(w.state, &w.sh->full[w.frame], w.phase, d.task);
           u32 a[2][4];
 #pragma unroll
           for (int s = 0; s < 2; ++s) {

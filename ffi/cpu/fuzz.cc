@@ -72,9 +72,7 @@ class Damage {
     for (size_t edits = r_.once_in(2) ? 1 : 1 + r_.below(4); edits; --edits) r_.once_in(3) ? aimed() : anywhere();
     // What the checks of the header itself refuse at once is worth a few trials only.
     auto& head = *reinterpret_cast<abi::Header*>(blob_.data());
-    if (!r_.once_in(16))
-      head.magic = h_.magic, head.version = h_.version, head.bytes = h_.bytes, head.ranks = h_.ranks,
-      head.iterations = h_.iterations;
+    if (!r_.once_in(16)) head.magic = h_.magic, head.version = h_.version, head.bytes = h_.bytes;
     const Digest d = content_hash(blob_.data(), blob_.size());
     std::memcpy(head.hash, d.data(), d.size());
   }

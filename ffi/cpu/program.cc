@@ -58,9 +58,6 @@ Program::Program(const void* blob, size_t bytes) {
                        std::to_string(abi::VERSION));
   if (h.bytes != bytes) program_error("the header says %llu bytes, there are %zu", (unsigned long long)h.bytes, bytes);
   if (!undamaged(blob_.get(), bytes)) program_error("the content does not match its hash");
-  if (h.ranks > 1)
-    throw ProgramError("the CPU executor runs programs of one rank, this has " + std::to_string(h.ranks));
-  if (h.iterations > 1) throw ProgramError("the CPU executor runs programs of one iteration");
   if (h.workspace >> 40 || h.args > 1 << 20 || h.results > 1 << 20) program_error("the header is out of range");
 
   const char* base = blob_.get();

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <string>
 
+#include "../abi.h"
+
 namespace mpk::cuda {
 
 using Result = int;  // CUresult; 0 is success
@@ -20,8 +22,7 @@ using Function = Function_*;
 using Stream = Stream_*;
 using Event = Event_*;
 
-struct alignas(128) TensorMapBits { unsigned char bytes[128]; };
-static_assert(sizeof(TensorMapBits) == 128);
+struct alignas(128) TensorMapBits { unsigned char bytes[abi::MAP_BYTES]; };
 
 constexpr int kMaxDynamicShared = 8;  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 constexpr int kMultiprocessors = 16;  // CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT

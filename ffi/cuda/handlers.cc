@@ -28,19 +28,13 @@ ffi::ErrorOr<std::unique_ptr<SiteState>> instantiate(ffi::Dictionary attrs) {
   auto cubin = attrs.get<ffi::Span<const uint8_t>>("cubin");
   if (!program.has_value()) return ffi::Unexpected(program.error());
   if (!cubin.has_value()) return ffi::Unexpected(cubin.error());
-  int64_t numbers[4];
-  const char* names[4] = {"smem", "spill", "tickets", "deadline_ms"};
-  for (int i = 0; i < 4; ++i) {
-    auto x = attrs.get<int64_t>(names[i]);
-    if (!x.has_value()) return ffi::Unexpected(x.error());
-    numbers[i] = *x;
-  }
+  auto deadline_ms = attrs.get<int64_t>("deadline_ms");
+  if (!deadline_ms.has_value()) return ffi::Unexpected(deadline_ms.error());
   Error why;
-  auto code = Code::get(program->begin(), program->size(), cubin->begin(), cubin->size(),
-                        {numbers[0], numbers[1], numbers[2]}, &why);
+  auto code = Code::get(program->begin(), program->size(), cubin->begin(), cubin->size(), &why);
   if (!code) return ffi::Unexpected(ffi::Error::InvalidArgument("jax_mpk: " + why));
   auto state = std::make_unique<SiteState>();
-  state->site = std::make_unique<Site>(std::move(code), numbers[3]);
+  state->site = std::make_unique<Site>(std::move(code), *deadline_ms);
   return state;
 }
 
@@ -114,18 +108,17 @@ void bind(nb::module_& m) {
       "Bytes per second of a read-only stream over `bytes` of device memory, by the machine code of cuda/read.cu.");
   m.def(
       "cuda_code",
-      [](nb::bytes program, nb::bytes cubin, int64_t smem, int64_t spill, int64_t tickets) {
+      [](nb::bytes program, nb::bytes cubin) {
         auto bytes = [](const nb::bytes& b) { return reinterpret_cast<const uint8_t*>(b.c_str()); };
         Error why;
-        auto code = Code::get(bytes(program), program.size(), bytes(cubin), cubin.size(), {smem, spill, tickets}, &why);
+        auto code = Code::get(bytes(program), program.size(), bytes(cubin), cubin.size(), &why);
         if (!code) throw nb::value_error(why.c_str());
         auto* held = new std::shared_ptr<const Code>(code);
         return nb::make_tuple(reinterpret_cast<uintptr_t>(code.get()), nb::capsule(held, [](void* p) noexcept {
                                 delete static_cast<std::shared_ptr<const Code>*>(p);
                               }));
       },
-      nb::arg("program"), nb::arg("cubin"), nb::arg("smem"), nb::arg("spill"), nb::arg("tickets"),
-      "What a call site holds, with its identity: equal sites share it.");
+      nb::arg("program"), nb::arg("cubin"), "What a call site holds, with its identity: equal sites share it.");
   m.def(
       "cuda_streams", [] { return streams_used(); },
       "How many streams the launches of the executables alive were put on.");

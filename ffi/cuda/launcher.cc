@@ -9,9 +9,6 @@
 namespace mpk::cuda {
 namespace {
 
-constexpr uint32_t kThreads = 19 * 32;  // BLOCK of cuda/base.cuh
-constexpr uint32_t kEventWords = 32;    // EVENT_WORDS of cuda/shell.cuh
-
 #define MPK_TRY(call)                                   \
   do {                                                  \
     if (Result r_ = (call)) return describe(#call, r_); \
@@ -54,8 +51,8 @@ struct Packer {
 }  // namespace
 
 std::shared_ptr<const Code> Code::get(const uint8_t* program, size_t bytes, const uint8_t* cubin, size_t cubin_bytes,
-                                      const Numbers& numbers, Error* why) {
-  using Table = std::map<std::pair<Digest, Numbers>, std::weak_ptr<const Code>>;
+                                      Error* why) {
+  using Table = std::map<Digest, std::weak_ptr<const Code>>;
   static std::mutex mutex;
   static auto* table = new Table;  // outlives every site
   abi::Header h{};
@@ -67,7 +64,7 @@ std::shared_ptr<const Code> Code::get(const uint8_t* program, size_t bytes, cons
   Digest hash;
   std::memcpy(hash.data(), h.hash, hash.size());
   std::lock_guard lock(mutex);
-  const auto known = table->find({hash, numbers});
+  const auto known = table->find(hash);
   if (known != table->end())
     if (auto code = known->second.lock(); code && code->cubin.size() == cubin_bytes && code->header().bytes == bytes &&
                                           !std::memcmp(code->blob.data(), program, bytes) &&
@@ -79,14 +76,14 @@ std::shared_ptr<const Code> Code::get(const uint8_t* program, size_t bytes, cons
   if (!undamaged(program, bytes)) *why = "damaged program: the content does not match its hash";
   else if (std::memcmp(machine.data(), h.key, machine.size()))
     *why = "the machine code is not the one that the program was planned for";
+  else if (h.section_count[int(abi::Section::Kernel)] != 1) *why = "the program is not one for CUDA";
   if (!why->empty()) return nullptr;
   auto code = std::make_shared<Code>();
   code->blob.resize((bytes + 7) / 8);
   std::memcpy(code->blob.data(), program, bytes);
   code->cubin.assign(cubin, cubin + cubin_bytes);
-  code->numbers = numbers;
   for (auto i = table->begin(); i != table->end();) i = i->second.expired() ? table->erase(i) : std::next(i);
-  (*table)[{hash, numbers}] = code;
+  (*table)[hash] = code;
   return code;
 }
 
@@ -133,7 +130,7 @@ Error Site::load(Device& d) {
            std::to_string(processors);
   MPK_TRY(cu.ModuleLoadData(&d.module, code.cubin.data()));
   MPK_TRY(cu.ModuleGetFunction(&d.function, d.module, "mpk_program"));
-  MPK_TRY(cu.FuncSetAttribute(d.function, kMaxDynamicShared, int(code.numbers.smem)));
+  MPK_TRY(cu.FuncSetAttribute(d.function, kMaxDynamicShared, int(code.kernel().shared)));
 
   const uint64_t tasks = code.count(abi::Section::Task), streams = code.count(abi::Section::Stream);
   const auto* task = code.section<abi::Task>(abi::Section::Task);
@@ -153,7 +150,7 @@ Error Site::load(Device& d) {
   }
 
   Packer p;
-  DeviceState state{};
+  abi::State state{};
   const uint64_t at = p.add(&state, 1);
   state.tasks = p.add(task, tasks);
   state.first = p.add(first.data(), first.size());
@@ -164,20 +161,22 @@ Error Site::load(Device& d) {
   d.bits.resize(code.count(abi::Section::TensorMap));
   d.streamed.assign(d.bits.size(), nullptr);
   state.maps = p.add(d.bits.data(), d.bits.size());
-  state.counter_words = uint32_t(code.count(abi::Section::Event)) * kEventWords;
+  state.counter_words = uint32_t(code.count(abi::Section::Event)) * abi::EVENT_WORDS;
   state.counters = p.add<uint32_t>(nullptr, state.counter_words);
-  state.ticket_words = uint32_t(code.numbers.tickets);
+  state.ticket_words = code.kernel().tickets;
   state.tickets = p.add<uint32_t>(nullptr, state.ticket_words);
   const uint64_t constants = p.add(code.section<abi::Const>(abi::Section::Const), code.count(abi::Section::Const));
   MPK_TRY(cu.MemAlloc(&d.arena, p.bytes.size()));
-  MPK_TRY(cu.MemHostAlloc(reinterpret_cast<void**>(&d.status), sizeof(Status), kHostMapped));
-  std::memset(d.status, 0, sizeof(Status));
-  MPK_TRY(cu.MemHostGetDevicePointer(&state.status, d.status, 0));
-  for (DevicePtr* x : {&state.tasks, &state.first, &state.units, &state.slots, &state.stream, &state.stream_first,
-                       &state.maps, &state.counters, &state.tickets})
+  MPK_TRY(cu.MemHostAlloc(reinterpret_cast<void**>(&d.status), sizeof(abi::Status), kHostMapped));
+  std::memset(d.status, 0, sizeof(abi::Status));
+  DevicePtr status;
+  MPK_TRY(cu.MemHostGetDevicePointer(&status, d.status, 0));
+  state.status = status;
+  for (uint64_t* x : {&state.tasks, &state.first, &state.units, &state.slots, &state.stream, &state.stream_first,
+                      &state.maps, &state.counters, &state.tickets})
     *x += d.arena;
   state.limit_ns = uint64_t(deadline_ms_) * 1000000;
-  state.spill = uint64_t(code.numbers.spill);
+  state.spill = code.kernel().spill_at;
   state.epoch = 1;
   std::memcpy(p.bytes.data() + at, &state, sizeof state);
   // From pageable memory the copy returns when the bytes are staged, not when they have arrived, and XLA's streams do not
@@ -261,13 +260,13 @@ Error Site::launch(Stream stream, const std::vector<void*>& buffers) {
   void* arguments[] = {parameters.data()};
   Current current(cu, context);
   if (current.result) return describe("cuCtxPushCurrent", current.result);
-  MPK_TRY(cu.LaunchCooperativeKernel(d->function, code_->header().workers, 1, 1, kThreads, 1, 1,
-                                     unsigned(code_->numbers.smem), stream, arguments));
+  MPK_TRY(cu.LaunchCooperativeKernel(d->function, code_->header().workers, 1, 1, abi::BLOCK, 1, 1,
+                                     code_->kernel().shared, stream, arguments));
   return {};
 }
 
 Error Site::message(Device& d) {
-  volatile Status* s = d.status;
+  volatile abi::Status* s = d.status;
   if (!s->code) return {};
   const auto* task = code_->section<abi::Task>(abi::Section::Task);
   const auto* unit = code_->section<abi::Unit>(abi::Section::Unit);
@@ -278,7 +277,7 @@ Error Site::message(Device& d) {
              std::to_string(s->worker) + ")";
   }
   std::string text = "a megakernel launch gave up after " + std::to_string(deadline_ms_) + " ms: " + where;
-  if (s->code == 1)
+  if (abi::GaveUp(s->code) == abi::GaveUp::EVENT)
     text += " waits for event " + std::to_string(s->event) + ", which has " + std::to_string(s->have) + " of " +
             std::to_string(s->want);
   else text += " waits for a frame of the weight stream that does not come";

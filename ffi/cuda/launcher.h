@@ -11,7 +11,6 @@
 #include <mutex>
 #include <set>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "../abi.h"
@@ -19,39 +18,20 @@
 
 namespace mpk::cuda {
 
-// Mirrors of the structs in cuda/shell.cuh.
-struct Status { uint32_t code, worker, task, event, have, want, op, pad; };
-static_assert(sizeof(Status) == 32);
-
-struct DeviceState {
-  DevicePtr tasks, first, units, slots, stream, stream_first, maps, counters, tickets, status;
-  uint64_t limit_ns, spill;
-  uint32_t counter_words, ticket_words, epoch, exits, abort, pad;
-};
-static_assert(sizeof(DeviceState) == 120);
-
 // An error message, empty on success.
 using Error = std::string;
 
 // A program sealed to its machine code (jax_mpk/backends/cuda/build.py), and that. Immutable; equal sites share it.
 struct Code {
-  // What a launch needs beside the program.
-  struct Numbers {
-    int64_t smem = 0, spill = 0, tickets = 0;
-    bool operator<(const Numbers& o) const {
-      return std::tie(smem, spill, tickets) < std::tie(o.smem, o.spill, o.tickets);
-    }
-  };
-
-  // The code of these bytes, from a table of those alive. Shared only if every byte and number is the same. Null, with a
-  // reason, for what is no program of this version, is damaged, or was planned for other machine code.
+  // The code of these bytes, from a table of those alive. Shared only if every byte is the same. Null, with a reason, for
+  // what is no program of this version for CUDA, is damaged, or was planned for other machine code.
   static std::shared_ptr<const Code> get(const uint8_t* program, size_t bytes, const uint8_t* cubin, size_t cubin_bytes,
-                                         const Numbers& numbers, Error* why);
+                                         Error* why);
 
   std::vector<uint64_t> blob;  // aligned for the records
   std::vector<uint8_t> cubin;
-  Numbers numbers;
 
+  const abi::Kernel& kernel() const { return *section<abi::Kernel>(abi::Section::Kernel); }
   const abi::Header& header() const { return *reinterpret_cast<const abi::Header*>(blob.data()); }
   template <class T> const T* section(abi::Section s) const {
     return reinterpret_cast<const T*>(reinterpret_cast<const uint8_t*>(blob.data()) + header().section_offset[int(s)]);
@@ -88,7 +68,7 @@ class Site {
     Module module = nullptr;
     Function function = nullptr;
     DevicePtr arena = 0, state = 0, constants = 0, maps = 0;
-    Status* status = nullptr;
+    abi::Status* status = nullptr;
     std::set<Stream> launched;          // streams that launches were put on
     std::vector<const void*> streamed;  // base address behind every tensor map
     std::vector<TensorMapBits> bits;

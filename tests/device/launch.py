@@ -39,5 +39,4 @@ def without_event(blob: bytes, event: int) -> bytes:
         kept = [int(e) for e in t["trigger"][: int(t["n_triggers"])] if int(e) != event]
         t["n_triggers"], t["trigger"] = len(kept), 0
         t["trigger"][: len(kept)] = kept
-    head = {k: int(p.header[k]) for k in ("workspace", "workers", "args", "results", "ranks", "rank", "iterations")}
-    return abi.encode(sections, **head)
+    return abi.encode(sections, **p.settings)

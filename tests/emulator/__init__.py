@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from jax_mpk import abi
+from jax_mpk.abi import launch
 from jax_mpk.backends.cuda import source
 from jax_mpk.backends.cuda.build import text as text_of
 
@@ -29,12 +30,8 @@ HERE = Path(__file__).parent
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-w", f"-I{HERE}", "-U_FORTIFY_SOURCE", "-ffp-contract=off", "-fno-strict-aliasing",
          "-fwrapv", "-fno-stack-protector"]  # fmt: skip
 INSTRUMENTED = ["-g1", "-fsanitize=thread", "--param=tsan-distinguish-volatile=1"]
-THREADS, EVENT_WORDS, MOST = 19 * 32, 32, 1 << 28
-STATE = np.dtype([(n, "<u8") for n in ("tasks", "first", "units", "slots", "stream", "stream_first", "maps", "counters",
-                                       "tickets", "status", "limit_ns", "spill")]
-                 + [(n, "<u4") for n in ("counter_words", "ticket_words", "epoch", "exits", "abort", "pad")])  # fmt: skip
+MOST = 1 << 28
 MAP = np.dtype([("base", "<u8"), ("dims", "<u8", 4), ("strides", "<u8", 3), ("box", "<u4", 4), ("pad", "u1", 48)])
-STATUS = np.dtype([(n, "<u4") for n in ("code", "worker", "task", "event", "have", "want", "op", "pad")])
 
 
 RACE = np.dtype(
@@ -119,18 +116,18 @@ class Site:
             b = buffers[int(s["buffer"])]
             s["buffer"], s["offset"] = self._base(b), int(s["offset"]) + int(b["offset"])
         self.maps = np.zeros(max(1, len(p["TensorMap"])), MAP)
-        self.status = np.zeros(1, STATUS)
+        self.status = np.zeros(1, launch.RECORDS["Status"])
         self.const = p["Const"]["byte"].copy() if len(p["Const"]) else np.zeros(64, np.uint8)
         tables = dict(tasks=p["Task"].copy(), first=first, units=p["Unit"].copy(), slots=slots, stream=p["Stream"].copy(),
                       stream_first=stream_first, maps=self.maps, status=self.status,
-                      counters=np.zeros(len(p["Event"]) * EVENT_WORDS + 1, np.uint32),
+                      counters=np.zeros(len(p["Event"]) * launch.EVENT_WORDS + 1, np.uint32),
                       tickets=np.zeros(int(self.kernel["tickets"]) + 1, np.uint32))  # fmt: skip
         self.tables = tables
-        self.state = np.zeros(1, STATE)
+        self.state = np.zeros(1, launch.RECORDS["State"])
         for name, table in tables.items():
             self.state[name] = table.ctypes.data
         self.state["limit_ns"], self.state["spill"] = limit_steps * 1000, self.kernel["spill_at"]
-        self.state["counter_words"] = len(p["Event"]) * EVENT_WORDS
+        self.state["counter_words"] = len(p["Event"]) * launch.EVENT_WORDS
         self.state["ticket_words"], self.state["epoch"] = self.kernel["tickets"], 1
 
     def _base(self, b: np.void) -> int:
@@ -154,7 +151,7 @@ class Site:
         run.emulated_watch(None, 0, 0)
         for n, x in enumerate([*results, held[-2]]):
             run.emulated_watch(x.ctypes.data, x.nbytes, n)
-        code = run.emulated_run(self.entry, bases.ctypes.data, self.grid, THREADS, smem, seed, most)
+        code = run.emulated_run(self.entry, bases.ctypes.data, self.grid, launch.BLOCK, smem, seed, most)
         if code:
             raise Deadlock(("", "every thread waits for another", f"not done after {most} steps")[code])
         self._report([*(f"result {n}" for n in range(len(results))), "workspace"])
@@ -201,7 +198,7 @@ class Site:
             where = names[r["name"]] if r["name"] >= 0 else f"shared memory of block {-1 - r['name']}"
             text.append(f"{where}, byte {r['offset']}:")
             for thread, wrote, pc in zip(r["threads"], r["wrote"], r["pc"]):
-                block, t = divmod(int(thread), THREADS)
+                block, t = divmod(int(thread), launch.BLOCK)
                 who = f"block {block}, thread {t}" if block < self.grid else "a tensor copy"
                 text.append(f"  {who} {'writes' if wrote else 'reads'} {self._line(int(pc)) if pc else ''}")
         raise Race("\n".join(text))

@@ -263,8 +263,6 @@ class Builder:
             workers=self.workers,
             args=self.args,
             results=self.results,
-            ranks=1,
-            iterations=1,
         )
 
 

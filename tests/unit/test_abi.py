@@ -37,12 +37,7 @@ def test_encode_then_decode() -> None:
     p = abi.decode(blob)
     assert p.header["args"] == p.header["results"] == 1 and len(p["Task"]) == 4
     assert p.name(int(p["Op"][0]["name"])) == "negate"
-    assert (
-        abi.encode(
-            p.sections, **{k: p.header[k] for k in ("workspace", "workers", "args", "results", "ranks", "iterations")}
-        )
-        == blob
-    )
+    assert abi.encode(p.sections, **p.settings) == blob
     assert all(
         int(at) % 64 == 0 or n == 0
         for at, n in zip(p.header["section_offset"][: len(abi.SECTIONS)], p.header["section_count"], strict=False)

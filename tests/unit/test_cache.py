@@ -66,8 +66,7 @@ def test_a_damaged_entry_is_built_again(counted, tmp_path, damage):
         bad[4] += 1
     if damage == "key":  # a whole program of this version, but of nothing that has a key
         p = abi.decode(a)
-        head = {k: p.header[k] for k in ("workspace", "workers", "args", "results", "ranks", "iterations")}
-        bad = abi.encode(p.sections, **head)
+        bad = abi.encode(p.sections, **p.settings)
     file.write_bytes({"cut": bytes(bad[:-7]), "empty": b""}.get(damage, bytes(bad)))
     compiler.clear_cache()
     assert compiler.program(trace(), CPU, options) == a and len(counted) == 2

@@ -188,22 +188,24 @@ def test_the_cubin_cache_is_by_content_and_survives_damage(tmp_path):
 def test_a_site_takes_no_other_program_or_machine_code():
     """What the launcher holds: shared by equal sites alone, and only what is undamaged and belongs together."""
     one, two = (build(compiled(programs.rows, (programs.rows_operand(2, n),)).blob, device.H100) for n in (40, 44))
-    numbers = {k: int(one.attributes()[k]) for k in ("smem", "spill", "tickets")}
-    site, held = _ext.cuda_code(one.blob, one.cubin.code, **numbers)
-    assert _ext.cuda_code(one.blob, one.cubin.code, **numbers)[0] == site
-    others = [_ext.cuda_code(one.blob, one.cubin.code, **numbers | {k: n + 1}) for k, n in numbers.items()]
-    others.append(_ext.cuda_code(two.blob, two.cubin.code, **numbers))
-    assert len({site, *(s for s, _ in others)}) == 5
+    site, held = _ext.cuda_code(one.blob, one.cubin.code)
+    assert _ext.cuda_code(one.blob, one.cubin.code)[0] == site
+    other, held_too = _ext.cuda_code(two.blob, two.cubin.code)
+    assert other != site
+    p = abi.decode(one.blob)
+    without = abi.encode({**p.sections, "Kernel": p["Kernel"][:0]}, key=p.key, **p.settings)
+    with pytest.raises(ValueError, match="not one for CUDA"):
+        _ext.cuda_code(without, one.cubin.code)
     with pytest.raises(ValueError, match="machine code is not the one"):
-        _ext.cuda_code(one.blob, two.cubin.code, **numbers)
+        _ext.cuda_code(one.blob, two.cubin.code)
     at = abi.RECORDS["Header"].fields["hash"][1]
     forged = two.blob[:at] + one.blob[at : at + 64] + two.blob[at + 64 :]
     with pytest.raises(ValueError, match="does not match its hash"):
-        _ext.cuda_code(forged, one.cubin.code, **numbers)
+        _ext.cuda_code(forged, one.cubin.code)
     with pytest.raises(ValueError, match="not a program of version"):
-        _ext.cuda_code(one.blob[:-1], one.cubin.code, **numbers)
-    del held, others
-    assert _ext.cuda_code(one.blob, one.cubin.code, **numbers)[1] is not None
+        _ext.cuda_code(one.blob[:-1], one.cubin.code)
+    del held, held_too
+    assert _ext.cuda_code(one.blob, one.cubin.code)[1] is not None
 
 
 def test_a_source_that_does_not_compile_says_why():

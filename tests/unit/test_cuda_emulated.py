@@ -67,7 +67,7 @@ def test_an_activation_that_does_not_fit(room, chunks, columns_inner, monkeypatc
     for kilobytes in (room, 64):
         monkeypatch.setattr(contract_cuda, "ROOM", kilobytes << 10)
         runner = Runner(programs.chain(columns_inner=columns_inner), x, *programs.layout(w, columns_inner),
-                        target=device.cuda("sm_90a", 3, ring=4))  # fmt: skip
+                        target=device.cuda("sm_90a", 1, ring=4))  # fmt: skip
         site = emulator.Site(runner.blob)
         found = set(map(int, re.findall(r"int KC = (\d+)", site.text)))
         assert found == (chunks if kilobytes == room else {256, 384}), found

@@ -54,9 +54,7 @@ def edited(blob: bytes, section: str, changes: dict[str, Any], n: int = 0) -> by
             sections[section][name][n] = value
         else:
             sections[section][name][n, at] = value
-    return abi.encode(
-        sections, **{k: p.header[k] for k in ("workspace", "workers", "args", "results", "ranks", "iterations")}
-    )
+    return abi.encode(sections, **p.settings)
 
 
 def ramp() -> bytes:

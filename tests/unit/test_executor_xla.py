@@ -139,8 +139,7 @@ def test_a_program_is_not_taken_for_another_of_its_size() -> None:
     np.testing.assert_array_equal(jax.jit(call(other, F32))(x)[0], 2 * x)
     before = _ext.programs_kept()
     p = abi.decode(good)
-    head = {k: p.header[k] for k in ("workspace", "workers", "args", "results", "ranks", "iterations")}
-    np.testing.assert_array_equal(jax.jit(call(abi.encode(p.sections, key=b"k" * 32, **head), F32))(x)[0], 3 * x)
+    np.testing.assert_array_equal(jax.jit(call(abi.encode(p.sections, key=b"k" * 32, **p.settings), F32))(x)[0], 3 * x)
     assert _ext.programs_kept() == min(before + 1, 256)
 
 

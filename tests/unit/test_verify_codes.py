@@ -34,8 +34,7 @@ def rebuilt(blob: bytes, change: Callable[[Sections], bool]) -> bytes | None:
     sections = {name: rows.copy() for name, rows in p.sections.items()}
     if not change(sections):
         return None
-    fields = ("workspace", "workers", "args", "results", "ranks", "rank", "iterations")
-    return abi.encode(sections, **{f: int(p.header[f]) for f in fields})
+    return abi.encode(sections, **p.settings)
 
 
 def stored_accesses(s: Sections) -> list[int]:

@@ -25,7 +25,7 @@ def pack(graph: Graph, tg: TaskGraph, *, name: str = "", key: bytes = b"") -> by
     sections |= {"Task": a.tasks()[order]} | a.streams(place) | a.sections()
     results = sum(b.space == "result" for b in tg.buffers)
     return abi.encode(sections, key=key, workspace=tg.workspace, workers=max(1, tg.workers), args=len(graph.args),
-                      results=results, ranks=1, iterations=1)  # fmt: skip
+                      results=results)  # fmt: skip
 
 
 class _Packer(Tables):

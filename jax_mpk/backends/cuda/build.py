@@ -22,9 +22,7 @@ class Executable:
     cubin: nvrtc.Cubin
 
     def attributes(self, deadline_ms: int = 60_000) -> dict[str, Any]:
-        k = abi.decode(self.blob)["Kernel"][0]
-        return {"cubin": np.frombuffer(self.cubin.code, np.uint8), "smem": np.int64(k["shared"]),
-                "spill": np.int64(k["spill_at"]), "tickets": np.int64(k["tickets"]), "deadline_ms": np.int64(deadline_ms)}  # fmt: skip
+        return {"cubin": np.frombuffer(self.cubin.code, np.uint8), "deadline_ms": np.int64(deadline_ms)}
 
 
 def text(program: abi.Program) -> str:

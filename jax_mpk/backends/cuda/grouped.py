@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from jax_mpk.abi.launch import THREADS, WARPS
 from jax_mpk.backends.cuda import keep
 from jax_mpk.backends.cuda.expressions import Printer, roots_of
-from jax_mpk.backends.cuda.nest import BATCH, LIGHT, THREADS, WARPS, Writer
+from jax_mpk.backends.cuda.nest import BATCH, LIGHT, Writer
 from jax_mpk.backends.cuda.space import Loop
 from jax_mpk.ir.expr import Const, Expr, Reduce
 from jax_mpk.ir.opcodes import alias

@@ -10,6 +10,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from jax_mpk.abi.launch import THREADS, WARPS
 from jax_mpk.backends.cuda import wide
 from jax_mpk.backends.cuda.expressions import Printer, roots_of, value_of
 from jax_mpk.backends.cuda.space import Lines, Loop, Scratch, Space, Span
@@ -18,8 +19,6 @@ from jax_mpk.ir.body import Nest
 from jax_mpk.ir.expr import Acc, Const, Expr, Load
 from jax_mpk.ir.opcodes import alias
 
-THREADS = 512
-WARPS = THREADS // 32
 BATCH = 4
 """Points a thread has in flight."""
 LIGHT = 3

@@ -48,8 +48,8 @@ def pack(graph: Graph, tg: TaskGraph, device: Device, *, name: str = "", key: by
     sections |= {"Unit": units, "Kernel": np.array([kernel], abi.RECORDS["Kernel"])} | a.sections()
     sections["Source"] = np.frombuffer(text.text.encode(), abi.RECORDS["Source"])
     workspace = max(spill_at + s.spill * tg.workers + profile, ALIGN)
-    return abi.encode(sections, key=key, workspace=workspace, workers=max(1, tg.workers), args=len(graph.args), results=results,
-                      ranks=1, iterations=1)  # fmt: skip
+    return abi.encode(sections, key=key, workspace=workspace, workers=max(1, tg.workers), args=len(graph.args),
+                      results=results)  # fmt: skip
 
 
 class _Packer(Tables):

@@ -99,14 +99,20 @@ def _aligned(b: Bound) -> frozenset[int]:
 def _shell() -> str:
     """The files of the shell as one text: the only headers that a program sees."""
     at = root()
-    # NVRTC has no offsetof: the host's compiler checks the offsets, this one the sizes.
-    lines = abi.header().replace("#pragma once", "").splitlines()
-    abi_h = "\n".join(x for x in lines if "offsetof" not in x)
     parts = [(at / f).read_text().replace("#pragma once", "") for f in (*SHELL, *(f for k in KINDS for f in k.files))]
     # ptx.cuh needs the types of base.cuh, base.cuh nothing; the format comes between.
     ptx, base, *rest = parts
     event = next(p for p in (at / "event.h", at.parent / "ffi" / "event.h") if p.is_file()).read_text()
-    return "\n".join([base, abi_h, event.replace("#pragma once", ""), ptx, *rest])
+    return "\n".join(
+        [
+            base,
+            abi.kernel_header(),
+            "namespace mpk { using namespace abi; }",
+            event.replace("#pragma once", ""),
+            ptx,
+            *rest,
+        ]
+    )
 
 
 def _kernel(calls: list[str], stream: bool, spill: int, smem: int) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from jax_mpk import abi
-from jax_mpk.backends.cuda.nest import WARPS
+from jax_mpk.abi.launch import WARPS
 from jax_mpk.backends.cuda.space import Scratch, Span
 from jax_mpk.backends.cuda.struct import Struct
 from jax_mpk.device import Device
