@@ -192,18 +192,21 @@ def _one_stride(x: Operator, a: np.void, axes: range, what: str) -> None:
 
 def accessed(x: Operator, name: str, in_place: bool = False) -> Iterator[Touch]:
     """What the codes of a role touch."""
+    for how, a, over in accesses(x, name):
+        plain = how == "set" and not a["n_dyn"] and not in_place
+        yield _touch(x, a, READ if not how else WRITE if plain else UPDATE, over)
+
+
+def accesses(x: Operator, name: str) -> Iterator[tuple[str, np.void, list[Range]]]:
+    """("" for a load or the mode of a store, access, ranges) of what the codes of a role do to memory."""
     for number in x.codes(name):
         code, ranges = _code(x, number)
         if ranges is None:
             continue
-        accesses = x.p["Access"][int(code["access"]) : int(code["access"] + code["accesses"])]
+        own = x.p["Access"][int(code["access"]) : int(code["access"] + code["accesses"])]
         for op, aux, over in _memory(x, code, ranges):
-            a = accesses[aux]
-            if a["slot"] >= abi.SLOT_ACT:
-                continue
-            how = _STORES.get(op)
-            plain = how == "set" and not a["n_dyn"] and not in_place
-            yield _touch(x, a, READ if how is None else WRITE if plain else UPDATE, over)
+            if own[aux]["slot"] < abi.SLOT_ACT:
+                yield _STORES.get(op, ""), own[aux], over
 
 
 def _code(x: Operator, number: int) -> tuple[np.void, list[Range] | None]:

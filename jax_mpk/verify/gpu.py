@@ -16,9 +16,9 @@ from jax_mpk import abi
 from jax_mpk.errors import VerifyError
 from jax_mpk.ir.boxes import ragged
 from jax_mpk.ir.tasks import UPDATE, TaskGraph
-from jax_mpk.verify.codes import Operator, Touch
+from jax_mpk.verify.codes import Operator, Touch, accesses
 
-_WORKSPACE = abi.enum("Space", "WORKSPACE")
+_WORKSPACE, _RESULT, _CONST = (abi.enum("Space", name) for name in ("WORKSPACE", "RESULT", "CONST"))
 
 
 def is_gpu(p: abi.Program) -> bool:
@@ -71,6 +71,32 @@ def share(p: abi.Program, n: int, rows: int, columns: int) -> tuple[int, int]:
         raise VerifyError(f"operator {name}: its parts leave {need} bytes a task, of which there are {u['share']} in buffer "
                           f"{u['buffer']}")  # fmt: skip
     return int(u["buffer"]), need
+
+
+def check_appends(p: abi.Program, x: Operator) -> None:
+    """Every part of a task appends for itself, so that none waits for another. This is right if an append leaves the same
+    however often it runs: it combines with nothing, and loads nothing that an append of the task stores."""
+    slots = p["Slot"][int(x.op["slot"]) : int(x.op["slot"] + x.op["slots"])]
+    loads: list[tuple[int, int, int]] = []
+    stores: list[tuple[int, int, int]] = []
+    for role in (name for name in abi.ENUMS["Role"] if name.startswith("APPEND")):
+        for how, a, _ in accesses(x, role):
+            if how not in ("", "set", "where"):
+                x.fail(f"its parts append one after the other, and {role} combines ({how}) with what is there")
+            if a["slot"] >= len(slots):
+                x.fail(f"{role} uses slot {a['slot']} of {len(slots)}")
+            (stores if how else loads).append(_memory_of(p["Buffer"][int(slots["buffer"][a["slot"]])]))
+    for space, lo, hi in loads:
+        if any(space == s and lo < end and at < hi for s, at, end in stores):
+            x.fail("its parts append one after the other, and an append loads from memory that an append stores to")
+
+
+def _memory_of(b: np.void) -> tuple[int, int, int]:
+    """(space, first byte, end) such that buffers that share memory overlap; an operand is a space of its own."""
+    if b["space"] in (_WORKSPACE, _CONST):
+        return -1 - int(b["space"]), int(b["offset"]), int(b["offset"] + b["bytes"])
+    own = b["space"] == _RESULT and b["alias"] < 0
+    return (-9 - int(b["index"]) if own else int(b["alias"] if b["space"] == _RESULT else b["index"])), 0, 1
 
 
 def parts(p: abi.Program, number: np.ndarray) -> np.ndarray:

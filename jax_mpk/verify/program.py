@@ -36,6 +36,8 @@ def task_graph(program: abi.Program) -> TaskGraph:
         rows.append(_bound(program, op, name, known[key], first))
         if on_gpu:
             rows.append(_left(program, n, first, count))
+            if program["Unit"][n]["parts"] > 1:
+                gpu.check_appends(program, Operator(program, op, name))
             if op["prologue"]:
                 prologues[n] = list(accessed(Operator(program, op, name), "LHS"))
         kind = abi.ENUMS["Kind"][int(op["kind"])].lower()

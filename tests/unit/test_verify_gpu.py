@@ -99,6 +99,32 @@ def a_part_of_another_task(s, n):
     s["Task"]["index"][n] ^= 1
 
 
+def appending(s: Sections) -> list[tuple[int, int, int]]:
+    """(operator, a load, a store): instructions of the first append of operators of parts."""
+    role = abi.enum("Role", "APPEND0")
+    found = []
+    for n in split(s):
+        code = s["Code"][int(s["Op"]["code"][n][role])]
+        stages = s["Stage"][int(code["stage"]) : int(code["stage"] + code["stages"])]
+        at = np.concatenate([np.arange(x["first"], x["first"] + x["count"]) for x in stages])
+        ops = s["Instr"]["op"][at]
+        loads, stores = at[ops == abi.enum("Opcode", "LOAD")], at[ops == abi.enum("Opcode", "STORE")]
+        if len(loads) and len(stores):
+            found.append((int(n), int(loads[0]), int(stores[0])))
+    return found
+
+
+@damage(lambda s: range(len(appending(s))))
+def a_part_adds_to_the_cache(s, n):
+    s["Instr"]["op"][appending(s)[n][2]] = abi.enum("Opcode", "STORE_ADD")
+
+
+@damage(lambda s: range(len(appending(s))))
+def a_part_appends_what_it_appended(s, n):
+    op, load, store = appending(s)[n]
+    s["Instr"]["aux"][load] = s["Instr"]["aux"][store]
+
+
 @damage(lambda s: split(s)[1:])
 def tickets_of_another_operator(s, n):
     s["Unit"]["ticket"][n] = s["Unit"]["ticket"][split(s)[0]]
