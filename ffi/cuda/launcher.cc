@@ -107,7 +107,7 @@ Site::~Site() {
   }
 }
 
-// Launch::base of cuda/shell.cuh: operands, results with the workspace as the last, constants.
+// Launch::base of cuda/runtime/launch.cuh: operands, results with the workspace as the last, constants.
 uint32_t Site::base_of(const abi::Buffer& b) const {
   const abi::Header& h = code_->header();
   switch (abi::Space(b.space)) {

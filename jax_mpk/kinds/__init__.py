@@ -1,4 +1,4 @@
-"""The registry of task kinds. Adding one: a file here, `cuda/tasks/x.cuh`, and a body in `ffi/cpu/isa/`."""
+"""The registry of task kinds. Adding one: a folder here, `cuda/kinds/x.cuh`, and a body in `ffi/cpu/isa/`."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A kind says how its operators are cut into tasks, what their bodies are, what they cost, and on what
 functions it is tested and timed. Boxes are derived from the accesses (`jax_mpk.ir.loops`), dependencies from boxes; the
-reference is `jax_mpk.ir.interpret`. The bodies are `ffi/cpu/isa/` and `cuda/tasks/`.
+reference is `jax_mpk.ir.interpret`. The bodies are `ffi/cpu/isa/` and `cuda/kinds/`.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ ALIGN = 128
 RING = 12
 """Frames of the ring, at most: more did not help on an H100."""
 FIXED = 160
-"""Bytes of shared memory for reductions and counters (struct Shared of cuda/shell.cuh, which compares)."""
+"""Bytes of shared memory for reductions and counters (struct Shared of cuda/runtime/launch.cuh, which compares)."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The frames of the weight streams are the ones that the tasks multiply: every right side, every byte, in their order.
 
 A streamed task goes through its batch points, groups of `COLUMNS` columns and right sides, in that order, and takes the
-frames of all of K for each (cuda/tasks/contract.cuh). Nothing tells it what a frame is: it must be the right one.
+frames of all of K for each (cuda/kinds/contract.cuh). Nothing tells it what a frame is: it must be the right one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Runs the generated CUDA source of a program on the host: every CUDA thread is a fiber, in an order drawn from a seed.
 
-This executes the very text that NVRTC compiles, with `cuda/ptx.cuh` replaced by `device.h`, so task bodies, the kernel
+This executes the very text that NVRTC compiles, with `cuda/runtime/ptx.cuh` replaced by `device.h`, so task bodies, the kernel
 shell, the weight stream and the plan are tested where there is no GPU. Memory is sequentially consistent here; what the
 GPU's memory model does not order is found by `races.h`. What it cannot show: timing, and instructions that the
 replacement spells differently.
@@ -73,7 +73,7 @@ def _runtime() -> ctypes.CDLL:
 
 def _host(text: str) -> str:
     """The generated source as the host compiler takes it."""
-    ptx = (source.root() / "ptx.cuh").read_text().replace("#pragma once", "")
+    ptx = (source.root() / "runtime" / "ptx.cuh").read_text().replace("#pragma once", "")
     assert ptx in text
     text = text.replace(ptx, "")
     text = text.replace("extern __shared__ __align__(1024) u8 smem[];", "u8* const smem = emulated_thread->shared;")

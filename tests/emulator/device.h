@@ -1,5 +1,5 @@
 // What the kernel shell and the task bodies need of CUDA, for a host compiler: every CUDA thread is a fiber (fibers.cc),
-// and this header takes the place of cuda/ptx.cuh. Included before the generated source.
+// and this header takes the place of cuda/runtime/ptx.cuh. Included before the generated source.
 #pragma once
 
 #define __device__

@@ -17,7 +17,8 @@ from jax_mpk.ir.tasks import TaskGraph
 from jax_mpk.kinds import KINDS, kind_of
 from jax_mpk.kinds.bound import Bound
 
-SHELL = ("ptx.cuh", "base.cuh", "ops.cuh", "reduce.cuh", "shell.cuh", "stream.cuh")
+RUNTIME = ("ptx", "base", "ops", "reduce", "launch", "shell", "stream")
+"""Files of cuda/runtime/, in the order in which they need each other (but see `_shell`)."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,7 @@ class Source:
 def root() -> Path:
     """The directory of the kernel shell: beside this package when installed, at the top of a source tree."""
     package = Path(__file__).resolve().parents[2]
-    return next(
-        (p for p in (package / "cuda", package.parent / "cuda") if (p / "shell.cuh").is_file()), package / "cuda"
-    )
+    return next((p for p in (package / "cuda", package.parent / "cuda") if (p / "runtime").is_dir()), package / "cuda")
 
 
 def generate(tg: TaskGraph, device: Device, operands: int) -> Source:
@@ -99,7 +98,10 @@ def _aligned(b: Bound) -> frozenset[int]:
 def _shell() -> str:
     """The files of the shell as one text: the only headers that a program sees."""
     at = root()
-    parts = [(at / f).read_text().replace("#pragma once", "") for f in (*SHELL, *(f for k in KINDS for f in k.files))]
+    parts = [
+        (at / f).read_text().replace("#pragma once", "")
+        for f in (*(f"runtime/{n}.cuh" for n in RUNTIME), *(f for k in KINDS for f in k.files))
+    ]
     # ptx.cuh needs the types of base.cuh, base.cuh nothing; the format comes between.
     ptx, base, *rest = parts
     event = next(p for p in (at / "event.h", at.parent / "ffi" / "event.h") if p.is_file()).read_text()
@@ -138,7 +140,7 @@ def _kernel(calls: list[str], stream: bool, spill: int, smem: int) -> str:
     )
     load = "if (warp == LOADER) { loader(s, sh, smem); return; }" if stream else "if (warp == LOADER) return;"
     return f"""
-static_assert(SMEM_BYTES == {smem}, "passes/bodies.py and shell.cuh disagree");
+static_assert(SMEM_BYTES == {smem}, "passes/bodies.py and launch.cuh disagree");
 {functions}
 }}  // namespace mpk
 

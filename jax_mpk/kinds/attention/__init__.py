@@ -100,5 +100,5 @@ CASES = (
                                           np.tri(80, 33, dtype=bool)[None])),
 )  # fmt: skip
 
-FILES = ("tasks/attention.cuh", "tasks/flash.cuh")
+FILES = ("kinds/attention.cuh", "kinds/flash.cuh")
 ATTENTION = TaskKind("attention", (Attention,), tile, body, work, cuda.variant, cuda.source, CASES, FILES, core)

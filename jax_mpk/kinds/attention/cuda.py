@@ -1,4 +1,4 @@
-"""Attention on a GPU: on tensor cores (`cuda/tasks/flash.cuh`) and without them (`cuda/tasks/attention.cuh`)."""
+"""Attention on a GPU: on tensor cores (`cuda/kinds/flash.cuh`) and without them (`cuda/kinds/attention.cuh`)."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def source(s: Struct, v: Attending) -> tuple[str, str]:
 
 
 def _flash(s: Struct, rows: list[int], key: int, queries: dict[int, Scratch], row_span: Span) -> list[str]:
-    """What `flash` of cuda/tasks/flash.cuh has instead of the functions of `attention`."""
+    """What `flash` of cuda/kinds/flash.cuh has instead of the functions of `attention`."""
     nests = s.body.nests
     w = s.writer()
     w.out(f"int limit_ = {s.extent[key]};")

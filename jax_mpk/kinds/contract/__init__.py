@@ -125,5 +125,5 @@ CASES = (
 )  # fmt: skip
 
 CONTRACT = TaskKind(
-    "contract", (Contract,), tile, body, work, cuda.variant, cuda.source, CASES, ("tasks/contract.cuh",)
+    "contract", (Contract,), tile, body, work, cuda.variant, cuda.source, CASES, ("kinds/contract.cuh",)
 )

@@ -90,4 +90,4 @@ CASES = (
          lambda r: (normal(r, 2, 300) * 9,)),
 )  # fmt: skip
 
-SCAN = TaskKind("scan", (Scan,), tile, body, work, cuda.variant, cuda.source, CASES, ("tasks/scan.cuh",), core)
+SCAN = TaskKind("scan", (Scan,), tile, body, work, cuda.variant, cuda.source, CASES, ("kinds/scan.cuh",), core)

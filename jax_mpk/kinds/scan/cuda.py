@@ -1,4 +1,4 @@
-"""Scans on a GPU: one row at a time in scratch, a part of it for every warp (`cuda/tasks/scan.cuh`)."""
+"""Scans on a GPU: one row at a time in scratch, a part of it for every warp (`cuda/kinds/scan.cuh`)."""
 
 from __future__ import annotations
 

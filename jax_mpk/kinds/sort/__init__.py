@@ -51,4 +51,4 @@ CASES = (
     Case("top k", lambda x: jax.lax.top_k(x, 6), lambda r: (normal(r, 3, 100),)),
 )
 
-SORT = TaskKind("sort", (Sort,), tile, body, work, cuda.variant, cuda.source, CASES, ("tasks/sort.cuh",), core)
+SORT = TaskKind("sort", (Sort,), tile, body, work, cuda.variant, cuda.source, CASES, ("kinds/sort.cuh",), core)

@@ -1,4 +1,4 @@
-"""Sorted rows on a GPU: one row at a time in scratch, a bitonic network over all threads (`cuda/tasks/sort.cuh`)."""
+"""Sorted rows on a GPU: one row at a time in scratch, a bitonic network over all threads (`cuda/kinds/sort.cuh`)."""
 
 from __future__ import annotations
 
