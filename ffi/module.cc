@@ -38,7 +38,7 @@ class Buffers {
 std::shared_ptr<Program> load(nb::bytes blob) { return std::make_shared<Program>(blob.c_str(), blob.size()); }
 
 void run(nb::bytes blob, nb::sequence args, nb::sequence results, uint32_t threads, int64_t seed, bool poison,
-         int64_t deadline_ms, const std::string& isa) {
+         int64_t deadline_ms, const std::string& isa, nb::object times) {
   Operands o;
   Buffers held;
   for (nb::handle x : args) held.add(x, false, o.args, o.arg_bytes);
@@ -46,11 +46,19 @@ void run(nb::bytes blob, nb::sequence args, nb::sequence results, uint32_t threa
   LaunchOptions options;
   options.threads = threads, options.seed = seed, options.deadline_ms = deadline_ms, options.isa = isa_named(isa);
   if (!options.isa) throw nb::value_error(("this processor or build has no instruction set named " + isa).c_str());
+  std::vector<char*> stamps;
+  std::vector<size_t> stamp_bytes;
+  if (!times.is_none()) held.add(times, true, stamps, stamp_bytes);
   LaunchError e;
   {
     std::shared_ptr<Program> program;
     nb::gil_scoped_release release;
     program = Program::get(blob.c_str(), blob.size());
+    if (!stamps.empty()) {
+      if (stamp_bytes[0] != program->tasks.size * 3 * sizeof(uint64_t))
+        throw ProgramError("times are not [tasks][3] of u64");
+      options.times = reinterpret_cast<uint64_t*>(stamps[0]);
+    }
     const size_t bytes = program->header->workspace;
     AlignedBytes workspace = aligned_bytes(bytes);
     o.workspace = workspace.get(), o.workspace_bytes = bytes;
@@ -94,7 +102,8 @@ nb::dict info() {
 NB_MODULE(_ext, m) {
   nb::exception<ProgramError>(m, "ProgramError", PyExc_ValueError);
   m.def("run", &run, nb::arg("blob"), nb::arg("args"), nb::arg("results"), nb::kw_only(), nb::arg("threads") = 0,
-        nb::arg("seed") = -1, nb::arg("poison") = false, nb::arg("deadline_ms") = 60000, nb::arg("isa") = "");
+        nb::arg("seed") = -1, nb::arg("poison") = false, nb::arg("deadline_ms") = 60000, nb::arg("isa") = "",
+        nb::arg("times") = nb::none());
   m.def("check", [](nb::bytes blob) { load(blob); }, nb::arg("blob"));
   m.def("info", &info);
   m.def(

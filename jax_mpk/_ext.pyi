@@ -16,11 +16,13 @@ def run(
     poison: bool = False,
     deadline_ms: int = 60000,
     isa: str = "",
+    times: Any = None,
 ) -> None:
     """Runs a program on contiguous buffers (their byte sizes count, not their types); results are written in place.
 
     threads: 0 = one per core. seed >= 0: one thread, a random order that the events allow. poison: fills the workspace
-    and the results that are no alias with 0xff bytes first. Raises `ProgramError`, `ValueError` for buffers that do not
+    and the results that are no alias with 0xff bytes first. times: u64 [tasks][3], gets when every task began and ended (ns
+    of the steady clock) and its worker. Raises `ProgramError`, `ValueError` for buffers that do not
     fit, `TimeoutError` when no task finished for `deadline_ms`, and `MemoryError`.
     """
 

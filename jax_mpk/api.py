@@ -211,6 +211,17 @@ class Megakernelized:
 
         return predicted(self, args, kwargs)
 
+    def profile(self, *args: Any, **kwargs: Any) -> Any:
+        """Where each microsecond of a launch on these arrays goes, per operator and per worker: a
+        `jax_mpk.inspect.profile.Profile`, which prints as a table, and has `trace(file)` for Perfetto and `svg(file)`.
+
+        The launch is one of a program that leaves times, after a few others; calls of the function itself do not. On a GPU
+        that adds about 0.7 us to every hop. Raises `UnsupportedError` for what is no megakernel of its own.
+        """
+        from jax_mpk.stages import profiled
+
+        return profiled(self, args, kwargs)
+
     def draw(self, *args: Any, file: Any = None, **kwargs: Any) -> str:
         """The task graph as SVG text, also written to `file` (a path) if given."""
         return str(self.lower(*args, **kwargs).draw(file=file))

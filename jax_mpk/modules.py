@@ -111,10 +111,11 @@ def pure(fn: Callable[..., Any]) -> Callable[..., Any]:
     return _pure[fn]
 
 
-def make_jaxpr(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """`jax.make_jaxpr` of a call without results, also for modules that are no pytrees."""
+def make_jaxpr(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, list[Any]]:
+    """`jax.make_jaxpr` of a call without results, also for modules that are no pytrees, and what it is a function of."""
     if not among((args, kwargs)):
-        return jax.make_jaxpr(lambda *a, **k: (fn(*a, **k), None)[1])(*args, **kwargs)
+        closed = jax.make_jaxpr(lambda *a, **k: (fn(*a, **k), None)[1])(*args, **kwargs)
+        return closed, jax.tree.leaves((args, kwargs))
     from flax import nnx
 
     def of_split(tree: Any) -> None:
@@ -124,7 +125,7 @@ def make_jaxpr(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
 
     with nnx.split_context() as context:
         tree = _split(context, (args, kwargs))
-    return jax.make_jaxpr(of_split)(tree)
+    return jax.make_jaxpr(of_split)(tree), jax.tree.leaves(tree)
 
 
 @dataclass(frozen=True)

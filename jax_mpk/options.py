@@ -80,7 +80,7 @@ class Options:
     )
 
     profile: bool = _knob(
-        False, "CUDA: every task leaves four times at the end of the workspace (benchmarks.timeline)", codegen=True
+        False, "CUDA: every task leaves four times at the end of the workspace (`.profile`)", codegen=True
     )
 
     def __post_init__(self) -> None:

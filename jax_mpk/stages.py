@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.extend.core as jc
 
-from jax_mpk import _compat, backends, compiler, cuts, modules, predict
+from jax_mpk import _compat, abi, backends, compiler, cuts, modules, predict
 from jax_mpk import options as opts
 from jax_mpk.errors import UnsupportedError
-from jax_mpk.inspect import cost, draw, explain
+from jax_mpk.inspect import cost, draw, explain, profile
 from jax_mpk.ir.graph import Graph
 from jax_mpk.ir.tasks import TaskGraph
 from jax_mpk.primitive import megakernel_p
@@ -90,7 +91,8 @@ class Lowered:
 
 def lower(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Lowered:
     """Compiles a `Megakernelized` for arguments or `jax.ShapeDtypeStruct`s; see `Megakernelized.lower`."""
-    eqn, platform, options = _traced(wrapped, args, kwargs)
+    traced = _Traced.of(wrapped, args, kwargs)
+    eqn, platform, options = traced.eqn, traced.platform, traced.options
     try:
         return _lowered(wrapped, eqn.params["jaxpr"], platform, options, eqn.params["name"])
     except UnsupportedError as error:
@@ -105,7 +107,8 @@ def _lowered(wrapped: Any, jaxpr: Any, platform: str, options: opts.Options, nam
 
 def explained(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """`Lowered.explain` of a `Megakernelized`; of one that is cut, what is cut out and every piece."""
-    eqn, platform, options = _traced(wrapped, args, kwargs)
+    traced = _Traced.of(wrapped, args, kwargs)
+    eqn, platform, options = traced.eqn, traced.platform, traced.options
 
     def of(jaxpr: Any, name: str) -> str:
         found = predict.faster_apart(jaxpr, platform, options) if wrapped.implementation is None else None
@@ -124,28 +127,71 @@ def explained(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> st
     return of(eqn.params["jaxpr"], eqn.params["name"])
 
 
+def profiled(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> profile.Profile:
+    """The profile of one launch of a `Megakernelized`; see `Megakernelized.profile`."""
+    traced = _Traced.of(wrapped, args, kwargs)
+    backend, name = backends.get(traced.platform), traced.eqn.params["name"]
+    options = replace(traced.options, profile=True)
+    on = backend.device(options)
+    try:
+        compiled = compiler.compile(traced.eqn.params["jaxpr"], on, options, name=name)
+    except UnsupportedError as error:
+        raise error.located(_compat.here) from None
+    lowered = Lowered(compiled)
+    p = abi.decode(lowered.program)
+    at, worker = backend.times(p, on, lowered.jaxpr.out_avals, traced.operands(), options)
+    where = {g.name: g.source for g in lowered.tasks("events").grids}
+    read = {o.name: o.read for o in lowered.cost_analysis().ops}
+    return profile.profile(p, traced.platform, name, at, worker, where, read)
+
+
 def predicted(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> predict.Choice:
     """What would be chosen for a `Megakernelized`; see `Megakernelized.predict`."""
-    eqn, platform, options = _traced(wrapped, args, kwargs)
+    traced = _Traced.of(wrapped, args, kwargs)
+    eqn, platform, options = traced.eqn, traced.platform, traced.options
     try:
         return predict.choice(eqn.params["jaxpr"], platform, options, eqn.params["name"])
     except UnsupportedError as error:
         raise error.located(_compat.here) from None
 
 
-def _traced(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, str, opts.Options]:
+class _Traced(NamedTuple):
     """The equation of the primitive, the platform that it is for, and the options in force."""
-    fn, args, kwargs = wrapped._statics.split((*wrapped._bound, *args), kwargs)
-    shard = wrapped._shard
-    call = wrapped._sharded(fn) if shard is not None else lambda *a, **k: wrapped._call(fn, *a, **k)
-    closed = modules.make_jaxpr(call, args, kwargs)
-    eqn = next(_megakernels(closed.jaxpr), None)
-    if eqn is None:
-        raise UnsupportedError("megakernel", f"{wrapped._name()} computes nothing, or only what its side effects allow")
-    platform = wrapped.implementation
-    if platform in (None, "xla"):
-        platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
-    return eqn, platform, opts.current(wrapped._options)
+
+    eqn: Any
+    platform: str
+    options: opts.Options
+    closed: Any
+    leaves: Sequence[Any]
+    """The jaxpr that has the equation, and its arguments."""
+
+    @classmethod
+    def of(cls, wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Traced:
+        fn, args, kwargs = wrapped._statics.split((*wrapped._bound, *args), kwargs)
+        shard = wrapped._shard
+        call = wrapped._sharded(fn) if shard is not None else lambda *a, **k: wrapped._call(fn, *a, **k)
+        closed, leaves = modules.make_jaxpr(call, args, kwargs)
+        eqn = next(_megakernels(closed.jaxpr), None)
+        if eqn is None:
+            name = wrapped._name()
+            raise UnsupportedError("megakernel", f"{name} computes nothing, or only what its side effects allow")
+        platform = wrapped.implementation
+        if platform in (None, "xla"):
+            platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+        return cls(eqn, platform, opts.current(wrapped._options), closed, leaves)
+
+    def operands(self) -> list[Any]:
+        """What the equation is applied to: arrays."""
+        jaxpr = self.closed.jaxpr
+        at = next((n for n, e in enumerate(jaxpr.eqns) if e is self.eqn), None)
+        if at is None:
+            raise UnsupportedError(
+                "megakernel", "one that is sharded, or inside of another function, has no profile of its own"
+            )
+        before = jaxpr.replace(eqns=jaxpr.eqns[:at], outvars=list(self.eqn.invars),
+                               debug_info=_compat.renamed(jaxpr.debug_info, _compat.argument_names(jaxpr), [""] * len(self.eqn.invars)))  # fmt: skip
+        out: list[Any] = jc.jaxpr_as_fun(jc.ClosedJaxpr(before, self.closed.consts))(*self.leaves)
+        return out
 
 
 def _megakernels(jaxpr: Any) -> Iterator[Any]:

@@ -66,7 +66,7 @@ LaunchError launch(const std::shared_ptr<Program>& program, const Operands& o, c
   ++state->epoch;
   const auto schedule = [&](uint32_t n) {
     return std::make_shared<Schedule>(program, options.isa ? *options.isa : *isa_named(""), slots, state,
-                                      options.deadline_ms, n);
+                                      options.deadline_ms, n, options.times);
   };
   std::shared_ptr<Schedule> s;
   if (options.seed >= 0) {

@@ -34,6 +34,7 @@ struct LaunchOptions {
   int64_t deadline_ms = 60000;  // without any task finishing
   int64_t seed = -1;            // >= 0: one thread, in a random order that the events allow
   const Isa* isa = nullptr;     // null: the best for this processor
+  uint64_t* times = nullptr;    // [tasks][3]: when each began and ended (steady clock, ns), and its worker
 };
 
 struct LaunchError {

@@ -17,6 +17,11 @@ namespace {
 constexpr int64_t kPatience = 500;                      // us that a worker spins for an event before it sleeps
 constexpr auto kSleep = std::chrono::milliseconds(10);  // at most: the deadline is looked at in between
 
+uint64_t now_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
 int64_t now_ms() {
   return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now().time_since_epoch())
       .count();
@@ -66,7 +71,10 @@ class Worker {
       mine.running.store(0, std::memory_order_release);
       return false;
     }
+    uint64_t* times = s_.times_ ? s_.times_ + 3 * size_t{task} : nullptr;
+    if (times) times[0] = now_ns(), times[2] = number_;
     const bool ended = body(task);
+    if (times) times[1] = now_ns();
     if (ended) {
       const abi::Task& t = s_.tasks_[task];
       Counters counters;
@@ -161,10 +169,10 @@ class Worker {
 };
 
 Schedule::Schedule(std::shared_ptr<Program> program, const Isa& isa, std::vector<char*> slots,
-                   std::shared_ptr<LaunchState> state, int64_t deadline_ms, uint32_t threads)
+                   std::shared_ptr<LaunchState> state, int64_t deadline_ms, uint32_t threads, uint64_t* times)
     : program_(std::move(program)), isa_(isa), slots_(std::move(slots)), state_(std::move(state)),
       epoch_(state_->epoch), deadline_ms_(deadline_ms), lists_(program_->lists(threads)), tasks_(program_->tasks),
-      progress_(threads) {}
+      progress_(threads), times_(times) {}
 
 void Schedule::work(uint32_t worker) noexcept {
   const FloatMode mode;

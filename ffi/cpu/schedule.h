@@ -22,9 +22,9 @@ namespace mpk {
 
 class Schedule final : public Job {
  public:
-  // `slots`: address of every slot of the program. The state's epoch is this launch's.
+  // `slots`: address of every slot of the program. The state's epoch is this launch's. `times`: see LaunchOptions.
   Schedule(std::shared_ptr<Program> program, const Isa& isa, std::vector<char*> slots,
-           std::shared_ptr<LaunchState> state, int64_t deadline_ms, uint32_t threads);
+           std::shared_ptr<LaunchState> state, int64_t deadline_ms, uint32_t threads, uint64_t* times);
 
   // Workers that sleep are roused by worker 0 at this time (now_us; 0: never).
   void rouse_at(int64_t time) { rouse_at_ = time; }
@@ -81,6 +81,7 @@ class Schedule final : public Job {
   const Span<abi::Task> tasks_;
   std::vector<Progress> progress_;
   int64_t rouse_at_ = 0;
+  uint64_t* const times_;
 
   std::atomic<bool> failed_{false};
   std::mutex failure_mutex_;
