@@ -14,7 +14,7 @@ latency, not arithmetic, is what a small decode step spends its time on. So fusi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from jax_mpk.device import CPU, Device
@@ -23,7 +23,6 @@ from jax_mpk.ir import expr as E
 from jax_mpk.ir.expr import Coord, Expr, Load
 from jax_mpk.ir.graph import (
     APPEND_AXIS,
-    HEAD_AXIS,
     Append,
     Attention,
     Contract,
@@ -130,7 +129,7 @@ def _absorb_maps(op: Map, ops: dict[int, Op], users: dict[int, set[int]], result
         new = inline(op, table, gone) if table else op
         assert isinstance(new, Map)
         done = {v for v in table if v not in new.expr.loads}
-        if not done or _too_large(new.expr) or _blows_up(new.expr, new.domain, ()):
+        if not done or _too_large(new.expr) or _blows_up(new.expr, dict(enumerate(new.domain))):
             return op
         if algebra.boxes(new.expr) > max(BOXES, algebra.boxes(op.expr)):
             return op
@@ -377,25 +376,18 @@ def _reduces_badly(e: Expr, op: Map, user: Op) -> bool:
     """Would writing `e` into `user` evaluate a reduction far more often than once per row?"""
     if not e.height:
         return False
-    for f in user.exprs().values():
+    for role, f in user.exprs().items():
         for x in E.walk(f):
             if isinstance(x, Load) and x.value == op.out:
                 try:
                     new = at(e, x.coords)
                 except E.NotAffine:
                     return True
-                if user.row is not None:
-                    if _nested(f, x, new) or _repeats(new, user):
-                        return True
-                    continue
-                extents = {a: n for a, n in enumerate(user.domain)}
-                if isinstance(user, Contract):
-                    extents |= dict(user.k)
-                elif isinstance(user, Attention):
-                    extents |= {HEAD_AXIS: user.head, HEAD_AXIS + 1: user.keys}
-                    for a in user.appends:
-                        extents |= dict(zip(a.axes, a.window, strict=True))
-                if _nested(f, x, new) or _blows_up(new, (), tuple(extents.items())):
+                scope = user.scope(role)
+                if not isinstance(user, Map | Update):  # a core evaluates a side over the axes of that side
+                    scope = {a: scope[a] for a in f.axes | new.axes}
+                again = _repeats(new, user) if user.row is not None else _blows_up(new, scope)
+                if again or _nested(f, x, new):
                     return True
     return False
 
@@ -419,22 +411,17 @@ def _nested(f: Expr, x: Load, new: Expr) -> bool:
     return any(axes & bound for axes in own for bound in around)
 
 
-def _blows_up(e: Expr, domain: tuple[int, ...], extents: tuple[tuple[int, int], ...]) -> bool:
-    """A reduction that depends on the innermost of the axes in use, but not on some outer one, is repeated there."""
+def _blows_up(e: Expr, scope: Mapping[int, int]) -> bool:
+    """Whether something is reduced again and again where `e` is evaluated for all of `scope` (axis -> extent): a reduction
+    that depends on the innermost of the axes, but not on some outer one; or one for every element of another."""
     if not e.height:
         return False
-    size = dict(enumerate(domain)) | dict(extents)
-    used = sorted(a for a in e.axes if size.get(a, 1) > 1)
+    used = sorted(a for a, n in scope.items() if n > 1)
     for r in E.walk(e):
         if isinstance(r, E.Reduce):
-            inner = [a for a in used if a in r.axes]
-            if not inner:
-                continue
-            last = max(used.index(a) for a in inner)
-            wasted = math.prod(size[a] for a in used[:last] if a not in r.axes)
-            if wasted > BLOWUP:
+            last = max((n for n, a in enumerate(used) if a in r.axes), default=0)
+            if math.prod(scope[a] for a in used[:last] if a not in r.axes) > BLOWUP:
                 return True
-            for s in E.walk(r.body):
-                if isinstance(s, E.Reduce) and s.axes & frozenset(r.bound):
-                    return True  # a reduction per element of a reduction
+            if any(isinstance(s, E.Reduce) and s.axes & frozenset(r.bound) for s in E.walk(r.body)):
+                return True
     return False

@@ -13,6 +13,7 @@ from jax import lax
 from benchmarks import decoders as S
 from jax_mpk import device
 from jax_mpk.frontend import lower
+from jax_mpk.ir import expr as E
 from jax_mpk.ir import interpret
 from jax_mpk.ir.graph import Attention, Contract, Graph, Map, Scan
 from jax_mpk.passes import fuse, layout, recognise, simplify
@@ -154,3 +155,29 @@ def test_equal_cores_of_any_kind_are_one():
     x = jnp.ones((3, 200))
     g = stages(lambda x: (jnp.sort(x), jnp.sort(x) * 2, jnp.cumsum(x, 1), 3 - jnp.cumsum(x, 1)), x)["simplify"]
     assert sorted(op.kind for op in g.ops if op.kind != "map") == ["scan", "sort"], str(g)
+
+
+def _sums_in_a_product(state, x, k):
+    y = jnp.sum(x * k, 0)
+    n = state.shape[0]
+    return state + y[:n, None] * y[n:]
+
+
+def _norm_of_sums(state, c):
+    y = jnp.sum(state * c, -1)
+    return y * jax.lax.rsqrt(jnp.mean(y * y) + 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("f", "shapes"), [(_sums_in_a_product, ((48, 32), (4, 80), (4, 80))), (_norm_of_sums, ((64, 32), (32,)))]
+)
+@pytest.mark.parametrize("target", [device.CPU, device.H100])
+def test_nothing_is_reduced_again_for_every_element(f, shapes, target):
+    """What a map reduces is computed once where another would need it for each point of an axis that it does not have."""
+    args = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
+    g = stages(f, *args, target=target)["layout"]
+    first, last = g.ops
+    assert isinstance(first, Map) and isinstance(last, Map)
+    deep = [x for e in last.exprs().values() for x in E.walk(e) if isinstance(x, E.Reduce)]
+    assert first.expr.height == 1 and len(deep) == (f is _norm_of_sums)
+    assert last.reads() & set(first.writes()) and not last.reads() & set(g.args[1:])
