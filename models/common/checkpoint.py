@@ -41,6 +41,10 @@ class Tensor(NamedTuple):
     name: str
     transpose: bool = False
 
+    def under(self, prefix: str) -> Tensor:
+        """The same tensor under a name that begins with ``prefix``."""
+        return self._replace(name=prefix + self.name)
+
 
 _PLAIN_NAME = re.compile(r"[^/\\:\0]+\.safetensors")
 

@@ -7,8 +7,9 @@ import pytest
 
 from models import registry
 from models.common import limits
-from models.common.config import DecoderConfig, Llama3RopeScaling
+from models.common.config import DecoderConfig
 from models.common.errors import CheckpointError, ConfigError, ModelError
+from models.common.rotary import Llama3RopeScaling
 from models.llama import LlamaConfig
 from models.qwen3 import Qwen3Config
 from tests.models import hf_reference as reference

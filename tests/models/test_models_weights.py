@@ -14,8 +14,9 @@ from tokenizers import models as tokenizer_models
 
 from models import llama, qwen3, registry
 from models.common.checkpoint import CheckpointError
-from models.common.config import ConfigError, Llama3RopeScaling
+from models.common.errors import ConfigError
 from models.common.initialize import abstract_model, random_model
+from models.common.rotary import Llama3RopeScaling
 from models.common.tokenizer import StreamDecoder, TokenizerError, check_vocabulary, load_tokenizer
 from tests.models import hf_reference as reference
 
