@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from models import llama, qwen3
+from models import llama, mistral, qwen2, qwen3
 from models.common import limits
 from models.common.checkpoint import CONFIG, load_config, read_config
 from models.common.config import DecoderConfig
@@ -31,6 +31,8 @@ class Family(NamedTuple):
 
 FAMILIES = {
     "llama": Family(llama.Llama, llama.LlamaConfig, llama.from_pretrained),
+    "mistral": Family(mistral.Mistral, mistral.MistralConfig, mistral.from_pretrained),
+    "qwen2": Family(qwen2.Qwen2, qwen2.Qwen2Config, qwen2.from_pretrained),
     "qwen3": Family(qwen3.Qwen3, qwen3.Qwen3Config, qwen3.from_pretrained),
 }
 """By the ``model_type`` of a ``config.json``."""
@@ -39,6 +41,12 @@ PRESETS = {
     "llama-3.2-1b": ("llama", llama.LlamaConfig.llama_3_2_1b),
     "llama-3.2-3b": ("llama", llama.LlamaConfig.llama_3_2_3b),
     "llama-tiny": ("llama", llama.LlamaConfig.tiny),
+    "mistral-7b": ("mistral", mistral.MistralConfig.mistral_7b),
+    "mistral-tiny": ("mistral", mistral.MistralConfig.tiny),
+    "qwen2.5-0.5b": ("qwen2", qwen2.Qwen2Config.qwen2_5_0_5b),
+    "qwen2.5-1.5b": ("qwen2", qwen2.Qwen2Config.qwen2_5_1_5b),
+    "qwen2.5-7b": ("qwen2", qwen2.Qwen2Config.qwen2_5_7b),
+    "qwen2-tiny": ("qwen2", qwen2.Qwen2Config.tiny),
     "qwen3-130m": ("qwen3", qwen3.Qwen3Config.qwen3_130m),
     "qwen3-0.6b": ("qwen3", qwen3.Qwen3Config.qwen3_0_6b),
     "qwen3-1.7b": ("qwen3", qwen3.Qwen3Config.qwen3_1_7b),

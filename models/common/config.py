@@ -45,6 +45,7 @@ class DecoderConfig:
       fields: what each field that is a number may be, and its name in a ``config.json``.
       options: fields of a ``config.json`` that are checked and not kept.
       constants: those of the options that ``to_hf`` writes, so that other readers know what they would assume else.
+      explicit: fields that a ``config.json`` must have, be it as null: other readers take a number where they are absent.
 
     Raises:
       ConfigError: a field is not what ``fields`` says, or does not fit another one.
@@ -55,6 +56,7 @@ class DecoderConfig:
     fields: ClassVar[Mapping[str, Field]] = FIELDS
     options: ClassVar[Mapping[str, Field]] = OPTIONS
     constants: ClassVar[Mapping[str, Any]] = {}
+    explicit: ClassVar[tuple[str, ...]] = ()
 
     vocab_size: int
     hidden_size: int
@@ -133,6 +135,9 @@ class DecoderConfig:
     @classmethod
     def _read(cls, hf: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
         """The values of the fields in ``hf``; what is wrong is appended to ``problems``, and left out."""
+        for field in (cls.fields[name] for name in cls.explicit):
+            if field.key not in hf:
+                problems.append(f"'{field.key}' is missing, expected {field.kind}")
         return read(hf, cls.fields, problems)
 
     @classmethod

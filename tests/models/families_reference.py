@@ -1,0 +1,138 @@
+"""Independent references of the families beyond Llama and Qwen3: plain NumPy in float64, without a cache.
+
+Nothing here is shared with ``models``. Formulas are the published ones in the published form: keys repeated per query head,
+rotation by a rotated half, a mask that is made for each pair of positions, experts that are gone through one by one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Tensors = dict[str, np.ndarray]
+
+_BASE = dict(
+    vocab_size=96,
+    hidden_size=48,
+    intermediate_size=80,
+    num_hidden_layers=2,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=8,
+    rms_norm_eps=1e-5,
+    rope_theta=10000.0,
+    max_position_embeddings=256,
+    tie_word_embeddings=True,
+    hidden_act="silu",
+)
+MISTRAL = _BASE | dict(model_type="mistral", sliding_window=7, tie_word_embeddings=False)
+QWEN2 = _BASE | dict(model_type="qwen2", use_sliding_window=False, sliding_window=7)
+
+
+def random_tensors(hf: dict[str, Any], seed: int = 0) -> Tensors:
+    """float32 tensors under the names and in the layouts of a Hugging Face checkpoint."""
+    rng = np.random.default_rng(seed)
+
+    def drawn(shape: tuple[int, ...]) -> np.ndarray:
+        if len(shape) == 1:  # norms and biases alike: away from what leaving them out would do
+            return rng.uniform(0.4, 1.4, shape).astype(np.float32)
+        return (rng.normal(size=shape) / np.sqrt(shape[1])).astype(np.float32)
+
+    return {name: drawn(shape) for name, shape in shapes(hf).items()}
+
+
+def shapes(hf: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The name of every tensor of a checkpoint, and its shape."""
+    hidden, ffn, vocab = hf["hidden_size"], hf["intermediate_size"], hf["vocab_size"]
+    q, kv = (hf[key] * hf["head_dim"] for key in ("num_attention_heads", "num_key_value_heads"))
+    result = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
+    if not hf["tie_word_embeddings"]:
+        result["lm_head.weight"] = (vocab, hidden)
+    layer = {
+        "input_layernorm.weight": (hidden,),
+        "post_attention_layernorm.weight": (hidden,),
+        "self_attn.q_proj.weight": (q, hidden),
+        "self_attn.k_proj.weight": (kv, hidden),
+        "self_attn.v_proj.weight": (kv, hidden),
+        "self_attn.o_proj.weight": (hidden, q),
+        "mlp.gate_proj.weight": (ffn, hidden),
+        "mlp.up_proj.weight": (ffn, hidden),
+        "mlp.down_proj.weight": (hidden, ffn),
+    }
+    if hf["model_type"] == "qwen2":
+        layer |= {f"self_attn.{part}_proj.bias": (size,) for part, size in (("q", q), ("k", kv), ("v", kv))}
+    return result | {
+        f"model.layers.{index}.{name}": shape
+        for index in range(hf["num_hidden_layers"])
+        for name, shape in layer.items()
+    }
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    x = np.exp(x - x.max(-1, keepdims=True))
+    return x / x.sum(-1, keepdims=True)
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    return x / (1 + np.exp(-x))
+
+
+def rms_norm(x: np.ndarray, scale: np.ndarray, eps: float) -> np.ndarray:
+    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * scale
+
+
+def rotate(x: np.ndarray, theta: float) -> np.ndarray:
+    """``x``, ``[B, H, T, D]``, turned by the angles of its positions."""
+    dim = x.shape[-1]
+    angles = np.arange(x.shape[2])[:, None] * theta ** (-2 * np.arange(dim // 2) / dim)
+    angles = np.concatenate([angles, angles], axis=-1)
+    half = np.concatenate([-x[..., dim // 2 :], x[..., : dim // 2]], axis=-1)
+    return x * np.cos(angles) + half * np.sin(angles)
+
+
+def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, window: int | None, cap: float | None = None):
+    """Causal attention of ``[B, H, T, D]`` over ``[B, Hkv, T, D]``, concatenated over heads: ``[B, T, H * D]``."""
+    batch, heads, length, dim = q.shape
+    k, v = (np.repeat(x, heads // x.shape[1], axis=1) for x in (k, v))
+    scores = scale * (q @ k.transpose(0, 1, 3, 2))
+    if cap is not None:
+        scores = cap * np.tanh(scores / cap)
+    for i in range(length):
+        for j in range(length):
+            if j > i or (window is not None and i - j >= window):
+                scores[:, :, i, j] = -np.inf
+    return (softmax(scores) @ v).transpose(0, 2, 1, 3).reshape(batch, length, heads * dim)
+
+
+def heads_of(x: np.ndarray, dim: int) -> np.ndarray:
+    """``[B, T, H * D]`` to ``[B, H, T, D]``."""
+    return x.reshape(*x.shape[:2], -1, dim).transpose(0, 2, 1, 3)
+
+
+def logits(hf: dict[str, Any], tensors: Tensors, tokens: np.ndarray) -> np.ndarray:
+    """Logits ``[B, T, V]`` of ``tokens`` ``[B, T]``, in float64."""
+    weights = {name: value.astype(np.float64) for name, value in tensors.items()}
+    return _llama_like(hf, weights, tokens)
+
+
+def _llama_like(hf: dict[str, Any], w: Tensors, tokens: np.ndarray) -> np.ndarray:
+    """Mistral and Qwen2."""
+    eps, dim = hf["rms_norm_eps"], hf["head_dim"]
+    window = hf["sliding_window"] if hf["model_type"] == "mistral" else None
+    hidden = w["model.embed_tokens.weight"][tokens]
+    for index in range(hf["num_hidden_layers"]):
+        prefix = f"model.layers.{index}."
+
+        def linear(x, name, prefix=prefix):
+            return x @ w[f"{prefix}{name}.weight"].T + w.get(f"{prefix}{name}.bias", 0.0)
+
+        x = rms_norm(hidden, w[prefix + "input_layernorm.weight"], eps)
+        q, k, v = (heads_of(linear(x, f"self_attn.{part}_proj"), dim) for part in "qkv")
+        q, k = rotate(q, hf["rope_theta"]), rotate(k, hf["rope_theta"])
+        hidden = hidden + linear(attend(q, k, v, dim**-0.5, window), "self_attn.o_proj")
+        x = rms_norm(hidden, w[prefix + "post_attention_layernorm.weight"], eps)
+        gated = silu(linear(x, "mlp.gate_proj")) * linear(x, "mlp.up_proj")
+        hidden = hidden + linear(gated, "mlp.down_proj")
+    hidden = rms_norm(hidden, w["model.norm.weight"], eps)
+    return hidden @ w["model.embed_tokens.weight" if hf["tie_word_embeddings"] else "lm_head.weight"].T
