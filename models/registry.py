@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from models import llama, mistral, qwen2, qwen3
+from models import gpt2, llama, mistral, qwen2, qwen3
 from models.common import limits
 from models.common.checkpoint import CONFIG, load_config, read_config
 from models.common.config import DecoderConfig
@@ -30,6 +30,7 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
+    "gpt2": Family(gpt2.GPT2, gpt2.GPT2Config, gpt2.from_pretrained),
     "llama": Family(llama.Llama, llama.LlamaConfig, llama.from_pretrained),
     "mistral": Family(mistral.Mistral, mistral.MistralConfig, mistral.from_pretrained),
     "qwen2": Family(qwen2.Qwen2, qwen2.Qwen2Config, qwen2.from_pretrained),
@@ -38,6 +39,9 @@ FAMILIES = {
 """By the ``model_type`` of a ``config.json``."""
 
 PRESETS = {
+    "gpt2": ("gpt2", gpt2.GPT2Config.gpt2),
+    "gpt2-medium": ("gpt2", gpt2.GPT2Config.gpt2_medium),
+    "gpt2-tiny": ("gpt2", gpt2.GPT2Config.tiny),
     "llama-3.2-1b": ("llama", llama.LlamaConfig.llama_3_2_1b),
     "llama-3.2-3b": ("llama", llama.LlamaConfig.llama_3_2_3b),
     "llama-tiny": ("llama", llama.LlamaConfig.tiny),

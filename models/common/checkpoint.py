@@ -45,6 +45,10 @@ class Tensor(NamedTuple):
         """The same tensor under a name that begins with ``prefix``."""
         return self._replace(name=prefix + self.name)
 
+    def without(self, prefix: str) -> Tensor:
+        """The same tensor under a name that does not begin with ``prefix``."""
+        return self._replace(name=self.name.removeprefix(prefix))
+
 
 _PLAIN_NAME = re.compile(r"[^/\\:\0]+\.safetensors")
 
@@ -75,6 +79,7 @@ def load_model(
     *,
     dtype: DTypeLike = jnp.bfloat16,
     ignore: Iterable[str] = (),
+    optional_prefix: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Load a checkpoint into a new model.
@@ -85,6 +90,7 @@ def load_model(
       directory: holds ``model.safetensors``, or ``model.safetensors.index.json`` and the files that it names.
       dtype: of the parameters and of the model's activations.
       ignore: tensors that may be there and are not used.
+      optional_prefix: what names in ``tensor_map`` and ``ignore`` begin with, unless no name in the checkpoint does.
       progress: called as ``progress(bytes done, bytes in all)`` after each parameter.
 
     Raises:
@@ -93,8 +99,11 @@ def load_model(
     """
     directory = Path(directory)
     with contextlib.ExitStack() as stack:
-        tensors = _open(directory, stack)
-        _check(directory, _shapes(model_class, config, dtype, tensor_map), tensor_map, tensors, set(ignore))
+        tensors, ignore = _open(directory, stack), set(ignore)
+        if not any(name.startswith(optional_prefix) for name in tensors):
+            tensor_map = {path: tensor.without(optional_prefix) for path, tensor in tensor_map.items()}
+            ignore = {name.removeprefix(optional_prefix) for name in ignore}
+        _check(directory, _shapes(model_class, config, dtype, tensor_map), tensor_map, tensors, ignore)
         graphdef, state = nnx.split(abstract_model(model_class, config, dtype))
         leaves = dict(nnx.to_flat_state(state))
         total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())

@@ -31,3 +31,15 @@ class SwiGLU(GatedMLP):
     """Gated by ``silu``."""
 
     activation = staticmethod(nnx.silu)
+
+
+class GeluMLP(nnx.Module):
+    """The plain feed-forward block, with biases: ``down(gelu(up(x)))``, where ``gelu`` is the one made of ``tanh``."""
+
+    def __init__(self, config: DecoderConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        linear = partial(nnx.Linear, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.up = linear(config.hidden_size, config.intermediate_size)
+        self.down = linear(config.intermediate_size, config.hidden_size)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(nnx.gelu(self.up(x), approximate=True))

@@ -25,12 +25,14 @@ class Pretrained(Generic[Model, Config]):
     Attributes:
       tensor_map: each parameter of a model of some configuration to its tensor in a checkpoint.
       ignored: tensors that may be there and are not used.
+      optional_prefix: what names begin with, unless no name in the checkpoint does.
     """
 
     model: type[Model]
     config: type[Config]
     tensor_map: Callable[[Config], checkpoint.TensorMap]
     ignored: Callable[[Config], Iterable[str]]
+    optional_prefix: str = ""
 
     def load(
         self,
@@ -55,6 +57,7 @@ class Pretrained(Generic[Model, Config]):
             self.tensor_map(config),
             dtype=dtype,
             ignore=self.ignored(config),
+            optional_prefix=self.optional_prefix,
             progress=progress,
         )
 

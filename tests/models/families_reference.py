@@ -29,6 +29,17 @@ _BASE = dict(
 MISTRAL = _BASE | dict(model_type="mistral", sliding_window=7, tie_word_embeddings=False)
 QWEN2 = _BASE | dict(model_type="qwen2", use_sliding_window=False, sliding_window=7)
 
+GPT2 = dict(
+    model_type="gpt2",
+    vocab_size=96,
+    n_embd=48,
+    n_layer=2,
+    n_head=6,
+    n_positions=30,
+    layer_norm_epsilon=1e-5,
+    activation_function="gelu_new",
+)
+
 
 def random_tensors(hf: dict[str, Any], seed: int = 0) -> Tensors:
     """float32 tensors under the names and in the layouts of a Hugging Face checkpoint."""
@@ -44,6 +55,8 @@ def random_tensors(hf: dict[str, Any], seed: int = 0) -> Tensors:
 
 def shapes(hf: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """The name of every tensor of a checkpoint, and its shape."""
+    if hf["model_type"] == "gpt2":
+        return _gpt2_shapes(hf)
     hidden, ffn, vocab = hf["hidden_size"], hf["intermediate_size"], hf["vocab_size"]
     q, kv = (hf[key] * hf["head_dim"] for key in ("num_attention_heads", "num_key_value_heads"))
     result = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
@@ -69,6 +82,19 @@ def shapes(hf: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     }
 
 
+def _gpt2_shapes(hf: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    hidden = hf["n_embd"]
+    layer = {"ln_1": (hidden,), "ln_2": (hidden,)}
+    layer |= {"attn.c_attn": (hidden, 3 * hidden), "attn.c_proj": (hidden, hidden)}
+    layer |= {"mlp.c_fc": (hidden, 4 * hidden), "mlp.c_proj": (4 * hidden, hidden)}
+    parts = {f"h.{index}.{name}": shape for index in range(hf["n_layer"]) for name, shape in layer.items()}
+    parts["ln_f"] = (hidden,)
+    result = {"wte.weight": (hf["vocab_size"], hidden), "wpe.weight": (hf["n_positions"], hidden)}
+    for name, shape in parts.items():
+        result |= {f"{name}.weight": shape, f"{name}.bias": shape[-1:]}
+    return result
+
+
 def softmax(x: np.ndarray) -> np.ndarray:
     x = np.exp(x - x.max(-1, keepdims=True))
     return x / x.sum(-1, keepdims=True)
@@ -76,6 +102,11 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 def silu(x: np.ndarray) -> np.ndarray:
     return x / (1 + np.exp(-x))
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    """The approximation by ``tanh``."""
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
 def rms_norm(x: np.ndarray, scale: np.ndarray, eps: float) -> np.ndarray:
@@ -113,7 +144,7 @@ def heads_of(x: np.ndarray, dim: int) -> np.ndarray:
 def logits(hf: dict[str, Any], tensors: Tensors, tokens: np.ndarray) -> np.ndarray:
     """Logits ``[B, T, V]`` of ``tokens`` ``[B, T]``, in float64."""
     weights = {name: value.astype(np.float64) for name, value in tensors.items()}
-    return _llama_like(hf, weights, tokens)
+    return {"gpt2": _gpt2}.get(hf["model_type"], _llama_like)(hf, weights, tokens)
 
 
 def _llama_like(hf: dict[str, Any], w: Tensors, tokens: np.ndarray) -> np.ndarray:
@@ -136,3 +167,25 @@ def _llama_like(hf: dict[str, Any], w: Tensors, tokens: np.ndarray) -> np.ndarra
         hidden = hidden + linear(gated, "mlp.down_proj")
     hidden = rms_norm(hidden, w["model.norm.weight"], eps)
     return hidden @ w["model.embed_tokens.weight" if hf["tie_word_embeddings"] else "lm_head.weight"].T
+
+
+def _gpt2(hf: dict[str, Any], w: Tensors, tokens: np.ndarray) -> np.ndarray:
+    heads, hidden = hf["n_head"], hf["n_embd"]
+    dim = hidden // heads
+
+    def norm(x, name):
+        centred = x - x.mean(-1, keepdims=True)
+        scaled = centred / np.sqrt(np.mean(centred**2, axis=-1, keepdims=True) + hf["layer_norm_epsilon"])
+        return scaled * w[name + ".weight"] + w[name + ".bias"]
+
+    def linear(x, name):
+        return x @ w[name + ".weight"] + w[name + ".bias"]
+
+    x = w["wte.weight"][tokens] + w["wpe.weight"][: tokens.shape[1]]
+    for index in range(hf["n_layer"]):
+        h = f"h.{index}."
+        q, k, v = np.split(linear(norm(x, h + "ln_1"), h + "attn.c_attn"), 3, axis=-1)
+        mixed = attend(heads_of(q, dim), heads_of(k, dim), heads_of(v, dim), dim**-0.5, None)
+        x = x + linear(mixed, h + "attn.c_proj")
+        x = x + linear(gelu(linear(norm(x, h + "ln_2"), h + "mlp.c_fc")), h + "mlp.c_proj")
+    return norm(x, "ln_f") @ w["wte.weight"].T

@@ -5,18 +5,36 @@ from __future__ import annotations
 import json
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from models import mistral, qwen2, registry
-from models.common.errors import ConfigError
+from models import gpt2, mistral, qwen2, registry
+from models.common.errors import CheckpointError, ConfigError
 from models.common.initialize import random_model
 from tests.models import families_reference as reference
+from tests.models.hf_reference import write_checkpoint
 from tests.models.test_models_weights import assert_same
 
-FAMILIES = {"mistral": mistral, "qwen2": qwen2}
+FAMILIES = {"gpt2": gpt2, "mistral": mistral, "qwen2": qwen2}
 
 _COMMON = dict(bos_token_id=1, initializer_range=0.02, torch_dtype="bfloat16", use_cache=True, attention_dropout=0.0)
 PUBLISHED = {
+    "gpt2": dict(
+        activation_function="gelu_new",
+        architectures=["GPT2LMHeadModel"],
+        attn_pdrop=0.1,
+        bos_token_id=50256,
+        eos_token_id=50256,
+        layer_norm_epsilon=1e-05,
+        model_type="gpt2",
+        n_ctx=1024,
+        n_embd=768,
+        n_head=12,
+        n_layer=12,
+        n_positions=1024,
+        summary_type="cls_index",
+        vocab_size=50257,
+    ),
     "mistral-7b": _COMMON
     | dict(
         architectures=["MistralForCausalLM"],
@@ -73,6 +91,13 @@ def test_published_configurations_are_the_presets(name):
         (reference.MISTRAL, dict(hidden_act="gelu"), "'hidden_act' is 'gelu', expected 'silu'"),
         (reference.MISTRAL, dict(layer_types=["sliding_attention"] * 2), "'layer_types' is ['sliding_attention'"),
         (reference.MISTRAL, dict(model_type="ministral"), "'model_type' is 'ministral', expected 'mistral'"),
+        (reference.GPT2, dict(n_embd=50), "hidden_size is 50, expected a multiple of 6 heads"),
+        (reference.GPT2, dict(n_embd=None), "'n_embd' is missing, expected an integer from 1"),
+        (reference.GPT2, dict(n_inner=0), "'n_inner' is 0, expected an integer from 1"),
+        (reference.GPT2, dict(activation_function="gelu"), "'activation_function' is 'gelu', expected 'gelu_new'"),
+        (reference.GPT2, dict(scale_attn_weights=False), "'scale_attn_weights' is false, expected true"),
+        (reference.GPT2, dict(scale_attn_by_inverse_layer_idx=True), "'scale_attn_by_inverse_layer_idx' is true"),
+        (reference.GPT2, dict(add_cross_attention=True), "'add_cross_attention' is true, expected false"),
         (reference.QWEN2, dict(use_sliding_window=True), "'use_sliding_window' is true, expected false"),
         (reference.QWEN2, dict(rope_scaling=dict(type="yarn", factor=4.0)), "'rope_scaling.type' is 'yarn'"),
         (reference.QWEN2, dict(attention_bias=False), "'attention_bias' is false, expected true"),
@@ -106,3 +131,17 @@ def test_what_is_saved_loads_again(tmp_path, name, tied):
     assert found == loaded.config == config and json.loads((tmp_path / "config.json").read_text())["torch_dtype"]
     assert_same(model, loaded)
     assert loaded.dtype == jnp.bfloat16
+
+
+def test_gpt2_checkpoints_with_and_without_prefix_head_and_stored_masks_are_the_same(tmp_path):
+    hf, tensors = reference.GPT2, reference.random_tensors(reference.GPT2)
+    plain, _ = registry.load(None, checkpoint=write_checkpoint(tmp_path / "plain", hf, tensors))
+    masks = {f"h.{index}.attn.bias": np.ones((1, 1, 30, 30), np.float32) for index in range(2)}
+    full = {f"transformer.{name}": value for name, value in (tensors | masks).items()}
+    full["lm_head.weight"] = tensors["wte.weight"].copy()
+    assert_same(plain, registry.load(None, checkpoint=write_checkpoint(tmp_path / "full", hf, full))[0])
+    assert_same(plain, registry.load(None, checkpoint=write_checkpoint(tmp_path / "masks", hf, tensors | masks))[0])
+    del full["transformer.ln_f.bias"]
+    with pytest.raises(CheckpointError) as caught:
+        registry.load(None, checkpoint=write_checkpoint(tmp_path / "missing", hf, full))
+    assert caught.value.missing == ["transformer.ln_f.bias"] and not caught.value.unexpected
