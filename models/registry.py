@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from models import gpt2, llama, mistral, qwen2, qwen3
+from models import gemma2, gemma3, gpt2, llama, mistral, qwen2, qwen3
 from models.common import limits
 from models.common.checkpoint import CONFIG, load_config, read_config
 from models.common.config import DecoderConfig
@@ -30,6 +30,8 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
+    "gemma2": Family(gemma2.Gemma2, gemma2.Gemma2Config, gemma2.from_pretrained),
+    "gemma3_text": Family(gemma3.Gemma3, gemma3.Gemma3Config, gemma3.from_pretrained),
     "gpt2": Family(gpt2.GPT2, gpt2.GPT2Config, gpt2.from_pretrained),
     "llama": Family(llama.Llama, llama.LlamaConfig, llama.from_pretrained),
     "mistral": Family(mistral.Mistral, mistral.MistralConfig, mistral.from_pretrained),
@@ -39,6 +41,10 @@ FAMILIES = {
 """By the ``model_type`` of a ``config.json``."""
 
 PRESETS = {
+    "gemma-2-2b": ("gemma2", gemma2.Gemma2Config.gemma_2_2b),
+    "gemma2-tiny": ("gemma2", gemma2.Gemma2Config.tiny),
+    "gemma-3-1b": ("gemma3_text", gemma3.Gemma3Config.gemma_3_1b),
+    "gemma3-tiny": ("gemma3_text", gemma3.Gemma3Config.tiny),
     "gpt2": ("gpt2", gpt2.GPT2Config.gpt2),
     "gpt2-medium": ("gpt2", gpt2.GPT2Config.gpt2_medium),
     "gpt2-tiny": ("gpt2", gpt2.GPT2Config.tiny),

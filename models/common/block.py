@@ -80,3 +80,20 @@ class Block(nnx.Module):
         attended, cache = self.attention(self.attention_norm(x), cache, pos, rotation)
         x = x + attended
         return x + self.mlp(self.mlp_norm(x)), cache
+
+
+class SandwichBlock(Block):
+    """A layer that also normalises what attention and feed-forward give, before that is added."""
+
+    def __init__(self, config: DecoderConfig, layer: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        kinds = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        super().__init__(config, layer, **kinds)
+        self.attention_post_norm = self.norm_class(config.hidden_size, epsilon=config.norm_eps, **kinds)
+        self.mlp_post_norm = self.norm_class(config.hidden_size, epsilon=config.norm_eps, **kinds)
+
+    def __call__(
+        self, x: jax.Array, cache: LayerCache, pos: jax.Array, rotation: Rotation | None
+    ) -> tuple[jax.Array, LayerCache]:
+        attended, cache = self.attention(self.attention_norm(x), cache, pos, rotation)
+        x = x + self.attention_post_norm(attended)
+        return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x))), cache

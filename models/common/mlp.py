@@ -33,6 +33,12 @@ class SwiGLU(GatedMLP):
     activation = staticmethod(nnx.silu)
 
 
+class GeGLU(GatedMLP):
+    """Gated by ``gelu``, the one made of ``tanh``."""
+
+    activation = staticmethod(partial(nnx.gelu, approximate=True))
+
+
 class GeluMLP(nnx.Module):
     """The plain feed-forward block, with biases: ``down(gelu(up(x)))``, where ``gelu`` is the one made of ``tanh``."""
 

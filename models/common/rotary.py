@@ -86,7 +86,12 @@ class RotaryConfig(DecoderConfig):
     @classmethod
     def _read(cls, hf: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
         values = super()._read(hf, problems)
-        return values | read_rope(hf, values.get("rope_theta"), problems)
+        return values | read_rope(cls._rope_parts(hf), values.get("rope_theta"), problems)
+
+    @classmethod
+    def _rope_parts(cls, hf: Mapping[str, Any]) -> dict[str, Any]:
+        """The objects of a ``config.json`` that describe the rotation, by the names of their places."""
+        return {key: hf.get(key) for key in ("rope_parameters", "rope_scaling")}
 
     @classmethod
     def _derive(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -97,11 +102,16 @@ class RotaryConfig(DecoderConfig):
         return super().to_hf() | {"rope_scaling": scaling and {"rope_type": "llama3"} | spelt(scaling, SCALING)}
 
 
-def read_rope(hf: Mapping[str, Any], theta: float | None, problems: list[str]) -> dict[str, Any]:
-    """Rotary base and scaling, in the older spelling ``rope_scaling`` or the newer ``rope_parameters``, or both alike."""
+def read_rope(parts: Mapping[str, Any], theta: float | None, problems: list[str]) -> dict[str, Any]:
+    """Rotary base and scaling.
+
+    Args:
+      parts: the objects that describe them, by the names of their places, or None: in the newer spelling
+        ``rope_parameters``, in the older one ``rope_scaling``, and where there are several, all alike.
+      theta: the base, if it stands outside of them.
+    """
     thetas, scalings = [theta], []
-    for key in ("rope_parameters", "rope_scaling"):
-        part = hf.get(key)
+    for key, part in parts.items():
         if part is not None and not isinstance(part, Mapping):
             problems.append(f"'{key}' is {shown(part)}, expected an object or null")
         elif part is not None:
@@ -112,7 +122,7 @@ def read_rope(hf: Mapping[str, Any], theta: float | None, problems: list[str]) -
     if len(set(thetas)) > 1:
         problems.append(f"'rope_theta' is {thetas[0]:g} in one place and {thetas[1]:g} in another, expected one value")
     if len(set(scalings)) > 1 and not problems:
-        problems.append("'rope_parameters' and 'rope_scaling' differ, expected one of them")
+        problems.append(f"{' and '.join(map(repr, parts))} differ, expected one of them")
     return {"rope_theta": thetas[0] if thetas else None, "rope_scaling": scalings[0] if scalings else None}
 
 

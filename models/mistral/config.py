@@ -23,7 +23,7 @@ class MistralConfig(RotaryConfig):
     fields = ROTARY_FIELDS | {
         "sliding_window": Field("sliding_window", Nullable(Integer(1, limits.CONTEXT)), None),
     }
-    explicit = ("sliding_window",)
+    explicit = ("sliding_window", "num_kv_heads")
     default_theta = 10_000.0
 
     sliding_window: int | None = None

@@ -25,6 +25,7 @@ class Qwen2Config(RotaryConfig):
     # Queries, keys and values always have biases, and nothing else has: a field about it means some other model.
     options = ROTARY_OPTIONS | {"attention_bias": Field("attention_bias", OneOf(True), None)}
     constants = {"hidden_act": "silu", "use_sliding_window": False}
+    explicit = ("num_kv_heads",)
     default_theta = 10_000.0
 
     @classmethod

@@ -40,6 +40,24 @@ GPT2 = dict(
     activation_function="gelu_new",
 )
 
+GEMMA2 = {key: value for key, value in _BASE.items() if key not in ("hidden_act", "tie_word_embeddings")} | dict(
+    model_type="gemma2",
+    num_hidden_layers=3,  # local, global, local
+    hidden_activation="gelu_pytorch_tanh",
+    sliding_window=7,
+    query_pre_attn_scalar=11,
+    attn_logit_softcapping=2.0,
+    final_logit_softcapping=1.5,
+)
+GEMMA3 = GEMMA2 | dict(
+    model_type="gemma3_text",
+    sliding_window_pattern=3,  # local, local, global
+    rope_theta=100_000.0,
+    rope_local_base_freq=100.0,
+    attn_logit_softcapping=None,
+    final_logit_softcapping=None,
+)
+
 
 def random_tensors(hf: dict[str, Any], seed: int = 0) -> Tensors:
     """float32 tensors under the names and in the layouts of a Hugging Face checkpoint."""
@@ -60,7 +78,7 @@ def shapes(hf: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     hidden, ffn, vocab = hf["hidden_size"], hf["intermediate_size"], hf["vocab_size"]
     q, kv = (hf[key] * hf["head_dim"] for key in ("num_attention_heads", "num_key_value_heads"))
     result = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
-    if not hf["tie_word_embeddings"]:
+    if not hf.get("tie_word_embeddings", True):
         result["lm_head.weight"] = (vocab, hidden)
     layer = {
         "input_layernorm.weight": (hidden,),
@@ -75,6 +93,10 @@ def shapes(hf: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     }
     if hf["model_type"] == "qwen2":
         layer |= {f"self_attn.{part}_proj.bias": (size,) for part, size in (("q", q), ("k", kv), ("v", kv))}
+    if hf["model_type"].startswith("gemma"):
+        layer |= {f"{side}_feedforward_layernorm.weight": (hidden,) for side in ("pre", "post")}
+    if hf["model_type"] == "gemma3_text":
+        layer |= {f"self_attn.{part}_norm.weight": (hf["head_dim"],) for part in ("q", "k")}
     return result | {
         f"model.layers.{index}.{name}": shape
         for index in range(hf["num_hidden_layers"])
@@ -144,7 +166,8 @@ def heads_of(x: np.ndarray, dim: int) -> np.ndarray:
 def logits(hf: dict[str, Any], tensors: Tensors, tokens: np.ndarray) -> np.ndarray:
     """Logits ``[B, T, V]`` of ``tokens`` ``[B, T]``, in float64."""
     weights = {name: value.astype(np.float64) for name, value in tensors.items()}
-    return {"gpt2": _gpt2}.get(hf["model_type"], _llama_like)(hf, weights, tokens)
+    models = {"gpt2": _gpt2, "gemma2": _gemma, "gemma3_text": _gemma}
+    return models.get(hf["model_type"], _llama_like)(hf, weights, tokens)
 
 
 def _llama_like(hf: dict[str, Any], w: Tensors, tokens: np.ndarray) -> np.ndarray:
@@ -189,3 +212,35 @@ def _gpt2(hf: dict[str, Any], w: Tensors, tokens: np.ndarray) -> np.ndarray:
         x = x + linear(mixed, h + "attn.c_proj")
         x = x + linear(gelu(linear(norm(x, h + "ln_2"), h + "mlp.c_fc")), h + "mlp.c_proj")
     return norm(x, "ln_f") @ w["wte.weight"].T
+
+
+def _gemma(hf: dict[str, Any], w: Tensors, tokens: np.ndarray) -> np.ndarray:
+    """Gemma 2 and 3: which layers are local is written out."""
+    third = hf["model_type"] == "gemma3_text"
+    local = [True, True, False] if third else [True, False, True]
+    embedding = w["model.embed_tokens.weight"]
+    hidden = embedding[tokens] * np.sqrt(hf["hidden_size"])
+    for index in range(hf["num_hidden_layers"]):
+        prefix = f"model.layers.{index}."
+        window = hf["sliding_window"] if local[index] else None
+        theta = hf["rope_local_base_freq"] if third and local[index] else hf["rope_theta"]
+
+        def norm(x, name, prefix=prefix):
+            return rms_norm(x, 1 + w[f"{prefix}{name}.weight"], hf["rms_norm_eps"])
+
+        def linear(x, name, prefix=prefix):
+            return x @ w[f"{prefix}{name}.weight"].T
+
+        x = norm(hidden, "input_layernorm")
+        q, k, v = (heads_of(linear(x, f"self_attn.{part}_proj"), hf["head_dim"]) for part in "qkv")
+        if third:
+            q, k = norm(q, "self_attn.q_norm"), norm(k, "self_attn.k_norm")
+        scale, cap = 1 / np.sqrt(hf["query_pre_attn_scalar"]), hf["attn_logit_softcapping"]
+        mixed = attend(rotate(q, theta), rotate(k, theta), v, scale, window, cap)
+        hidden = hidden + norm(linear(mixed, "self_attn.o_proj"), "post_attention_layernorm")
+        x = norm(hidden, "pre_feedforward_layernorm")
+        x = linear(gelu(linear(x, "mlp.gate_proj")) * linear(x, "mlp.up_proj"), "mlp.down_proj")
+        hidden = hidden + norm(x, "post_feedforward_layernorm")
+    result = rms_norm(hidden, 1 + w["model.norm.weight"], hf["rms_norm_eps"]) @ embedding.T
+    cap = hf["final_logit_softcapping"]
+    return result if cap is None else cap * np.tanh(result / cap)

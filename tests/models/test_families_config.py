@@ -8,17 +8,68 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import gpt2, mistral, qwen2, registry
+from models import gemma2, gemma3, gpt2, mistral, qwen2, registry
 from models.common.errors import CheckpointError, ConfigError
 from models.common.initialize import random_model
+from models.common.local_global import GLOBAL, LOCAL
 from tests.models import families_reference as reference
-from tests.models.hf_reference import write_checkpoint
+from tests.models.hf_reference import LLAMA, write_checkpoint
 from tests.models.test_models_weights import assert_same
 
-FAMILIES = {"gpt2": gpt2, "mistral": mistral, "qwen2": qwen2}
+FAMILIES = {"gemma2": gemma2, "gemma3_text": gemma3, "gpt2": gpt2, "mistral": mistral, "qwen2": qwen2}
 
 _COMMON = dict(bos_token_id=1, initializer_range=0.02, torch_dtype="bfloat16", use_cache=True, attention_dropout=0.0)
 PUBLISHED = {
+    "gemma-2-2b": _COMMON
+    | dict(
+        architectures=["Gemma2ForCausalLM"],
+        attention_bias=False,
+        attn_logit_softcapping=50.0,
+        cache_implementation="hybrid",
+        eos_token_id=1,
+        final_logit_softcapping=30.0,
+        head_dim=256,
+        hidden_act="gelu_pytorch_tanh",
+        hidden_activation="gelu_pytorch_tanh",
+        hidden_size=2304,
+        intermediate_size=9216,
+        max_position_embeddings=8192,
+        model_type="gemma2",
+        num_attention_heads=8,
+        num_hidden_layers=26,
+        num_key_value_heads=4,
+        query_pre_attn_scalar=256,
+        rms_norm_eps=1e-06,
+        rope_theta=10000.0,
+        sliding_window=4096,
+        vocab_size=256000,
+    ),
+    "gemma-3-1b": _COMMON
+    | dict(
+        architectures=["Gemma3ForCausalLM"],
+        attention_bias=False,
+        attn_logit_softcapping=None,
+        cache_implementation="hybrid",
+        eos_token_id=[1, 106],
+        final_logit_softcapping=None,
+        head_dim=256,
+        hidden_activation="gelu_pytorch_tanh",
+        hidden_size=1152,
+        intermediate_size=6912,
+        max_position_embeddings=32768,
+        model_type="gemma3_text",
+        num_attention_heads=4,
+        num_hidden_layers=26,
+        num_key_value_heads=1,
+        query_pre_attn_scalar=256,
+        rms_norm_eps=1e-06,
+        rope_local_base_freq=10000,
+        rope_scaling=None,
+        rope_theta=1000000,
+        sliding_window=512,
+        sliding_window_pattern=6,
+        vocab_size=262144,
+    ),
     "gpt2": dict(
         activation_function="gelu_new",
         architectures=["GPT2LMHeadModel"],
@@ -91,6 +142,47 @@ def test_published_configurations_are_the_presets(name):
         (reference.MISTRAL, dict(hidden_act="gelu"), "'hidden_act' is 'gelu', expected 'silu'"),
         (reference.MISTRAL, dict(layer_types=["sliding_attention"] * 2), "'layer_types' is ['sliding_attention'"),
         (reference.MISTRAL, dict(model_type="ministral"), "'model_type' is 'ministral', expected 'mistral'"),
+        (
+            reference.GEMMA2,
+            dict(hidden_activation="gelu"),
+            "'hidden_activation' is 'gelu', expected 'gelu_pytorch_tanh'",
+        ),
+        (reference.GEMMA2, dict(sliding_window=None), "'sliding_window' is missing, expected an integer from 1"),
+        (reference.GEMMA2, dict(query_pre_attn_scalar=None), "'query_pre_attn_scalar' is missing, expected an integer"),
+        (reference.GEMMA2, dict(attn_logit_softcapping=0), "'attn_logit_softcapping' is 0, expected null, or a number"),
+        (reference.GEMMA2, dict(final_logit_softcapping="30"), "'final_logit_softcapping' is '30', expected null, or"),
+        (reference.GEMMA2, dict(layer_types=[LOCAL, LOCAL]), "expected every 3-th of 3 to be 'full_attention'"),
+        (reference.GEMMA2, dict(layer_types=[GLOBAL, LOCAL, LOCAL]), "expected every 1-th of 3 to be 'full_attention'"),
+        (
+            reference.GEMMA2,
+            dict(layer_types=[LOCAL, "chunked", LOCAL]),
+            "'layer_types' is ['sliding_attention', 'chunk",
+        ),
+        (reference.GEMMA2, dict(use_bidirectional_attention=True), "'use_bidirectional_attention' is true, expected"),
+        (reference.GEMMA3, dict(layer_types=[LOCAL, GLOBAL, LOCAL]), "expected every 3-th of 3 to be 'full_attention'"),
+        (reference.GEMMA3, dict(sliding_window_pattern=0), "'sliding_window_pattern' is 0, expected an integer from 1"),
+        (reference.GEMMA3, dict(rope_scaling=dict(rope_type="linear", factor=8.0)), "'rope_scaling.rope_type' is 'lin"),
+        (reference.GEMMA3, dict(rope_local_base_freq=0), "'rope_local_base_freq' is 0, expected a number from 1"),
+        (
+            reference.GEMMA3,
+            dict(rope_parameters={LOCAL: dict(rope_theta=99.0), GLOBAL: {}}),
+            "'rope_theta' is 100 in one place and 99 in another",
+        ),
+        (
+            reference.GEMMA3,
+            dict(rope_parameters={LOCAL: dict(rope_type="linear", factor=2.0), GLOBAL: {}}),
+            "'rope_parameters.sliding_attention.rope_type' is 'linear', expected 'default' or 'llama3'",
+        ),
+        (
+            reference.GEMMA3,
+            dict(rope_parameters={LOCAL: LLAMA["rope_scaling"], GLOBAL: {}}),
+            "'rope_parameters.sliding_attention.rope_type' is 'llama3', expected 'default'",
+        ),
+        (
+            reference.GEMMA3,
+            dict(rope_parameters={GLOBAL: dict(rope_theta=5.0)}),
+            "'rope_theta' is 100000 in one place and 5 in another",
+        ),
         (reference.GPT2, dict(n_embd=50), "hidden_size is 50, expected a multiple of 6 heads"),
         (reference.GPT2, dict(n_embd=None), "'n_embd' is missing, expected an integer from 1"),
         (reference.GPT2, dict(n_inner=0), "'n_inner' is 0, expected an integer from 1"),
@@ -110,7 +202,15 @@ def test_what_is_not_supported_is_refused(base, change, fragment):
     assert fragment in str(caught.value)
 
 
-@pytest.mark.parametrize(("base", "key"), [(reference.MISTRAL, "sliding_window")])
+@pytest.mark.parametrize(
+    ("base", "key"),
+    [
+        (reference.MISTRAL, "sliding_window"),
+        (reference.GEMMA2, "attn_logit_softcapping"),
+        (reference.GEMMA2, "final_logit_softcapping"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value["model_type"],
+)
 def test_null_is_not_absent_where_other_readers_take_a_number(base, key):
     config = registry.FAMILIES[base["model_type"]].config
     assert config.from_hf(base | {key: None}).to_hf()[key] is None
@@ -145,3 +245,27 @@ def test_gpt2_checkpoints_with_and_without_prefix_head_and_stored_masks_are_the_
     with pytest.raises(CheckpointError) as caught:
         registry.load(None, checkpoint=write_checkpoint(tmp_path / "missing", hf, full))
     assert caught.value.missing == ["transformer.ln_f.bias"] and not caught.value.unexpected
+
+
+def test_local_and_global_layers_are_spelt_in_an_older_and_a_newer_way():
+    config = registry.FAMILIES["gemma3_text"].config
+    older = reference.GEMMA3
+    expected = config.from_hf(older)
+    assert [expected.window(layer) for layer in range(3)] == [7, 7, None]
+    names = ("sliding_window_pattern", "rope_theta", "rope_local_base_freq")
+    rope = {GLOBAL: dict(rope_type="default", rope_theta=100_000.0), LOCAL: dict(rope_theta=100.0)}
+    newer = {key: value for key, value in older.items() if key not in names}
+    newer |= dict(layer_types=[LOCAL, LOCAL, GLOBAL], rope_parameters=rope)
+    assert config.from_hf(newer) == expected
+    assert config.from_hf(older | newer) == expected
+    short = config.from_hf({key: older[key] for key in older if key not in names} | dict(layer_types=[LOCAL] * 3))
+    assert (short.global_every, short.rope_theta, short.local_theta) == (6, 1e6, 1e4)
+
+
+def test_gemma2_layers_alternate_unless_the_file_says_else():
+    config = registry.FAMILIES["gemma2"].config
+    alternating = config.from_hf(reference.GEMMA2)
+    assert [alternating.window(layer) for layer in range(4)] == [7, None, 7, None]
+    assert config.from_hf(reference.GEMMA2 | dict(layer_types=[LOCAL, GLOBAL, LOCAL])) == alternating
+    every = config.from_hf(reference.GEMMA2 | dict(layer_types=[GLOBAL] * 3))
+    assert every.global_every == 1 and every.window(0) is None

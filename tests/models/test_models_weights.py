@@ -240,6 +240,8 @@ def test_presets_survive_config_json_and_have_their_published_size(name):
     matrices = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model)) if leaf.ndim >= 2)
     assert matrices == config.num_parameters
     published = {
+        "gemma-2-2b": 2.61e9,
+        "gemma-3-1b": 1.0e9,
         "gpt2": 0.124e9,
         "gpt2-medium": 0.355e9,
         "llama-3.2-1b": 1.24e9,
