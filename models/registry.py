@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from models import gemma2, gemma3, gpt2, llama, mistral, qwen2, qwen3
+from models import gemma2, gemma3, gpt2, llama, mistral, qwen2, qwen3, qwen3_moe
 from models.common import limits
 from models.common.checkpoint import CONFIG, load_config, read_config
 from models.common.config import DecoderConfig
@@ -37,6 +37,7 @@ FAMILIES = {
     "mistral": Family(mistral.Mistral, mistral.MistralConfig, mistral.from_pretrained),
     "qwen2": Family(qwen2.Qwen2, qwen2.Qwen2Config, qwen2.from_pretrained),
     "qwen3": Family(qwen3.Qwen3, qwen3.Qwen3Config, qwen3.from_pretrained),
+    "qwen3_moe": Family(qwen3_moe.Qwen3Moe, qwen3_moe.Qwen3MoeConfig, qwen3_moe.from_pretrained),
 }
 """By the ``model_type`` of a ``config.json``."""
 
@@ -63,6 +64,8 @@ PRESETS = {
     "qwen3-4b": ("qwen3", qwen3.Qwen3Config.qwen3_4b),
     "qwen3-8b": ("qwen3", qwen3.Qwen3Config.qwen3_8b),
     "qwen3-tiny": ("qwen3", qwen3.Qwen3Config.tiny),
+    "qwen3-30b-a3b": ("qwen3_moe", qwen3_moe.Qwen3MoeConfig.qwen3_30b_a3b),
+    "qwen3-moe-tiny": ("qwen3_moe", qwen3_moe.Qwen3MoeConfig.tiny),
     "demo": ("qwen3", qwen3.Qwen3Config.demo),
 }
 
@@ -150,7 +153,7 @@ def _family(directory: Path) -> Family:
 
 
 def _check_shape(name: str, found: DecoderConfig, expected: DecoderConfig) -> None:
-    for field in ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"):
+    for field in expected.shape_fields:
         if getattr(found, field) != getattr(expected, field):
             raise ConfigError(
                 f"the checkpoint is not {name}: its {field} is {getattr(found, field)}, not {getattr(expected, field)}"

@@ -33,6 +33,8 @@ OPTIONS = {
 }
 """What a ``config.json`` may say beyond its shape and would change any model. Checked and not kept."""
 
+_SHAPE = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
@@ -45,6 +47,7 @@ class DecoderConfig:
       fields: what each field that is a number may be, and its name in a ``config.json``.
       options: fields of a ``config.json`` that are checked and not kept.
       constants: those of the options that ``to_hf`` writes, so that other readers know what they would assume else.
+      shape_fields: those in which a checkpoint must agree with a model that it is loaded as.
       explicit: fields that a ``config.json`` must have, be it as null: other readers take a number where they are absent.
 
     Raises:
@@ -56,6 +59,7 @@ class DecoderConfig:
     fields: ClassVar[Mapping[str, Field]] = FIELDS
     options: ClassVar[Mapping[str, Field]] = OPTIONS
     constants: ClassVar[Mapping[str, Any]] = {}
+    shape_fields: ClassVar[tuple[str, ...]] = _SHAPE
     explicit: ClassVar[tuple[str, ...]] = ()
 
     vocab_size: int

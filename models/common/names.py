@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.common.checkpoint import Tensor, TensorMap
+from models.common.checkpoint import Stacked, Tensor, TensorMap
 from models.common.config import DecoderConfig
 
 # Checkpoints store linear layers as [out, in]; nnx.Linear keeps [in, out].
@@ -36,7 +36,7 @@ def decoder_tensors(config: DecoderConfig, layer: TensorMap = LAYER, norm: str =
       layer: those of each layer, by paths and names relative to it.
       norm: what the parameter of a norm is called.
     """
-    tensors: dict[tuple, Tensor] = {
+    tensors: dict[tuple, Tensor | Stacked] = {
         ("embed", "embedding"): Tensor("model.embed_tokens.weight"),
         ("norm", norm): Tensor("model.norm.weight"),
     }
@@ -45,7 +45,7 @@ def decoder_tensors(config: DecoderConfig, layer: TensorMap = LAYER, norm: str =
     return tensors | repeated(layer, config.num_layers, "model.layers.")
 
 
-def repeated(layer: TensorMap, count: int, prefix: str) -> dict[tuple, Tensor]:
+def repeated(layer: TensorMap, count: int, prefix: str) -> dict[tuple, Tensor | Stacked]:
     """The tensors of ``count`` layers, each of which has those of ``layer`` under its number."""
     return {
         ("layers", index, *path): tensor.under(f"{prefix}{index}.")

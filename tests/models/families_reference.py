@@ -58,6 +58,17 @@ GEMMA3 = GEMMA2 | dict(
     final_logit_softcapping=None,
 )
 
+QWEN3_MOE = _BASE | dict(
+    model_type="qwen3_moe",
+    moe_intermediate_size=40,
+    num_experts=8,
+    num_experts_per_tok=3,
+    norm_topk_prob=True,
+    decoder_sparse_step=1,
+    mlp_only_layers=[],
+    tie_word_embeddings=False,
+)
+
 
 def random_tensors(hf: dict[str, Any], seed: int = 0) -> Tensors:
     """float32 tensors under the names and in the layouts of a Hugging Face checkpoint."""
@@ -95,13 +106,24 @@ def shapes(hf: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         layer |= {f"self_attn.{part}_proj.bias": (size,) for part, size in (("q", q), ("k", kv), ("v", kv))}
     if hf["model_type"].startswith("gemma"):
         layer |= {f"{side}_feedforward_layernorm.weight": (hidden,) for side in ("pre", "post")}
-    if hf["model_type"] == "gemma3_text":
+    if hf["model_type"] == "qwen3_moe":
+        layer = {name: shape for name, shape in layer.items() if not name.startswith("mlp.")} | _experts_shapes(hf)
+    if hf["model_type"] in ("gemma3_text", "qwen3_moe"):
         layer |= {f"self_attn.{part}_norm.weight": (hf["head_dim"],) for part in ("q", "k")}
     return result | {
         f"model.layers.{index}.{name}": shape
         for index in range(hf["num_hidden_layers"])
         for name, shape in layer.items()
     }
+
+
+def _experts_shapes(hf: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    hidden, ffn = hf["hidden_size"], hf["moe_intermediate_size"]
+    result = {"mlp.gate.weight": (hf["num_experts"], hidden)}
+    for expert in range(hf["num_experts"]):
+        result |= {f"mlp.experts.{expert}.{part}_proj.weight": (ffn, hidden) for part in ("gate", "up")}
+        result[f"mlp.experts.{expert}.down_proj.weight"] = (hidden, ffn)
+    return result
 
 
 def _gpt2_shapes(hf: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -171,7 +193,7 @@ def logits(hf: dict[str, Any], tensors: Tensors, tokens: np.ndarray) -> np.ndarr
 
 
 def _llama_like(hf: dict[str, Any], w: Tensors, tokens: np.ndarray) -> np.ndarray:
-    """Mistral and Qwen2."""
+    """Mistral, Qwen2, and Qwen3 with a mixture of experts."""
     eps, dim = hf["rms_norm_eps"], hf["head_dim"]
     window = hf["sliding_window"] if hf["model_type"] == "mistral" else None
     hidden = w["model.embed_tokens.weight"][tokens]
@@ -183,13 +205,31 @@ def _llama_like(hf: dict[str, Any], w: Tensors, tokens: np.ndarray) -> np.ndarra
 
         x = rms_norm(hidden, w[prefix + "input_layernorm.weight"], eps)
         q, k, v = (heads_of(linear(x, f"self_attn.{part}_proj"), dim) for part in "qkv")
+        if hf["model_type"] == "qwen3_moe":
+            q, k = (rms_norm(x, w[f"{prefix}self_attn.{part}_norm.weight"], eps) for part, x in (("q", q), ("k", k)))
         q, k = rotate(q, hf["rope_theta"]), rotate(k, hf["rope_theta"])
         hidden = hidden + linear(attend(q, k, v, dim**-0.5, window), "self_attn.o_proj")
         x = rms_norm(hidden, w[prefix + "post_attention_layernorm.weight"], eps)
-        gated = silu(linear(x, "mlp.gate_proj")) * linear(x, "mlp.up_proj")
-        hidden = hidden + linear(gated, "mlp.down_proj")
+        if hf["model_type"] == "qwen3_moe":
+            hidden = hidden + experts(hf, w, prefix + "mlp.", x)
+        else:
+            hidden = hidden + linear(silu(linear(x, "mlp.gate_proj")) * linear(x, "mlp.up_proj"), "mlp.down_proj")
     hidden = rms_norm(hidden, w["model.norm.weight"], eps)
     return hidden @ w["model.embed_tokens.weight" if hf["tie_word_embeddings"] else "lm_head.weight"].T
+
+
+def experts(hf: dict[str, Any], w: Tensors, prefix: str, x: np.ndarray) -> np.ndarray:
+    """A mixture of experts for ``x`` (``[..., hidden]``), one row and one expert at a time."""
+    rows = x.reshape(-1, x.shape[-1])
+    result = np.zeros_like(rows)
+    for i, row in enumerate(rows):
+        scores = softmax(w[prefix + "gate.weight"] @ row)
+        best = sorted(range(hf["num_experts"]), key=lambda expert: -scores[expert])[: hf["num_experts_per_tok"]]  # noqa: B023
+        total = sum(scores[best]) if hf["norm_topk_prob"] else 1.0
+        for expert in best:
+            gate, up, down = (w[f"{prefix}experts.{expert}.{part}_proj.weight"] for part in ("gate", "up", "down"))
+            result[i] += scores[expert] / total * (down @ (silu(gate @ row) * (up @ row)))
+    return result.reshape(x.shape)
 
 
 def _gpt2(hf: dict[str, Any], w: Tensors, tokens: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import gemma2, gemma3, gpt2, mistral, qwen2, registry
+from models import gemma2, gemma3, gpt2, mistral, qwen2, qwen3_moe, registry
 from models.common.errors import CheckpointError, ConfigError
 from models.common.initialize import random_model
 from models.common.local_global import GLOBAL, LOCAL
@@ -16,7 +16,14 @@ from tests.models import families_reference as reference
 from tests.models.hf_reference import LLAMA, write_checkpoint
 from tests.models.test_models_weights import assert_same
 
-FAMILIES = {"gemma2": gemma2, "gemma3_text": gemma3, "gpt2": gpt2, "mistral": mistral, "qwen2": qwen2}
+FAMILIES = {
+    "gemma2": gemma2,
+    "gemma3_text": gemma3,
+    "gpt2": gpt2,
+    "mistral": mistral,
+    "qwen2": qwen2,
+    "qwen3_moe": qwen3_moe,
+}
 
 _COMMON = dict(bos_token_id=1, initializer_range=0.02, torch_dtype="bfloat16", use_cache=True, attention_dropout=0.0)
 PUBLISHED = {
@@ -124,6 +131,37 @@ PUBLISHED = {
         use_sliding_window=False,
         vocab_size=151936,
     ),
+    "qwen3-30b-a3b": _COMMON
+    | dict(
+        architectures=["Qwen3MoeForCausalLM"],
+        attention_bias=False,
+        decoder_sparse_step=1,
+        eos_token_id=[151645, 151643],
+        head_dim=128,
+        hidden_act="silu",
+        hidden_size=2048,
+        intermediate_size=6144,
+        max_position_embeddings=40960,
+        max_window_layers=48,
+        mlp_only_layers=[],
+        model_type="qwen3_moe",
+        moe_intermediate_size=768,
+        norm_topk_prob=True,
+        num_attention_heads=32,
+        num_experts=128,
+        num_experts_per_tok=8,
+        num_hidden_layers=48,
+        num_key_value_heads=4,
+        output_router_logits=False,
+        rms_norm_eps=1e-06,
+        rope_scaling=None,
+        rope_theta=1000000.0,
+        router_aux_loss_coef=0.001,
+        sliding_window=None,
+        tie_word_embeddings=False,
+        use_sliding_window=False,
+        vocab_size=151936,
+    ),
 }
 """What the ``config.json`` of such a model says, with what does not change numbers."""
 
@@ -190,6 +228,13 @@ def test_published_configurations_are_the_presets(name):
         (reference.GPT2, dict(scale_attn_weights=False), "'scale_attn_weights' is false, expected true"),
         (reference.GPT2, dict(scale_attn_by_inverse_layer_idx=True), "'scale_attn_by_inverse_layer_idx' is true"),
         (reference.GPT2, dict(add_cross_attention=True), "'add_cross_attention' is true, expected false"),
+        (reference.QWEN3_MOE, dict(num_experts=None), "'num_experts' is missing, expected an integer from 1 to"),
+        (reference.QWEN3_MOE, dict(num_experts_per_tok=9), "num_experts_per_tok is 9, expected at most num_experts"),
+        (reference.QWEN3_MOE, dict(num_local_experts=4), "'num_local_experts' is 4 and 'num_experts' 8, expected one"),
+        (reference.QWEN3_MOE, dict(norm_topk_prob=1), "'norm_topk_prob' is 1, expected true or false"),
+        (reference.QWEN3_MOE, dict(decoder_sparse_step=2), "'decoder_sparse_step' is 2, expected 1"),
+        (reference.QWEN3_MOE, dict(mlp_only_layers=[0]), "'mlp_only_layers' is [0], expected []"),
+        (reference.QWEN3_MOE, dict(moe_intermediate_size=None), "'moe_intermediate_size' is missing, expected an inte"),
         (reference.QWEN2, dict(use_sliding_window=True), "'use_sliding_window' is true, expected false"),
         (reference.QWEN2, dict(rope_scaling=dict(type="yarn", factor=4.0)), "'rope_scaling.type' is 'yarn'"),
         (reference.QWEN2, dict(attention_bias=False), "'attention_bias' is false, expected true"),
@@ -269,3 +314,29 @@ def test_gemma2_layers_alternate_unless_the_file_says_else():
     assert config.from_hf(reference.GEMMA2 | dict(layer_types=[LOCAL, GLOBAL, LOCAL])) == alternating
     every = config.from_hf(reference.GEMMA2 | dict(layer_types=[GLOBAL] * 3))
     assert every.global_every == 1 and every.window(0) is None
+
+
+def test_experts_have_an_older_and_a_newer_number():
+    config = registry.FAMILIES["qwen3_moe"].config
+    newer = {key: value for key, value in reference.QWEN3_MOE.items() if key != "num_experts"} | dict(
+        num_local_experts=8
+    )
+    assert config.from_hf(newer) == config.from_hf(newer | dict(num_experts=8)) == config.from_hf(reference.QWEN3_MOE)
+
+
+def test_a_missing_or_misshapen_expert_is_named(tmp_path):
+    tensors = reference.random_tensors(reference.QWEN3_MOE)
+    up, down = (f"model.layers.1.mlp.experts.6.{part}_proj.weight" for part in ("up", "down"))
+    del tensors[up]
+    tensors[down] = np.ascontiguousarray(tensors[down].T)
+    with pytest.raises(CheckpointError) as caught:
+        registry.load(None, checkpoint=write_checkpoint(tmp_path, reference.QWEN3_MOE, tensors))
+    assert caught.value.missing == [up]
+    assert caught.value.misshapen == [f"{down} (found [40, 48], expected [48, 40])"]
+
+
+def test_a_name_stands_for_a_shape_that_includes_its_experts(tmp_path):
+    config = qwen3_moe.Qwen3MoeConfig.tiny(num_experts=4)
+    qwen3_moe.save_pretrained(random_model(qwen3_moe.Qwen3Moe, config), tmp_path)
+    with pytest.raises(ConfigError, match="not qwen3-moe-tiny: its num_experts is 4, not 8"):
+        registry.load("qwen3-moe-tiny", checkpoint=tmp_path)

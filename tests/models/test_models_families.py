@@ -22,6 +22,7 @@ CASES = {
     "gpt2": reference.GPT2,  # whose last block reaches beyond its positions
     "gemma2": reference.GEMMA2,
     "gemma3": reference.GEMMA3,
+    "qwen3_moe": reference.QWEN3_MOE,  # blocks of tokens sort them by expert, steps gather experts
 }
 
 
@@ -36,19 +37,19 @@ class Case:
         self.expected = reference.logits(hf, tensors, self.tokens)
         self.model = self.load(jnp.float32)
         self.graphdef, self.state = nnx.split(self.model)
-        self.fill = jax.jit(functools.partial(decode.prefill, self.graphdef))
 
     def load(self, dtype):
         return registry.load(None, checkpoint=self.directory, dtype=dtype)[0]
 
     @functools.cached_property
     def prompted(self):
-        """Logits after the prompt and the cache that holds it: two blocks, the second of them padded."""
+        """Logits of the prompt, ``[2, PROMPT, V]``, and the cache that holds it: two blocks, the second of them padded."""
+        run = jax.jit(lambda state, *args: nnx.merge(self.graphdef, state)(*args))
         padded = np.full((2, 2 * BLOCK), 7, np.int32)
         padded[:, :PROMPT] = self.tokens[:, :PROMPT]
-        cache = self.model.init_cache(2, SLOTS)
-        _, cache = self.fill(self.state, padded[:, :BLOCK], cache, np.int32(0), np.int32(BLOCK - 1))
-        return self.fill(self.state, padded[:, BLOCK:], cache, np.int32(BLOCK), np.int32(PROMPT - BLOCK - 1))
+        first, cache = run(self.state, padded[:, :BLOCK], self.model.init_cache(2, SLOTS), np.int32(0))
+        second, cache = run(self.state, padded[:, BLOCK:], cache, np.int32(BLOCK))
+        return np.concatenate([first, second], 1)[:, :PROMPT], cache
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -61,20 +62,18 @@ def error(found, expected):
     return float(np.sqrt(np.mean((np.asarray(found) - expected) ** 2) / np.mean(np.square(expected))))
 
 
-def test_logits_match_the_reference(case):
-    run = jax.jit(lambda state, *args: nnx.merge(case.graphdef, state)(*args))
-    logits, cache = run(case.state, case.tokens, case.model.init_cache(2, LENGTH), np.int32(0))
+def test_logits_of_blocks_match_the_reference(case):
+    logits, cache = case.prompted
     assert logits.dtype == jnp.float32 and len(cache) == case.model.config.num_layers
-    np.testing.assert_allclose(logits, case.expected, atol=2e-4, rtol=1e-4)
-    assert error(logits, case.expected) < 1e-5
+    np.testing.assert_allclose(logits, case.expected[:, :PROMPT], atol=2e-4, rtol=1e-4)
+    assert error(logits, case.expected[:, :PROMPT]) < 1e-5
 
 
-def test_blocks_and_then_steps_of_one_megakernel_equal_the_reference(case):
+def test_steps_of_one_megakernel_after_a_prompt_match_the_reference(case):
     step = functools.partial(decode.greedy_step, case.graphdef)
     mega = jax_mpk.megakernelize(step, implementation="cpu")
     run = jax.jit(mega)
-    logits, cache = case.prompted
-    np.testing.assert_allclose(logits, case.expected[:, PROMPT - 1], atol=2e-4, rtol=1e-4)
+    _, cache = case.prompted
     for pos in range(PROMPT, LENGTH):
         args = case.state, case.tokens[:, pos], cache, np.int32(pos)
         following, logits, cache = run(*args)
@@ -100,3 +99,24 @@ def test_bfloat16_steps_are_as_near_as_those_of_jit(case):
         errors.append(error(np.stack(found, 1), case.expected[:, PROMPT:]))
     xla, ours = errors
     assert ours <= 1.5 * xla and xla < 0.03
+
+
+@pytest.mark.parametrize("renormalise", [True, False])
+def test_experts_however_they_are_computed(tmp_path, renormalise):
+    """Gathered for few rows, sorted for many, as a megakernel too; all rows may go through one expert."""
+    hf = reference.QWEN3_MOE | dict(norm_topk_prob=renormalise, num_hidden_layers=1)
+    tensors, prefix = reference.random_tensors(hf), "model.layers.0.mlp."
+    tensors[prefix + "gate.weight"][5] = 0.1  # a favourite of rows with a positive sum
+    model, _ = registry.load(None, checkpoint=write_checkpoint(tmp_path, hf, tensors), dtype=jnp.float32)
+    rows = np.random.default_rng(2).normal(0.5, 1.0, (6, 48)).astype(np.float32)
+    expected = reference.experts(hf, {name: x.astype(np.float64) for name, x in tensors.items()}, prefix, rows)
+    graphdef, state = nnx.split(model.layers[0].mlp)
+    weights, chosen = jax.jit(lambda state, x: nnx.merge(graphdef, state).route(x))(state, rows)
+    assert np.all(np.any(chosen == 5, axis=1)), "no expert is chosen by all rows"
+    assert np.allclose(np.sum(weights, axis=1), 1.0, atol=1e-6) == renormalise
+    run = lambda state, x: nnx.merge(graphdef, state)(x)
+    mega = jax_mpk.megakernelize(run, implementation="cpu")
+    for count in (2, 6):
+        for f in (jax.jit(run), jax.jit(mega)):
+            np.testing.assert_allclose(f(state, rows[:count]), expected[:count], atol=1e-5, rtol=1e-4)
+        assert ("ragged_dot" in mega.explain(state, rows[:count])) == (count > 2), "few are gathered, many are sorted"

@@ -251,6 +251,7 @@ def test_presets_survive_config_json_and_have_their_published_size(name):
         "qwen2.5-1.5b": 1.54e9,
         "qwen2.5-7b": 7.62e9,
         "qwen3-130m": 0.13e9,
+        "qwen3-30b-a3b": 30.5e9,
         "qwen3-0.6b": 0.6e9,
         "qwen3-1.7b": 1.72e9,
         "qwen3-4b": 4.02e9,
