@@ -297,6 +297,8 @@ def test_local_and_global_layers_are_spelt_in_an_older_and_a_newer_way():
     older = reference.GEMMA3
     expected = config.from_hf(older)
     assert [expected.window(layer) for layer in range(3)] == [7, 7, None]
+    written = expected.to_hf()  # in both ways, for older and newer readers
+    assert written["layer_types"] == [LOCAL, LOCAL, GLOBAL] and written["sliding_window_pattern"] == 3
     names = ("sliding_window_pattern", "rope_theta", "rope_local_base_freq")
     rope = {GLOBAL: dict(rope_type="default", rope_theta=100_000.0), LOCAL: dict(rope_theta=100.0)}
     newer = {key: value for key, value in older.items() if key not in names}
