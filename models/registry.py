@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from models import llama, qwen3
+from models import gemma2, gemma3, gpt2, llama, mistral, qwen2, qwen3, qwen3_moe
 from models.common import limits
 from models.common.checkpoint import CONFIG, load_config, read_config
 from models.common.config import DecoderConfig
@@ -30,21 +30,42 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
+    "gemma2": Family(gemma2.Gemma2, gemma2.Gemma2Config, gemma2.from_pretrained),
+    "gemma3_text": Family(gemma3.Gemma3, gemma3.Gemma3Config, gemma3.from_pretrained),
+    "gpt2": Family(gpt2.GPT2, gpt2.GPT2Config, gpt2.from_pretrained),
     "llama": Family(llama.Llama, llama.LlamaConfig, llama.from_pretrained),
+    "mistral": Family(mistral.Mistral, mistral.MistralConfig, mistral.from_pretrained),
+    "qwen2": Family(qwen2.Qwen2, qwen2.Qwen2Config, qwen2.from_pretrained),
     "qwen3": Family(qwen3.Qwen3, qwen3.Qwen3Config, qwen3.from_pretrained),
+    "qwen3_moe": Family(qwen3_moe.Qwen3Moe, qwen3_moe.Qwen3MoeConfig, qwen3_moe.from_pretrained),
 }
 """By the ``model_type`` of a ``config.json``."""
 
 PRESETS = {
+    "gemma-2-2b": ("gemma2", gemma2.Gemma2Config.gemma_2_2b),
+    "gemma2-tiny": ("gemma2", gemma2.Gemma2Config.tiny),
+    "gemma-3-1b": ("gemma3_text", gemma3.Gemma3Config.gemma_3_1b),
+    "gemma3-tiny": ("gemma3_text", gemma3.Gemma3Config.tiny),
+    "gpt2": ("gpt2", gpt2.GPT2Config.gpt2),
+    "gpt2-medium": ("gpt2", gpt2.GPT2Config.gpt2_medium),
+    "gpt2-tiny": ("gpt2", gpt2.GPT2Config.tiny),
     "llama-3.2-1b": ("llama", llama.LlamaConfig.llama_3_2_1b),
     "llama-3.2-3b": ("llama", llama.LlamaConfig.llama_3_2_3b),
     "llama-tiny": ("llama", llama.LlamaConfig.tiny),
+    "mistral-7b": ("mistral", mistral.MistralConfig.mistral_7b),
+    "mistral-tiny": ("mistral", mistral.MistralConfig.tiny),
+    "qwen2.5-0.5b": ("qwen2", qwen2.Qwen2Config.qwen2_5_0_5b),
+    "qwen2.5-1.5b": ("qwen2", qwen2.Qwen2Config.qwen2_5_1_5b),
+    "qwen2.5-7b": ("qwen2", qwen2.Qwen2Config.qwen2_5_7b),
+    "qwen2-tiny": ("qwen2", qwen2.Qwen2Config.tiny),
     "qwen3-130m": ("qwen3", qwen3.Qwen3Config.qwen3_130m),
     "qwen3-0.6b": ("qwen3", qwen3.Qwen3Config.qwen3_0_6b),
     "qwen3-1.7b": ("qwen3", qwen3.Qwen3Config.qwen3_1_7b),
     "qwen3-4b": ("qwen3", qwen3.Qwen3Config.qwen3_4b),
     "qwen3-8b": ("qwen3", qwen3.Qwen3Config.qwen3_8b),
     "qwen3-tiny": ("qwen3", qwen3.Qwen3Config.tiny),
+    "qwen3-30b-a3b": ("qwen3_moe", qwen3_moe.Qwen3MoeConfig.qwen3_30b_a3b),
+    "qwen3-moe-tiny": ("qwen3_moe", qwen3_moe.Qwen3MoeConfig.tiny),
     "demo": ("qwen3", qwen3.Qwen3Config.demo),
 }
 
@@ -132,7 +153,7 @@ def _family(directory: Path) -> Family:
 
 
 def _check_shape(name: str, found: DecoderConfig, expected: DecoderConfig) -> None:
-    for field in ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"):
+    for field in expected.shape_fields:
         if getattr(found, field) != getattr(expected, field):
             raise ConfigError(
                 f"the checkpoint is not {name}: its {field} is {getattr(found, field)}, not {getattr(expected, field)}"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -41,11 +42,38 @@ class Tensor(NamedTuple):
     name: str
     transpose: bool = False
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What a parameter is made of: itself; see ``Stacked``."""
+        return (self,)
+
+    def under(self, prefix: str) -> Tensor:
+        """The same tensor under a name that begins with ``prefix``."""
+        return self._replace(name=prefix + self.name)
+
+    def without(self, prefix: str) -> Tensor:
+        """The same tensor under a name that does not begin with ``prefix``."""
+        return self._replace(name=self.name.removeprefix(prefix))
+
+
+class Stacked(NamedTuple):
+    """Where a parameter lies whose first axis runs over several tensors: the experts of a layer."""
+
+    tensors: tuple[Tensor, ...]
+
+    def under(self, prefix: str) -> Stacked:
+        """The same tensors under names that begin with ``prefix``."""
+        return Stacked(tuple(tensor.under(prefix) for tensor in self.tensors))
+
+    def without(self, prefix: str) -> Stacked:
+        """The same tensors under names that do not begin with ``prefix``."""
+        return Stacked(tuple(tensor.without(prefix) for tensor in self.tensors))
+
 
 _PLAIN_NAME = re.compile(r"[^/\\:\0]+\.safetensors")
 
-TensorMap = Mapping[tuple, Tensor]
-"""Path of a parameter in the ``nnx.State`` to its tensor."""
+TensorMap = Mapping[tuple, Tensor | Stacked]
+"""Path of a parameter in the ``nnx.State`` to its tensor, or its tensors."""
 
 
 def read_config(directory: Path | str) -> dict[str, Any]:
@@ -71,6 +99,7 @@ def load_model(
     *,
     dtype: DTypeLike = jnp.bfloat16,
     ignore: Iterable[str] = (),
+    optional_prefix: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Load a checkpoint into a new model.
@@ -81,6 +110,7 @@ def load_model(
       directory: holds ``model.safetensors``, or ``model.safetensors.index.json`` and the files that it names.
       dtype: of the parameters and of the model's activations.
       ignore: tensors that may be there and are not used.
+      optional_prefix: what names in ``tensor_map`` and ``ignore`` begin with, unless no name in the checkpoint does.
       progress: called as ``progress(bytes done, bytes in all)`` after each parameter.
 
     Raises:
@@ -89,17 +119,18 @@ def load_model(
     """
     directory = Path(directory)
     with contextlib.ExitStack() as stack:
-        tensors = _open(directory, stack)
-        _check(directory, _shapes(model_class, config, dtype, tensor_map), tensor_map, tensors, set(ignore))
+        tensors, ignore = _open(directory, stack), set(ignore)
+        if not any(name.startswith(optional_prefix) for name in tensors):
+            tensor_map = {path: tensor.without(optional_prefix) for path, tensor in tensor_map.items()}
+            ignore = {name.removeprefix(optional_prefix) for name in ignore}
+        _check(directory, _shapes(model_class, config, dtype, tensor_map), tensor_map, tensors, ignore)
         graphdef, state = nnx.split(abstract_model(model_class, config, dtype))
         leaves = dict(nnx.to_flat_state(state))
         total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
         require_memory(total, f"the model in {plain(directory)}, as {jnp.dtype(dtype).name},", ConfigError)
         filled, done = [], 0
         for path, leaf in leaves.items():
-            tensor = tensor_map[path]
-            value = jnp.asarray(tensors[tensor.name].get_tensor(tensor.name), dtype)
-            value = value.T if tensor.transpose else value
+            value = _parameter(tensors, tensor_map[path], dtype)
             filled.append((path, leaf.replace(value)))
             done += value.nbytes
             if progress is not None:
@@ -128,13 +159,14 @@ def save_model(
     files, size = [{}], 0
     for path, leaf in nnx.to_flat_state(nnx.state(model)):
         value = np.asarray(leaf[...] if dtype is None else leaf[...].astype(dtype))
-        tensor = tensor_map[path]
-        value = np.ascontiguousarray(value.T if tensor.transpose else value)
-        if size and size + value.nbytes > max_file_bytes:
-            files.append({})
-            size = 0
-        files[-1][tensor.name] = value
-        size += value.nbytes
+        place = tensor_map[path]
+        for tensor, part in zip(place.tensors, value if isinstance(place, Stacked) else [value], strict=True):
+            part = np.ascontiguousarray(part.T if tensor.transpose else part)
+            if size and size + part.nbytes > max_file_bytes:
+                files.append({})
+                size = 0
+            files[-1][tensor.name] = part
+            size += part.nbytes
     hf_config = dict(hf_config) | {"torch_dtype": str(value.dtype)}
     (directory / CONFIG).write_text(json.dumps(hf_config, indent=2) + "\n")
     metadata = {"format": "pt"}  # what other readers of Hugging Face checkpoints insist on
@@ -223,6 +255,26 @@ def _check_header(path: Path) -> None:
         parse_object(read_exactly(file, length))
 
 
+def _parameter(tensors: Mapping[str, Any], place: Tensor | Stacked, dtype: DTypeLike) -> jax.Array:
+    """Read a parameter, one tensor at a time."""
+    if isinstance(place, Tensor):
+        value = jnp.asarray(tensors[place.name].get_tensor(place.name), dtype)
+        return value.T if place.transpose else value
+    value = None
+    for index, tensor in enumerate(place.tensors):
+        part = tensors[tensor.name].get_tensor(tensor.name)
+        part = part.T if tensor.transpose else part
+        if value is None:
+            value = np.empty((len(place.tensors), *part.shape), dtype)
+        value[index] = part
+    return jnp.asarray(value)
+
+
+def _part_shape(shape: tuple[int, ...], place: Tensor | Stacked) -> tuple[int, ...]:
+    """The shape of each tensor of a parameter."""
+    return shape[1:] if isinstance(place, Stacked) else shape
+
+
 def _shapes(
     model_class: type[Model], config: DecoderConfig, dtype: DTypeLike, tensor_map: TensorMap
 ) -> dict[tuple, tuple[int, ...]]:
@@ -240,16 +292,19 @@ def _check(
     ignore: set[str],
 ) -> None:
     misshapen = []
-    for path, tensor in tensor_map.items():
+    places = [
+        (tensor, _part_shape(shapes[path], place)) for path, place in tensor_map.items() for tensor in place.tensors
+    ]
+    for tensor, shape in places:
         if tensor.name not in tensors:
             continue
         found = tensors[tensor.name].get_slice(tensor.name)
-        expected = list(shapes[path][::-1] if tensor.transpose else shapes[path])
+        expected = list(shape[::-1] if tensor.transpose else shape)
         if found.get_shape() != expected:
             misshapen.append(f"{tensor.name} (found {found.get_shape()}, expected {expected})")
         elif found.get_dtype() not in FLOAT_TYPES:
             misshapen.append(f"{tensor.name} (stored as {found.get_dtype()}, expected one of {sorted(FLOAT_TYPES)})")
-    wanted = {tensor.name for tensor in tensor_map.values()}
+    wanted = {tensor.name for tensor, _ in places}
     missing = sorted(wanted - tensors.keys())
     unexpected = sorted(tensors.keys() - wanted - ignore)
     if missing or unexpected or misshapen:

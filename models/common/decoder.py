@@ -1,75 +1,18 @@
-"""The decoder that both families build on; a family contributes its attention module."""
+"""The decoder that all families build on; a family contributes its blocks, and what it does before and after them."""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from models.common.attention import cached_attention
-from models.common.cache import Cache, LayerCache, init_cache, update_cache
+from models.common.block import Block
+from models.common.cache import Cache, init_cache
 from models.common.config import DecoderConfig
-from models.common.rope import apply_rope, frequencies, rope_table
-
-
-class Attention(nnx.Module):
-    """Grouped-query self-attention with rotary positions and a key/value cache."""
-
-    def __init__(self, config: DecoderConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
-        linear = partial(nnx.Linear, use_bias=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.head_dim = config.head_dim
-        self.q = linear(config.hidden_size, config.num_heads * config.head_dim)
-        self.k = linear(config.hidden_size, config.num_kv_heads * config.head_dim)
-        self.v = linear(config.hidden_size, config.num_kv_heads * config.head_dim)
-        self.o = linear(config.num_heads * config.head_dim, config.hidden_size)
-
-    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries, keys and values, each ``[B, T, heads, head_dim]``, before rotation."""
-        heads = (*x.shape[:2], -1, self.head_dim)
-        return self.q(x).reshape(heads), self.k(x).reshape(heads), self.v(x).reshape(heads)
-
-    def __call__(
-        self, x: jax.Array, cache: LayerCache, pos: jax.Array, cos: jax.Array, sin: jax.Array
-    ) -> tuple[jax.Array, LayerCache]:
-        q, k, v = self.project(x)
-        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
-        cache = update_cache(cache, k, v, pos)
-        out = cached_attention(q, cache["k"], cache["v"], pos)
-        return self.o(out.reshape(*x.shape[:2], -1)), cache
-
-
-class SwiGLU(nnx.Module):
-    """The gated feed-forward block: ``down(silu(gate(x)) * up(x))``."""
-
-    def __init__(self, config: DecoderConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
-        linear = partial(nnx.Linear, use_bias=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.gate = linear(config.hidden_size, config.intermediate_size)
-        self.up = linear(config.hidden_size, config.intermediate_size)
-        self.down = linear(config.intermediate_size, config.hidden_size)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(nnx.silu(self.gate(x)) * self.up(x))
-
-
-class Block(nnx.Module):
-    """One pre-norm layer: attention and feed-forward, each added to the residual stream."""
-
-    def __init__(self, attention: nnx.Module, config: DecoderConfig, *, dtype, param_dtype, rngs: nnx.Rngs):
-        kinds = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.attention_norm = nnx.RMSNorm(config.hidden_size, epsilon=config.norm_eps, **kinds)
-        self.attention = attention
-        self.mlp_norm = nnx.RMSNorm(config.hidden_size, epsilon=config.norm_eps, **kinds)
-        self.mlp = SwiGLU(config, **kinds)
-
-    def __call__(
-        self, x: jax.Array, cache: LayerCache, pos: jax.Array, cos: jax.Array, sin: jax.Array
-    ) -> tuple[jax.Array, LayerCache]:
-        attended, cache = self.attention(self.attention_norm(x), cache, pos, cos, sin)
-        x = x + attended
-        return x + self.mlp(self.mlp_norm(x)), cache
+from models.common.rope import Rotation, frequencies, rope_table
 
 
 class Decoder(nnx.Module):
@@ -80,9 +23,12 @@ class Decoder(nnx.Module):
       dtype: of activations and cache.
       param_dtype: of parameters; ``dtype`` unless given.
       rngs: for the initial weights (``models.common.initialize.random_model`` is much faster for large ones).
+
+    Attributes:
+      block_class: the layers; the norm after them is of their kind.
     """
 
-    attention_class: type[Attention] = Attention
+    block_class: type[Block] = Block
 
     def __init__(
         self,
@@ -96,10 +42,8 @@ class Decoder(nnx.Module):
         self.config = config
         self.dtype = dtype
         self.embed = nnx.Embed(config.vocab_size, config.hidden_size, **kinds)
-        self.layers = nnx.List(
-            [Block(self.attention_class(config, **kinds), config, **kinds) for _ in range(config.num_layers)]
-        )
-        self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.norm_eps, **kinds)
+        self.layers = nnx.List([self.block_class(config, layer, **kinds) for layer in range(config.num_layers)])
+        self.norm = self.block_class.norm_class(config.hidden_size, epsilon=config.norm_eps, **kinds)
         if not config.tie_embeddings:
             self.head = nnx.Linear(
                 config.hidden_size,
@@ -113,14 +57,22 @@ class Decoder(nnx.Module):
         """An empty cache in the model's dtype; see ``models.common.cache.init_cache``."""
         return init_cache(self.config, batch, max_len, self.dtype)
 
+    def rotations(self, positions: jax.Array) -> Sequence[Rotation | None]:
+        """What each layer turns its queries and keys by at ``positions`` (int32 ``[T]``); None leaves them as they are."""
+        return [rope_table(frequencies(self.config), positions)] * self.config.num_layers
+
+    def embedded(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        """What the first layer gets: ``[B, T, hidden_size]`` in the model's dtype."""
+        return self.embed(tokens)
+
     def hidden(self, tokens: jax.Array, cache: Cache, pos: jax.Array) -> tuple[jax.Array, Cache]:
         """Final hidden states ``[B, T, hidden_size]`` in the model's dtype, and the updated cache."""
         positions = pos + jnp.arange(tokens.shape[1])
-        cos, sin = rope_table(frequencies(self.config), positions)
-        x = self.embed(tokens)
+        rotations = self.rotations(positions)
+        x = self.embedded(tokens, positions)
         updated = []
-        for layer, layer_cache in zip(self.layers, cache, strict=True):
-            x, layer_cache = layer(x, layer_cache, pos, cos, sin)
+        for layer, layer_cache, rotation in zip(self.layers, cache, rotations, strict=True):
+            x, layer_cache = layer(x, layer_cache, pos, rotation)
             updated.append(layer_cache)
         return self.norm(x), updated
 

@@ -73,6 +73,19 @@ class Flag:
         return "true or false"
 
 
+@dataclasses.dataclass(frozen=True)
+class Nullable:
+    """A value of one kind, or None."""
+
+    kind: Kind
+
+    def __call__(self, value: Any) -> Any:
+        return None if value is None else self.kind(value)
+
+    def __str__(self) -> str:
+        return f"null, or {self.kind}"
+
+
 class OneOf:
     """One of a few constants, which may be none at all: then the field must be absent or null."""
 

@@ -45,12 +45,13 @@ def _normal_quantiles() -> np.ndarray:
 def random_leaf(path: tuple, shape: tuple[int, ...], dtype: DTypeLike, seed: int) -> np.ndarray:
     """The initial value of one parameter; depends on nothing but its arguments, on any machine.
 
-    Norm scales are one. Matrices are normal with variance ``1 / fan_in``, which keeps activations and logits of order
-    one through any depth. An embedding is as wide as its output, so there the fan-in is its last axis.
+    Norm scales are one. Matrices, also stacked ones, are normal with variance ``1 / fan_in``, which keeps activations and
+    logits of order one through any depth. An embedding is as wide as its output, so there the fan-in is its last axis, as
+    for biases and the offsets of norms, which are small but not zero: what leaves them out should differ.
     """
     if path[-1] == "scale":
         return np.ones(shape, dtype)
-    fan_in = shape[-1] if path[-1] == "embedding" else shape[0]
+    fan_in = shape[-1] if path[-1] == "embedding" or len(shape) == 1 else shape[-2]
     table = (_normal_quantiles() / np.sqrt(fan_in)).astype(dtype)
     rng = np.random.default_rng([seed, zlib.crc32("/".join(map(str, path)).encode())])
     return table[rng.integers(0, 65536, shape, dtype=np.uint16)]

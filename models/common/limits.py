@@ -14,6 +14,7 @@ INTERMEDIATE = 1 << 20
 LAYERS = 512
 HEADS = 1024
 HEAD_DIM = 1024
+EXPERTS = 4096
 CONTEXT = 1 << 24  # positions are int32, and float32 holds each of these exactly
 PARAMETERS = 1 << 42
 

@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.common.config import DecoderConfig, Llama3RopeScaling
+from models.common.rotary import Llama3RopeScaling, RotaryConfig
+
+Rotation = tuple[jax.Array, jax.Array]
+"""Cosines and sines, float32 ``[T, head_dim / 2]`` each, of the angles at ``T`` positions."""
 
 
-def frequencies(config: DecoderConfig) -> np.ndarray:
+def frequencies(config: RotaryConfig) -> np.ndarray:
     """Angular frequency of each rotated pair: float32 ``[head_dim / 2]``, fastest first.
 
     Computed on the host in float64, because at position 100,000 a relative error of 1e-7 is already 0.01 radian.
@@ -28,8 +31,8 @@ def _stretch(freqs: np.ndarray, scaling: Llama3RopeScaling) -> np.ndarray:
     return keep * freqs + (1.0 - keep) * freqs / scaling.factor
 
 
-def rope_table(freqs: np.ndarray, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines, float32 ``[T, head_dim / 2]`` each, of ``positions``: int32 ``[T]``."""
+def rope_table(freqs: np.ndarray, positions: jax.Array) -> Rotation:
+    """The rotation at ``positions``: int32 ``[T]``."""
     angles = positions[:, None].astype(jnp.float32) * freqs
     return jnp.cos(angles), jnp.sin(angles)
 

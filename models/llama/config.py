@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Self
 
-from models.common.config import DecoderConfig, Llama3RopeScaling
+from models.common.rotary import Llama3RopeScaling, RotaryConfig
 
 _LLAMA_3_2 = dict(
     vocab_size=128_256,
@@ -21,7 +21,7 @@ _LLAMA_3_2 = dict(
 
 
 @dataclasses.dataclass(frozen=True)
-class LlamaConfig(DecoderConfig):
+class LlamaConfig(RotaryConfig):
     """A Llama 3 decoder."""
 
     model_type = "llama"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Self
 
-from models.common.config import DecoderConfig
+from models.common.rotary import RotaryConfig
 
 _QWEN3 = dict(
     vocab_size=151_936,
@@ -19,7 +19,7 @@ _QWEN3 = dict(
 
 
 @dataclasses.dataclass(frozen=True)
-class Qwen3Config(DecoderConfig):
+class Qwen3Config(RotaryConfig):
     """A dense Qwen3 decoder."""
 
     model_type = "qwen3"

@@ -7,8 +7,9 @@ import pytest
 
 from models import registry
 from models.common import limits
-from models.common.config import DecoderConfig, Llama3RopeScaling
+from models.common.config import DecoderConfig
 from models.common.errors import CheckpointError, ConfigError, ModelError
+from models.common.rotary import Llama3RopeScaling
 from models.llama import LlamaConfig
 from models.qwen3 import Qwen3Config
 from tests.models import hf_reference as reference
@@ -226,7 +227,7 @@ def test_config_errors_name_the_file(tmp_path):
         registry.load(None, checkpoint=tmp_path)
     assert str(tmp_path / "config.json") in str(caught.value) and "'num_hidden_layers'" in str(caught.value)
     (tmp_path / "config.json").write_text(json.dumps({key: QWEN3[key] for key in QWEN3 if key != "model_type"}))
-    with pytest.raises(ConfigError, match="config.json: 'model_type' is missing, expected 'llama' or 'qwen3'"):
+    with pytest.raises(ConfigError, match="config.json: 'model_type' is missing, expected 'gemma2' or '"):
         registry.load(None, checkpoint=tmp_path)
 
 

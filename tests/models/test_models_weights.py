@@ -14,8 +14,9 @@ from tokenizers import models as tokenizer_models
 
 from models import llama, qwen3, registry
 from models.common.checkpoint import CheckpointError
-from models.common.config import ConfigError, Llama3RopeScaling
+from models.common.errors import ConfigError
 from models.common.initialize import abstract_model, random_model
+from models.common.rotary import Llama3RopeScaling
 from models.common.tokenizer import StreamDecoder, TokenizerError, check_vocabulary, load_tokenizer
 from tests.models import hf_reference as reference
 
@@ -236,12 +237,21 @@ def test_presets_survive_config_json_and_have_their_published_size(name):
     assert type(config).from_hf(json.loads(json.dumps(config.to_hf()))) == config
     assert hash(config) == hash(preset())
     model = abstract_model(registry.FAMILIES[family].model, config, jnp.bfloat16)
-    matrices = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model)) if leaf.ndim == 2)
+    matrices = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model)) if leaf.ndim >= 2)
     assert matrices == config.num_parameters
     published = {
+        "gemma-2-2b": 2.61e9,
+        "gemma-3-1b": 1.0e9,
+        "gpt2": 0.124e9,
+        "gpt2-medium": 0.355e9,
         "llama-3.2-1b": 1.24e9,
         "llama-3.2-3b": 3.21e9,
+        "mistral-7b": 7.25e9,
+        "qwen2.5-0.5b": 0.494e9,
+        "qwen2.5-1.5b": 1.54e9,
+        "qwen2.5-7b": 7.62e9,
         "qwen3-130m": 0.13e9,
+        "qwen3-30b-a3b": 30.5e9,
         "qwen3-0.6b": 0.6e9,
         "qwen3-1.7b": 1.72e9,
         "qwen3-4b": 4.02e9,
