@@ -1,7 +1,6 @@
 """Parameters of flax.linen models: described, at random, from a checkpoint and to one.
 
-``models.common.checkpoint`` reads and writes modules of ``flax.nnx``. A dictionary of tensors is such a module, so that all it
-checks is checked here too.
+Checkpoints are read and written as dictionaries of tensors; see ``models.common.tensors``.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from jax.typing import DTypeLike
 
 from models.common import checkpoint
 from models.common.initialize import random_leaf
-from models.common.shape import Shape
+from models.common.tensors import load_tensors
 
 Params = dict[str, Any]
 """The parameters of a linen module: dictionaries of dictionaries of arrays."""
@@ -70,7 +69,6 @@ def random_params(
 def load_params(
     module: nn.Module,
     *inputs: Any,
-    config: Shape,
     directory: Path | str,
     stored: StoredMap,
     dtype: DTypeLike,
@@ -83,14 +81,10 @@ def load_params(
         name, axes = stored[path]
         shapes[name] = leaf.shape if axes is None else tuple(leaf.shape[axes.index(axis)] for axis in range(leaf.ndim))
 
-    def tensors(_: Shape, *, dtype: DTypeLike, rngs: Any) -> nnx.Dict:
-        return nnx.Dict({name: nnx.Param(jnp.zeros(shape, dtype)) for name, shape in shapes.items()})
-
-    names = {(name,): checkpoint.Tensor(name) for name in shapes}
-    found = checkpoint.load_model(tensors, config, directory, names, dtype=dtype, ignore=ignore, progress=progress)
+    found = load_tensors(shapes, directory, dtype=dtype, ignore=ignore, progress=progress)
     params = {}
     for path, (name, axes) in stored.items():
-        value = found.pop(name)[...]  # so that a tensor and its transpose are in memory for a moment only
+        value = found.pop(name)  # so that a tensor and its transpose are in memory for a moment only
         params[path] = value if axes is None else value.transpose(axes)
     return traverse_util.unflatten_dict(params)
 

@@ -103,7 +103,6 @@ def from_pretrained(
     return model, linen.load_params(
         model,
         *_inputs(config),
-        config=config,
         directory=directory,
         stored=stored_map(config),
         dtype=dtype,

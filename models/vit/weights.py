@@ -80,7 +80,6 @@ def from_pretrained(
     return model, linen.load_params(
         model,
         _pixels(config),
-        config=config,
         directory=directory,
         stored=stored_map(config),
         dtype=dtype,

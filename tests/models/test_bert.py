@@ -17,7 +17,7 @@ from models.bert.__main__ import main
 from models.common.errors import CheckpointError, ConfigError, UsageError
 from models.common.initialize import abstract_model, random_model
 from tests.models import bert_reference as reference
-from tests.models.gate import assert_numeric_gate
+from tests.models.gate import ROUGHLY, assert_numeric_gate
 from tests.models.hf_reference import write_checkpoint
 
 HF = reference.BERT
@@ -101,9 +101,9 @@ def test_one_megakernel_is_as_near_to_the_reference_as_jit(directory, tensors, i
     graphdef, state = nnx.split(bert.from_pretrained(directory, dtype=dtype))
     stored = {name: value.astype(dtype) for name, value in tensors.items()}
     exact = reference.embedding(reference.encode(HF, stored, tokens, mask, np.zeros_like(tokens))[0], mask)
-    (found,) = assert_numeric_gate(partial(bert.embed, graphdef), exact, state, tokens, mask)
+    within = ROUGHLY if dtype == jnp.bfloat16 else 2e-5
+    (found,) = assert_numeric_gate(partial(bert.embed, graphdef), exact, state, tokens, mask, within=within)
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, exact, atol=0.02 if dtype == jnp.bfloat16 else 1e-5)
 
 
 # Checkpoints

@@ -16,7 +16,7 @@ from models.mamba2 import Mamba2, Mamba2Config
 from models.mamba2.ssm import many_steps, one_step
 from models.mamba2.weights import load_config
 from tests.models import mamba2_reference as reference
-from tests.models.gate import assert_numeric_gate
+from tests.models.gate import ROUGHLY, assert_numeric_gate
 from tests.models.hf_reference import write_checkpoint
 
 HF = reference.MAMBA2
@@ -107,8 +107,8 @@ def test_a_step_as_one_megakernel_is_as_near_to_the_recurrence_as_jit(tmp_path, 
         _, logits, cache = mamba2.greedy_step(model, params, token, cache)
         return logits, cache
 
-    found = assert_numeric_gate(step, (exact[:, -1], ends), params, tokens[:, -1], cache)
-    np.testing.assert_allclose(found[0], exact[:, -1], atol=0.1 if dtype == jnp.bfloat16 else 2e-5)
+    within = ROUGHLY if dtype == jnp.bfloat16 else 2e-5
+    assert_numeric_gate(step, (exact[:, -1], ends), params, tokens[:, -1], cache, within=within)
 
 
 def test_a_prefill_as_one_megakernel_is_as_near_to_the_recurrence_as_jit(loaded, tensors, tokens):

@@ -14,7 +14,7 @@ from models.common.linen import describe
 from models.vit import ViT, ViTConfig
 from models.vit.__main__ import main
 from tests.models import vit_reference as reference
-from tests.models.gate import assert_numeric_gate
+from tests.models.gate import ROUGHLY, assert_numeric_gate
 from tests.models.hf_reference import write_checkpoint
 
 HF = reference.VIT
@@ -46,9 +46,9 @@ def test_one_megakernel_is_as_near_to_the_reference_as_jit(tmp_path, tensors, pi
     stored = {name: value.astype(dtype) for name, value in tensors.items()}
     exact = reference.logits(HF, stored, pixels.astype(dtype).astype(np.float64))
     args = {"params": params}, pixels.transpose(0, 2, 3, 1)
-    (found,) = assert_numeric_gate(model.apply, exact, *args)
+    within = ROUGHLY if dtype == jnp.bfloat16 else 2e-5
+    (found,) = assert_numeric_gate(model.apply, exact, *args, within=within)
     assert found.dtype == np.float32 and found.shape == (24, 10)
-    np.testing.assert_allclose(found, exact, atol=0.05 if dtype == jnp.bfloat16 else 2e-5)
 
 
 def test_patches_go_row_by_row_and_projections_may_lack_biases(tmp_path):
