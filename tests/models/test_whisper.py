@@ -1,4 +1,4 @@
-"""Whisper against the NumPy reference, its checkpoints, and encoder and decode step as one megakernel each."""
+"""Whisper against the NumPy reference, its checkpoints, and as one megakernel; its steps too."""
 
 import json
 from functools import partial
@@ -40,10 +40,11 @@ def inputs():
     return features, rng.integers(3, HF["vocab_size"], (2, LENGTH)).astype(np.int32)
 
 
-def step_of(model, length=LENGTH + 2):
-    """The parts of a model, and its compiled functions."""
-    graphdef, state = nnx.split(model)
-    return graphdef, state, jax.jit(partial(whisper.listen, graphdef, max_len=length))
+def hear(model, features, tokens):
+    """What is heard, and the cache and the logits after ``tokens``."""
+    encoded = model.encode(features)
+    logits, cache = model(tokens, model.init_cache(encoded, LENGTH + 2), jnp.int32(0))
+    return encoded, logits, cache
 
 
 # Numbers
@@ -52,11 +53,10 @@ def step_of(model, length=LENGTH + 2):
 def test_encoder_prefill_and_steps_match_the_reference(model, tensors, inputs):
     features, tokens = inputs
     sound, exact = reference.run(HF, tensors, features, tokens)
-    np.testing.assert_allclose(jax.jit(model.encode)(features), sound, atol=2e-5)
-    graphdef, state, listen = step_of(model)
-    cache = listen(state, features)
-    logits, cache = jax.jit(model)(tokens[:, :5], cache, np.int32(0))
+    graphdef, state = nnx.split(model)
+    found, logits, cache = jax.jit(hear)(model, features, tokens[:, :5])
     assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(found, sound, atol=2e-5)
     np.testing.assert_allclose(logits, exact[:, :5], atol=3e-5)
     step = jax.jit(partial(whisper.greedy_step, graphdef))
     for pos in range(5, LENGTH):
@@ -65,7 +65,7 @@ def test_encoder_prefill_and_steps_match_the_reference(model, tensors, inputs):
         np.testing.assert_array_equal(following, np.argmax(exact[:, pos], axis=-1))
 
 
-def test_a_transcription_is_the_likeliest_token_after_each(model, tensors, inputs):
+def test_a_transcription_by_megakernels_is_the_likeliest_token_after_each(model, tensors, inputs):
     features, _ = inputs
     wrap = partial(jax_mpk.megakernelize, implementation="cpu")
     found = whisper.transcribe(model, features, prompt=[7, 9], max_new_tokens=12, wrap=wrap)
@@ -79,7 +79,7 @@ def test_a_transcription_is_the_likeliest_token_after_each(model, tensors, input
 
 def test_a_text_ends_with_the_end_token(inputs):
     """A model to which, whatever it hears, one token is the likeliest: the end."""
-    model = random_model(Whisper, WhisperConfig.tiny(), dtype=jnp.float32)
+    model = random_model(Whisper, WhisperConfig.tiny(decoder_layers=1), dtype=jnp.float32)
     model.decoder.norm.scale[...] = jnp.zeros(48)
     model.decoder.norm.bias[...] = model.decoder.words.embedding[...][2] * 10
     np.testing.assert_array_equal(whisper.transcribe(model, inputs[0], max_new_tokens=5), [[2], [2]])
@@ -98,24 +98,19 @@ def test_what_cannot_be_transcribed_is_refused(model, inputs):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["f32", "bf16"])
-def test_encoder_and_step_as_one_megakernel_are_as_near_to_the_reference_as_jit(tmp_path, tensors, inputs, dtype):
+def test_all_of_it_as_one_megakernel_is_as_near_to_the_reference_as_jit(tmp_path, tensors, inputs, dtype):
     features, tokens = inputs
     features = features.astype(dtype)
     stored = {name: value.astype(dtype) for name, value in tensors.items()}
-    graphdef, state, listen = step_of(whisper.from_pretrained(write_checkpoint(tmp_path, HF, tensors), dtype=dtype))
-    sound, exact = reference.run(HF, stored, features.astype(np.float64), tokens[:, :1])
+    graphdef, state = nnx.split(whisper.from_pretrained(write_checkpoint(tmp_path, HF, tensors), dtype=dtype))
+    exact = reference.run(HF, stored, features.astype(np.float64), tokens[:, :1])
 
-    def encode(state, features):
-        return nnx.merge(graphdef, state).encode(features)
-
-    def step(state, token, cache, pos):
-        return whisper.greedy_step(graphdef, state, token, cache, pos)[1]
+    def first(state, features, tokens):
+        return hear(nnx.merge(graphdef, state), features, tokens)[:2]
 
     within = ROUGHLY if dtype == jnp.bfloat16 else 2e-5
-    assert_numeric_gate(encode, sound, state, features, within=within)
-    args = state, tokens[:, 0], listen(state, features), np.int32(0)
-    (found,) = assert_numeric_gate(step, exact[:, 0], *args, within=within)
-    assert found.dtype == np.float32 and found.shape == (2, HF["vocab_size"])
+    found = assert_numeric_gate(first, exact, state, features, tokens[:, :1], within=within)
+    assert found[0].dtype == dtype and found[1].dtype == np.float32
 
 
 # Checkpoints
