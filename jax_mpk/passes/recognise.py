@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from jax_mpk.ir import algebra
 from jax_mpk.ir import expr as E
@@ -266,38 +267,78 @@ def _on_axes(g: Graph, op: Contract, exprs: dict[str, Expr], keys: int, head: in
 def _limit(score: Expr, rows: tuple[int, ...], domain: tuple[int, ...], keys: int) -> Expr | None:
     """An exclusive bound on the keys that any row attends to, if the mask shows one: `key <= f(batch, row)`.
 
-    Only a mask that is this one comparison counts. Keys beyond the bound have a weight of exactly zero and are not read:
-    what is stored there, NaN included, does not count (docs/decisions.md, 46). Where some row has no key at all, its
-    softmax is over nothing but masked scores, and where `f` wraps around it has no largest value: then the bound is all
-    keys, as written.
+    Only a mask that is this one comparison counts, or this and a lower bound, as of a sliding window (which stays a mask).
+    Keys beyond the bound have a weight of exactly zero and are not read: what is stored there, NaN included, does not count
+    (docs/decisions.md, 46). Where some row has no key at all, its softmax is over nothing but masked scores, and where
+    `f` wraps around it has no largest value: then the bound is all keys, as written.
     """
-    masks = [x for x in E.walk(score) if isinstance(x, Select) and x.dtype == "f32"]
-    if len(masks) != 1:
+    cond = _mask(score)
+    bounds = [] if cond is None else [_bound(x, keep) for x, keep in _conjuncts(*cond)]
+    upper = [b for b in bounds if b is not None and b.upper]
+    lower = [b for b in bounds if b is not None and not b.upper]
+    if len(upper) != 1 or len(lower) > 1 or len(upper) + len(lower) != len(bounds):
         return None
-    m = masks[0]
-    if _is_masked(m.b):
-        cond, keep = m.cond, True
-    elif _is_masked(m.a):
-        cond, keep = m.cond, False
-    else:
-        return None
-    if not _mask_survives(score, m):
-        return None
-    found = _bound(cond, keep)
-    if found is None:
-        return None
-    bound, inclusive = found
+    bound, inclusive = upper[0].at, upper[0].inclusive
     top, bottom = (_extreme_over(bound, rows, domain, largest) for largest in (True, False))
     if top is None or bottom is None or KEY_AXIS in top.axes:
         return None
     zero, last, all_keys = (E.const(n, "i32") for n in (0, keys - 1, keys))
-    none = E.binary("lt" if inclusive else "le", bottom, zero)
-    irregular = none if top is bottom else E.binary("or", none, E.binary("lt", top, bottom))
+    irregular = E.binary("lt" if inclusive else "le", bottom, zero)
+    if top is not bottom:
+        irregular = E.binary("or", irregular, E.binary("lt", top, bottom))
+    for b in lower:  # the last key of the row with the fewest is one that every row may see
+        first, low = (_extreme_over(b.at, rows, domain, largest) for largest in (True, False))
+        if first is None or low is None or KEY_AXIS in first.axes:
+            return None
+        end = E.binary("min", bottom, last if inclusive else all_keys)
+        end = end if inclusive else E.binary("sub", end, E.const(1, "i32"))
+        empty = E.binary("lt" if b.inclusive else "le", end, first)
+        irregular = E.binary("or", irregular, empty)
+        if first is not low:
+            irregular = E.binary("or", irregular, E.binary("lt", first, low))
     if inclusive:
         end = E.binary("add", E.binary("min", top, last), E.const(1, "i32"))
     else:
         end = E.binary("min", top, all_keys)
     return algebra.simplify(E.select(irregular, all_keys, end))
+
+
+def _mask(score: Expr) -> tuple[Expr, bool] | None:
+    """(c, keep): scores stay where c is `keep`, and are masked elsewhere; None for anything but one mask, or one inside
+    the other, that reaches the softmax."""
+    masks = [x for x in E.walk(score) if isinstance(x, Select) and x.dtype == "f32"]
+    found: tuple[Expr, bool] | None = None
+    inside = score
+    for m in reversed(masks):  # outermost first
+        if not (_mask_survives(inside, m) if m is masks[-1] else _strip(inside) is m):
+            return None
+        if not _is_masked(m.b) and not _is_masked(m.a):
+            return None
+        keep = _is_masked(m.b)
+        if found is None:
+            found = m.cond, keep
+        else:
+            both = (c if k else E.unary("not", c) for c, k in (found, (m.cond, keep)))
+            found = E.binary("and", *both), True
+        inside = m.a if keep else m.b
+    return found
+
+
+def _conjuncts(cond: Expr, keep: bool) -> list[tuple[Expr, bool]]:
+    """Conditions that are all to be what is beside them where `cond` is `keep`."""
+    if isinstance(cond, Unary) and cond.op == "not":
+        return _conjuncts(cond.a, not keep)
+    if isinstance(cond, Binary) and cond.dtype == "bool" and cond.op == ("and" if keep else "or"):
+        return [*_conjuncts(cond.a, keep), *_conjuncts(cond.b, keep)]
+    return [(cond, keep)]
+
+
+class _Bound(NamedTuple):
+    """`key <= at` (upper, inclusive), `key < at`, `key >= at` or `key > at`."""
+
+    at: Expr
+    upper: bool
+    inclusive: bool
 
 
 def _is_masked(e: Expr) -> bool:
@@ -312,16 +353,15 @@ def _mask_survives(score: Expr, mask: Select) -> bool:
     return isinstance(score, Binary) and score.op == "add" and any(_strip(x) is mask for x in (score.a, score.b))
 
 
-def _bound(cond: Expr, keep: bool) -> tuple[Expr, bool] | None:
-    """(b, inclusive): the condition is `keep` exactly if key <= b (inclusive), or key < b."""
-    if isinstance(cond, Unary) and cond.op == "not":
-        return _bound(cond.a, not keep)
+def _bound(cond: Expr, keep: bool) -> _Bound | None:
+    """The bound on the key that the condition is `keep` for; None if it is another condition."""
     if not isinstance(cond, Binary) or cond.op not in ("lt", "le") or cond.a.dtype != "i32":
         return None
-    if keep and _is_key(cond.a):  # key < b, key <= b
-        return cond.b, cond.op == "le"
-    if not keep and _is_key(cond.b):  # not (a < key), not (a <= key)
-        return cond.a, cond.op == "lt"
+    inclusive = (cond.op == "le") == keep  # not (a < key) is key <= a
+    if _is_key(cond.a):  # key < b, key <= b
+        return _Bound(cond.b, keep, inclusive)
+    if _is_key(cond.b):  # a < key, a <= key
+        return _Bound(cond.a, not keep, inclusive)
     return None
 
 
@@ -340,7 +380,12 @@ def _extreme_over(e: Expr, rows: Iterable[int], domain: tuple[int, ...], largest
     if isinstance(e, Index) and all(t.coef > 0 and t.div == 1 and not t.mod for t in e.coord.terms if t.axis in rows):
         last = sum(t.coef * (domain[t.axis] - 1) for t in e.coord.terms if t.axis in rows) if largest else 0
         return E.index(Coord(e.coord.const + last, tuple(t for t in e.coord.terms if t.axis not in rows)))
-    if isinstance(e, Binary) and e.op == "add" and not (e.a.axes & rows and e.b.axes & rows):
+    if isinstance(e, Binary) and e.op in ("add", "sub") and _apart(e, rows):
         a, b = (_extreme_over(x, rows, domain, largest) for x in (e.a, e.b))
-        return None if a is None or b is None else E.binary("add", a, b)
+        return None if a is None or b is None else E.binary(e.op, a, b)
     return None
+
+
+def _apart(e: Binary, rows: frozenset[int]) -> bool:
+    """Whether one side alone goes with the rows, of a difference the left one."""
+    return not e.b.axes & rows or (e.op == "add" and not e.a.axes & rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 
 import jax
@@ -158,6 +159,48 @@ def test_causal_limits(rows, inclusive):
     for pos in POSITIONS:
         run.args[3] = np.int32(pos)
         np.testing.assert_allclose(run()[0], jax.jit(f)(*args, np.int32(pos)), rtol=1e-5, atol=1e-5, err_msg=str(pos))
+
+
+WINDOWS = {
+    "and": lambda s, key, end, w: jnp.where((key <= end) & (key > end - w), s, -jnp.inf),
+    "exclusive": lambda s, key, end, w: jnp.where(jnp.logical_and(end + 1 > key, end - w < key), s, -1e30),
+    "inclusive": lambda s, key, end, w: jnp.where((key >= end - (w - 1)) & (key < end + 1), s, -1e30),
+    "or": lambda s, key, end, w: jnp.where((key > end) | (key <= end - w), -1e30, s),
+    "not": lambda s, key, end, w: jnp.where(~((key > end) | ~(end - key < w)) & (key > end - w), s, -1e30),
+    "twice": lambda s, key, end, w: jnp.where(key > end - w, jnp.where(key <= end, s, -1e30), -1e30),
+    "masked twice": lambda s, key, end, w: jnp.where(key <= end - w, -1e30, jnp.where(key > end, -1e30, s)),
+}
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("how", WINDOWS)
+def test_windowed_limits(how, rows):
+    """A sliding window: the keys behind a row's position are not read, whatever else the mask says; rows without any key."""
+
+    def f(q, k, v, pos, window):
+        key, end = jnp.arange(k.shape[1]), pos + jnp.arange(rows)[:, None]
+        s = WINDOWS[how](jnp.einsum("btd,bsd->bts", q, k), key, end, window)
+        return jnp.einsum("bts,bsd->btd", jax.nn.softmax(s, -1), v)
+
+    args = data(2, rows, 4), data(2, 12, 4), data(2, 12, 4, seed=1)
+    run = Runner(f, *args, np.int32(0), np.int32(0))
+    assert ("limit:" in run.compiled.text("refine")) == (how != "not"), "a difference of two keys is no bound"
+    for pos, window in itertools.product(POSITIONS, (4, 1, 2, 100, 0, -3, LAST, -LAST - 1)):
+        run.args[3:] = np.int32(pos), np.int32(window)
+        want = jax.jit(f)(*args, *run.args[3:])
+        np.testing.assert_allclose(run()[0], want, rtol=1e-5, atol=1e-5, err_msg=f"{pos}, {window}")
+
+
+def test_keys_behind_a_window_are_not_read():
+    def f(q, k, v, pos):
+        key = jnp.arange(k.shape[0])
+        s = jnp.where((key <= pos) & (key > pos - 3), q @ k.T, -1e30)
+        return jax.nn.softmax(s, -1) @ v
+
+    q, k, v = data(2, 4), data(9, 4), data(9, 4, seed=1)
+    clean = Runner(f, q, k, v, np.int32(4))()[0]
+    k[5:], v[5:] = np.nan, np.inf
+    np.testing.assert_array_equal(Runner(f, q, k, v, np.int32(4))()[0], clean)
 
 
 def test_a_mask_that_real_scores_may_reach_is_no_limit():
