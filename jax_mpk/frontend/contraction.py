@@ -80,31 +80,43 @@ def _coords(t: Tensor, batch_dims: Sequence[int], batch: Sequence[Coord], k_dims
     return [named[d] if d in named else next(rest) for d in range(len(t.shape))]
 
 
+MUCH = 16
+"""How many times larger data that is gathered has to be than data that is given, to be copied and streamed rather than be
+the activation: a matrix that an index chooses, beside the few rows that it multiplies."""
+
+
 def _streams(b: Builder, x: Tensor, y: Tensor) -> bool:
     """Whether `x` rather than `y` is the operand to stream: data that the function is given, else the larger one."""
+    size_x, size_y = math.prod(x.shape), math.prod(y.shape)
     given_x, given_y = _given(b, x), _given(b, y)
-    if given_x != given_y:
-        return given_x
-    return math.prod(x.shape) > math.prod(y.shape)
+    if given_x and given_y and given_x != given_y:
+        return size_x >= MUCH * size_y if given_x == GATHERED else size_y < MUCH * size_x
+    return bool(given_x) if bool(given_x) != bool(given_y) else size_x > size_y
 
 
 _CASTS = ("round_bf16", "round_f16", "i2f", "u2f")
 
 
-def _given(b: Builder, t: Tensor) -> bool:
-    """Whether `t` is an argument or constant, seen through views, casts and in-place updates (a cache)."""
-    value = t.value
+PLAIN, GATHERED = 2, 1
+
+
+def _given(b: Builder, t: Tensor) -> int:
+    """PLAIN if `t` is an argument or constant, seen through views, casts and in-place updates (a cache), GATHERED if places
+    in it are dynamic; 0 for anything else."""
+    value, how = t.value, PLAIN
     while value >= 0:
         op = b.producers.get(value)
         if op is None:
-            return True
+            return how
         if isinstance(op, Update):
             value = op.append.target
             continue
         e = op.expr if isinstance(op, Map) else None
         while isinstance(e, E.Unary) and e.op in _CASTS:
             e = e.a
-        if not isinstance(e, E.Load) or any(c.dyn is not None for c in e.coords):
-            return False
+        if not isinstance(e, E.Load):
+            return 0
+        if any(c.dyn is not None for c in e.coords):
+            how = GATHERED
         value = e.value
-    return False
+    return 0

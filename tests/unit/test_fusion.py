@@ -181,3 +181,18 @@ def test_nothing_is_reduced_again_for_every_element(f, shapes, target):
     deep = [x for e in last.exprs().values() for x in E.walk(e) if isinstance(x, E.Reduce)]
     assert first.expr.height == 1 and len(deep) == (f is _norm_of_sums)
     assert last.reads() & set(first.writes()) and not last.reads() & set(g.args[1:])
+
+
+@pytest.mark.parametrize("rows,streamed", [(1, "chosen"), (3, "chosen"), (64, "given")])
+def test_a_matrix_that_an_index_chooses_is_what_is_streamed(rows, streamed):
+    """Beside few rows: as the activation it would be read element by element. Rows that an index chooses are activations."""
+    x, w = jax.ShapeDtypeStruct((rows, 64), jnp.float32), jax.ShapeDtypeStruct((4, 64, 96), jnp.float32)
+    index = jax.ShapeDtypeStruct((), jnp.int32)
+    g = stages(lambda x, w, s: x @ w[s], x, w, index)["layout"]
+    (op,) = (o for o in g.ops if isinstance(o, Contract))
+    given = {v for r in op.rhs for v in r.loads} == {g.args[0]}
+    assert given == (streamed == "given")
+    table, tokens = jax.ShapeDtypeStruct((512, 64), jnp.float32), jax.ShapeDtypeStruct((rows,), jnp.int32)
+    g = stages(lambda t, i, w: t[i] @ w, table, tokens, jax.ShapeDtypeStruct((64, 96), jnp.float32))["layout"]
+    (op,) = (o for o in g.ops if isinstance(o, Contract))
+    assert {v for r in op.rhs for v in r.loads} == {g.args[2]}
