@@ -385,7 +385,7 @@ def _reduces_badly(e: Expr, op: Map, user: Op) -> bool:
                     return True
                 scope = user.scope(role)
                 if not isinstance(user, Map | Update):  # a core evaluates a side over the axes of that side
-                    scope = {a: scope[a] for a in f.axes | new.axes}
+                    scope = {a: n for a, n in scope.items() if a in f.axes or a in new.axes}
                 again = _repeats(new, user) if user.row is not None else _blows_up(new, scope)
                 if again or _nested(f, x, new):
                     return True

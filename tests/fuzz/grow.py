@@ -504,7 +504,9 @@ def sorting(g: Grower) -> None:
         return
     d = g.axis(v)
     k = g.up_to(v.shape[-1], 1)
-    forms = [f"jnp.sort({v.name}, {d})", f"lax.top_k({v.name}, {k})[0]", f"jnp.sort({v.name}, {d}, descending=True)"]
+    # A computed NaN has any sign, and by that it is the first or the last for top_k.
+    known = v.name if v.exact or v.dtype not in FLOATS else f"jnp.where(jnp.isnan({v.name}), jnp.nan, {v.name})"
+    forms = [f"jnp.sort({v.name}, {d})", f"lax.top_k({known}, {k})[0]", f"jnp.sort({v.name}, {d}, descending=True)"]
     if v.exact:
         forms += [f"jnp.argsort({v.name}, {d})", f"lax.top_k({v.name}, {k})[1]", f"jnp.unique({v.name}, size={k}, fill_value=0)",
                   f"lax.sort(({v.name}, {v.name}[..., ::-1]), dimension={d}, num_keys=1)[1]", f"jnp.median({v.name}, {d})",

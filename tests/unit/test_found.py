@@ -283,3 +283,13 @@ def test_a_long_row_is_reduced_once():
     run = same(f, data(1, 16), data(16, 40_000), ints(9, 1, 8), np.int32(3))
     ops = run.compiled.stages["fuse"].ops
     assert sum("argmax" in str(e) for op in ops for e in op.exprs().values()) == 1
+
+
+def test_a_sum_of_columns_chosen_by_a_row_of_extremes():
+    """What a map is written into may be inside of a reduction, whose axes are not those of the operator."""
+
+    def f(x, y):
+        return jnp.einsum("a,ax->x", jnp.min(x, -1), y) + x[3]
+
+    grad = lambda x, y: jax.grad(lambda *a: f(*a).sum(), (0, 1))(x, y)
+    same(grad, data(8, 16), data(8, 16, seed=1))
