@@ -1,1 +1,1 @@
-"""Decoder-only language models in ordinary Flax, with checkpoint loaders and a text generation command."""
+"""Models in ordinary Flax, with checkpoint loaders; language models have a text generation command."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -77,8 +76,7 @@ def from_pretrained(
     """
     if config is None:
         config = checkpoint.load_config(BertConfig, directory)
-    with contextlib.ExitStack() as stack:
-        names = set(checkpoint._open(Path(directory), stack))
+    names = checkpoint.tensor_names(directory)
     ignore = {name for name in names if name.startswith(_HEADS) or name.endswith("embeddings.position_ids")}
     tensors = tensor_map(config, names)
     return checkpoint.load_model(Bert, config, directory, tensors, dtype=dtype, ignore=ignore, progress=progress)

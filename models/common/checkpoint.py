@@ -192,6 +192,12 @@ def _read(directory: Path, name: str) -> dict[str, Any]:
         raise CheckpointError(directory, corrupt=[f"{name} ({error})"]) from error
 
 
+def tensor_names(directory: Path | str) -> set[str]:
+    """The names of the tensors of a checkpoint directory. Raises `CheckpointError` for files that are none."""
+    with contextlib.ExitStack() as stack:
+        return set(_open(Path(directory), stack))
+
+
 def _open(directory: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
     """Each tensor name to the open file that holds it."""
     weight_map = _weight_map(directory)
