@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jax_mpk.ir import traffic
 from jax_mpk.ir.graph import Graph
 from jax_mpk.ir.tasks import READ, WRITE, TaskGraph
 from jax_mpk.kinds import kind_of
@@ -89,8 +90,11 @@ def cost(graph: Graph, tg: TaskGraph) -> Cost:
         if g.op < 0:
             continue
         own = grid_of == n
-        flops, scalar = kind_of(graph.ops[g.op]).work(graph.ops[g.op])
-        ops.append(OpCost(g.name, g.kind, g.count, flops, scalar, distinct(own & reads), distinct(own & writes),
-                          distinct(own & streams[tg.boxes.buffer])))  # fmt: skip
+        op = graph.ops[g.op]
+        flops, scalar = kind_of(op).work(op)
+        most = traffic.read(graph, op)  # a box of what may be anywhere is all of it
+        ops.append(OpCost(g.name, g.kind, g.count, flops, scalar, min(distinct(own & reads), most),
+                          min(distinct(own & writes), traffic.written(graph, op)),
+                          min(distinct(own & streams[tg.boxes.buffer]), most)))  # fmt: skip
     return Cost(tuple(ops), sum(o.flops for o in ops), sum(o.scalar for o in ops), sum(o.read for o in ops),
-                sum(o.written for o in ops), distinct(streams[tg.boxes.buffer]))  # fmt: skip
+                sum(o.written for o in ops), min(distinct(streams[tg.boxes.buffer]), sum(o.stream for o in ops)))  # fmt: skip

@@ -6,6 +6,7 @@ import math
 
 from jax_mpk.device import Device
 from jax_mpk.ir import expr as E
+from jax_mpk.ir import traffic
 from jax_mpk.ir.graph import Attention, Contract, Graph, Op, Sort, Update, itemsize
 from jax_mpk.ir.loops import flatten, loop_axes
 from jax_mpk.kinds import kind_of
@@ -43,10 +44,7 @@ def _piece(graph: Graph, op: Op, level: int, target: Device) -> Piece:
         how = "strided"
     elif any(itemsize(graph.values[v].dtype) == 1 and graph.values[v].dtype != "bool" for v in op.reads()):
         how = "narrow"
-    written = sum(
-        min(graph.values[v].nbytes, math.prod(op.domain) * itemsize(graph.values[v].dtype)) for v in op.writes()
-    )
-    return Piece(how, graph.values[op.out].name or op.source.primitive, _read(graph, op, extent), written, core // 2,
+    return Piece(how, graph.values[op.out].name or op.source.primitive, traffic.read(graph, op), traffic.written(graph, op), core // 2,
                  rows, scalar, tasks, level)  # fmt: skip
 
 
@@ -54,19 +52,6 @@ def _one_by_one(op: Update) -> int:
     """How many stores of a task follow each other, because they may be to one place."""
     apart = {t.axis for c in op.append.coords for t in c.terms}
     return math.prod(n for a, n in enumerate(op.domain) if a not in apart)
-
-
-def _read(graph: Graph, op: Op, extent: dict[int, int]) -> int:
-    """Distinct bytes: of every value as many elements as its loads have points, at most all."""
-    total: dict[int, int] = {}
-    for e in op.exprs().values():
-        inner = dict(extent)
-        for x in E.walk(e):
-            if isinstance(x, E.Reduce):
-                inner |= dict(zip(x.bound, x.extents, strict=True))
-        for x, _ in E.walk_loads(e):
-            total[x.value] = total.get(x.value, 0) + math.prod(inner.get(a, 1) for a in x.axes)
-    return sum(min(graph.values[v].nbytes, n * itemsize(graph.values[v].dtype)) for v, n in total.items())
 
 
 def _scalar(op: Op, extent: dict[int, int]) -> int:

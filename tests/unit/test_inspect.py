@@ -69,6 +69,23 @@ def test_cost_counts_what_is_shared_once():
     assert cost.stream < 4 * 512 * 64
 
 
+def test_what_may_be_anywhere_counts_once():
+    """A gather reads the rows that it gathers, an update writes its window: not the whole table."""
+    table, rows = jnp.ones((4096, 32)), jnp.arange(4)
+
+    def gather(t, i, w):
+        return jnp.tanh(t[i]) @ w
+
+    cost = megakernelize(gather, implementation="cpu").cost_analysis(table, rows, jnp.ones((32, 16)))
+    assert 4 * 4 * 32 <= cost.read <= 4 * (2 * 4 * 32 + 32 * 16 + 2 * 4)
+
+    def update(t, x, p):
+        return lax.dynamic_update_slice(t, x, (p, 0))
+
+    cost = megakernelize(update, implementation="cpu").cost_analysis(table, jnp.ones((1, 32)), jnp.int32(3))
+    assert cost.written == 4 * 32 and 4 * 32 <= cost.read <= 4 * 32 + 8
+
+
 def test_draw_is_svg_with_every_operator(tmp_path):
     path = tmp_path / "mlp.svg"
     svg = f.draw(X, W, V, file=path)
