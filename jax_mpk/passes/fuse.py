@@ -14,7 +14,7 @@ latency, not arithmetic, is what a small decode step spends its time on. So fusi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from jax_mpk.device import CPU, Device
@@ -62,6 +62,8 @@ SHARED_NODES = 64
 from its start by every reader of every step."""
 LONG_ROW = 1 << 14
 """Elements of a row whose reduction is not repeated for a reader where it is computed anyway: that takes longer than a hop."""
+HOP_CPU, HOP_GPU = 1 << 18, 1 << 22
+"""Work (cost units) that all workers do in the time of a hop, which is what computing a map in its reader saves."""
 BLOWUP = 4
 """How much more often than necessary a row reduction may be evaluated inside a consumer."""
 APPEND_ROWS = 64
@@ -70,7 +72,7 @@ APPEND_ROWS = 64
 
 def run(g: Graph, target: Device = CPU) -> Graph:
     """The fused graph; `target` decides whether contractions are split over k on the way."""
-    g = results.run(_epilogues(g))
+    g = results.run(_epilogues(g, target))
     g = _appends(g)
     g = split(g, target)
     g = _prologues(g, target)
@@ -80,7 +82,7 @@ def run(g: Graph, target: Device = CPU) -> Graph:
 # ------------------------------------------------------------------------------------------------------------ epilogues
 
 
-def _epilogues(g: Graph) -> Graph:
+def _epilogues(g: Graph, target: Device) -> Graph:
     """Grows every core with accumulators downwards as long as its output has one consumer that is aligned with it."""
     ops: dict[int, Op] = {op.out: op for op in g.ops}  # in program order; a fused operator moves to its map's place
     users = {v: {op.out for op in c} for v, c in g.consumers().items()}
@@ -91,7 +93,7 @@ def _epilogues(g: Graph) -> Graph:
         gone.update(old for old, _ in op.inplace())
         if not isinstance(op, Map) or op.out not in ops:
             continue
-        op = _absorb_maps(op, ops, users, results, gone)
+        op = _absorb_maps(op, ops, users, results, gone, target)
         ops[op.out] = op
         fused = _fuse_epilogue(op, ops, users, results, level)
         if fused is not None:
@@ -118,14 +120,15 @@ def _levels(ops: tuple[Op, ...]) -> dict[int, int]:
 
 
 def _absorb_maps(op: Map, ops: dict[int, Op], users: dict[int, set[int]], results: frozenset[int],
-                 gone: set[int]) -> Map:  # fmt: skip
+                 gone: set[int], target: Device) -> Map:  # fmt: skip
     """Writes maps that only `op` uses into it."""
     while True:
         table = {}
         for v in op.expr.loads:
             p = ops.get(v)
             if isinstance(p, Map) and users[v] == {op.out} and v not in results and p.store is None:
-                table[v] = p.expr
+                if not _computes_again(p, op, target):
+                    table[v] = p.expr
         new = inline(op, table, gone) if table else op
         assert isinstance(new, Map)
         done = {v for v in table if v not in new.expr.loads}
@@ -348,6 +351,8 @@ def _inlines(g: Graph, m: Map, user: Op, ready: dict[int, int], users: dict[int,
         return False
     if e.cost <= CHEAP and not e.height:
         return True
+    if _computes_again(m, user, target):
+        return False
     if target.gpu and isinstance(user, Contract) and e.height and _bytes(g, m) > PROLOGUE_BYTES:
         return False
     # Reading it costs no hop if the user waits for something that is at least as late anyway.
@@ -383,13 +388,53 @@ def _reduces_badly(e: Expr, op: Map, user: Op) -> bool:
                     new = at(e, x.coords)
                 except E.NotAffine:
                     return True
-                scope = user.scope(role)
-                if not isinstance(user, Map | Update):  # a core evaluates a side over the axes of that side
-                    scope = {a: n for a, n in scope.items() if a in f.axes or a in new.axes}
+                scope = _evaluated(user, role, f)
                 again = _repeats(new, user) if user.row is not None else _blows_up(new, scope)
                 if again or _nested(f, x, new):
                     return True
     return False
+
+
+def _computes_again(m: Map, user: Op, target: Device) -> bool:
+    """Whether `user` would compute elements of `m` again and again, for points of outer axes that `m` does not have, with more
+    work than a hop is worth. What goes by outer axes alone is computed once for all inner ones."""
+    if m.expr.cost <= CHEAP:
+        return False
+    work = 0.0
+    todo = [(f, dict(_evaluated(user, role, f))) for role, f in user.exprs().items() if m.out in f.loads]
+    while todo:
+        f, scope = todo.pop()
+        for x in _readers(f, m.out):
+            used = sorted(a for a, n in scope.items() if n > 1)
+            outer = used[: max((n + 1 for n, a in enumerate(used) if a in x.axes), default=0)]
+            if isinstance(x, E.Reduce):
+                todo.append((x.body, {a: scope[a] for a in outer} | dict(zip(x.bound, x.extents, strict=True))))
+                continue
+            again = math.prod(scope[a] for a in outer if a not in x.axes)
+            if again > BLOWUP:
+                work += again * math.prod(scope[a] for a in outer if a in x.axes) * m.expr.cost
+    return work > (HOP_GPU if target.gpu else HOP_CPU)
+
+
+def _readers(e: Expr, value: int) -> Iterator[Load | E.Reduce]:
+    """The loads of a value, and instead of those inside of reductions these."""
+    todo, seen = [e], {e}
+    while todo:
+        x = todo.pop()
+        if isinstance(x, Load | E.Reduce):
+            if isinstance(x, E.Reduce) or x.value == value:
+                yield x
+            if isinstance(x, E.Reduce):
+                continue
+        below = {a for a in x.args() if value in a.loads} - seen
+        seen |= below
+        todo += below
+
+
+def _evaluated(user: Op, role: str, f: Expr) -> Mapping[int, int]:
+    """The axes over which an operator evaluates a side: a core those of the side only."""
+    scope = user.scope(role)
+    return scope if isinstance(user, Map | Update) else {a: n for a, n in scope.items() if a in f.axes}
 
 
 def _repeats(e: Expr, user: Op) -> bool:

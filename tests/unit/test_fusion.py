@@ -196,3 +196,21 @@ def test_a_matrix_that_an_index_chooses_is_what_is_streamed(rows, streamed):
     g = stages(lambda t, i, w: t[i] @ w, table, tokens, jax.ShapeDtypeStruct((64, 96), jnp.float32))["layout"]
     (op,) = (o for o in g.ops if isinstance(o, Contract))
     assert {v for r in op.rhs for v in r.loads} == {g.args[2]}
+
+
+def _outer(state, x, k):
+    return state * jax.nn.gelu(x)[:, None] + jax.nn.gelu(jnp.tanh(k))
+
+
+def _outer_sum(state, x, k):
+    return (state * jax.nn.gelu(x)[:, None] * jax.nn.gelu(jnp.tanh(k))).sum(-1)
+
+
+@pytest.mark.parametrize("f", [_outer, _outer_sum])
+def test_nothing_costly_is_computed_again_for_every_row(f):
+    """What goes by the inner axis is a map of its own if the rows are many; what goes by the outer one costs nothing there."""
+    shapes = lambda rows: [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((rows, 256), (rows,), (256,))]
+    g = stages(f, *shapes(512))["layout"]
+    first, last = g.ops
+    assert first.domain == (256,) and first.reads() == {g.args[2]} and last.reads() == {*g.args[:2], first.out}
+    assert len(stages(f, *shapes(8))["layout"].ops) == 1, "a hop costs more"
