@@ -408,7 +408,10 @@ def attention(g: Grower) -> None:
             g.add(k, True)
             k = g.lines[-1].name
     lengths = g.operand((b, 1, 1, 1, 1), "int32", "index", s).name
-    mask = str(g.one("None", f"jnp.arange({s}) <= {pos}", f"jnp.arange({s}) < {lengths}",
+    window, end = g.operand((), "int32", "index", s).name, f"jnp.arange({t})[:, None] + {pos}"
+    mask = str(g.one("None", f"(jnp.arange({s}) <= {pos}) & (jnp.arange({s}) > {pos} - {window})",
+                     f"(jnp.arange({s}) <= {end}) & (jnp.arange({s}) > {end} - {window})",
+                     f"~((jnp.arange({s}) >= {lengths}) | (jnp.arange({s}) < {lengths} - 3))", f"jnp.arange({s}) <= {pos}", f"jnp.arange({s}) < {lengths}",
                      f"jnp.arange({s})[None] <= jnp.arange({t})[:, None] + {pos}",
                      g.operand((b, 1, 1, t, s), "bool").name))  # fmt: skip
     g.add(f"attend({q}, {k}, {v}, {mask}, {float(g.one(0.3, 0.125, 1.0))})", False)
