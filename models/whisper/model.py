@@ -11,7 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from models.common.attend import attend
-from models.common.attention import cached_attention
+from models.common.attention import Scores, cached_attention
 from models.common.cache import LayerCache, update_cache
 from models.whisper.config import WhisperConfig
 
@@ -86,7 +86,8 @@ class DecoderBlock(nnx.Module):
     ) -> tuple[jax.Array, LayerCache]:
         y = self.norm(x)
         text = update_cache(text, **self.attention.keys(y), pos=pos)
-        x = x + self.attention.join(cached_attention(self.attention.queries(y), **text, pos=pos))
+        q = self.attention.queries(y)
+        x = x + self.attention.join(cached_attention(q, **text, pos=pos, how=Scores(q.shape[-1] ** -0.5)))
         x = x + self.cross.join(attend(self.cross.queries(self.cross_norm(x)), **sound))
         return x + self.mlp(x), text
 
