@@ -68,12 +68,12 @@ def generation(arch: str) -> int:
 
 
 def cuda(arch: str = "sm_90a", workers: int = 132, *, machine: str = "", stream: bool = True, window: int = WINDOW,
-         ring: int = 0, profile: bool = False) -> Device:  # fmt: skip
+         ring: int = 0) -> Device:  # fmt: skip
     """A GPU of that architecture with so many multiprocessors; `stream` False leaves the tensor copy engine alone."""
     capability = generation(arch)
     known = [c for c in SHARED if c <= max(capability, OLDEST)]
     return Device("cuda", workers, COLUMNS, workers, arch=arch, machine=machine or arch, shared=SHARED[max(known)],
-                  tensor_copies=stream and capability >= 90, window=window, ring=ring, profile=profile)  # fmt: skip
+                  tensor_copies=stream and capability >= 90, window=window, ring=ring)  # fmt: skip
 
 
 CPU = cpu(2)

@@ -79,10 +79,6 @@ class Options:
         0, "CUDA: frames of 16 KiB in a block's ring; 0 = what fits; more than the window", codegen=True, most=64
     )
 
-    profile: bool = _knob(
-        False, "CUDA: every task leaves four times at the end of the workspace (`.profile`)", codegen=True
-    )
-
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +12,7 @@ import jax.extend.core as jc
 from jax_mpk import _compat, abi, backends, compiler, cuts, modules, predict
 from jax_mpk import options as opts
 from jax_mpk.errors import UnsupportedError
-from jax_mpk.inspect import cost, draw, explain, profile
+from jax_mpk.inspect import cost, draw, explain, profile, text
 from jax_mpk.ir.graph import Graph
 from jax_mpk.ir.tasks import TaskGraph
 from jax_mpk.primitive import megakernel_p
@@ -79,10 +78,7 @@ class Lowered:
 
     def draw(self, file: Any = None) -> str:
         """The task graph as SVG text, also written to the path `file`."""
-        svg = draw.draw(self.tasks("events"), self.compiled.name)
-        if file is not None:
-            Path(file).write_text(svg)
-        return svg
+        return text.written(draw.draw(self.tasks("events"), self.compiled.name), file)
 
     def cost_analysis(self) -> cost.Cost:
         """Flops and bytes per operator and in total."""
@@ -91,8 +87,7 @@ class Lowered:
 
 def lower(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Lowered:
     """Compiles a `Megakernelized` for arguments or `jax.ShapeDtypeStruct`s; see `Megakernelized.lower`."""
-    traced = _Traced.of(wrapped, args, kwargs)
-    eqn, platform, options = traced.eqn, traced.platform, traced.options
+    eqn, platform, options, *_ = _Traced.of(wrapped, args, kwargs)
     try:
         return _lowered(wrapped, eqn.params["jaxpr"], platform, options, eqn.params["name"])
     except UnsupportedError as error:
@@ -107,8 +102,7 @@ def _lowered(wrapped: Any, jaxpr: Any, platform: str, options: opts.Options, nam
 
 def explained(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """`Lowered.explain` of a `Megakernelized`; of one that is cut, what is cut out and every piece."""
-    traced = _Traced.of(wrapped, args, kwargs)
-    eqn, platform, options = traced.eqn, traced.platform, traced.options
+    eqn, platform, options, *_ = _Traced.of(wrapped, args, kwargs)
 
     def of(jaxpr: Any, name: str) -> str:
         found = predict.faster_apart(jaxpr, platform, options) if wrapped.implementation is None else None
@@ -130,11 +124,11 @@ def explained(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> st
 def profiled(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> profile.Profile:
     """The profile of one launch of a `Megakernelized`; see `Megakernelized.profile`."""
     traced = _Traced.of(wrapped, args, kwargs)
-    backend, name = backends.get(traced.platform), traced.eqn.params["name"]
-    options = replace(traced.options, profile=True)
-    on = backend.device(options)
+    eqn, platform, options, *_ = traced
+    backend, name = backends.get(platform), eqn.params["name"]
+    on = replace(backend.device(options), profile=True)
     try:
-        compiled = compiler.compile(traced.eqn.params["jaxpr"], on, options, name=name)
+        compiled = compiler.compile(eqn.params["jaxpr"], on, options, name=name)
     except UnsupportedError as error:
         raise error.located(_compat.here) from None
     lowered = Lowered(compiled)
@@ -142,13 +136,12 @@ def profiled(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> pro
     at, worker = backend.times(p, on, lowered.jaxpr.out_avals, traced.operands(), options)
     where = {g.name: g.source for g in lowered.tasks("events").grids}
     read = {o.name: o.read for o in lowered.cost_analysis().ops}
-    return profile.profile(p, traced.platform, name, at, worker, where, read)
+    return profile.profile(p, platform, name, at, worker, where, read)
 
 
 def predicted(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> predict.Choice:
     """What would be chosen for a `Megakernelized`; see `Megakernelized.predict`."""
-    traced = _Traced.of(wrapped, args, kwargs)
-    eqn, platform, options = traced.eqn, traced.platform, traced.options
+    eqn, platform, options, *_ = _Traced.of(wrapped, args, kwargs)
     try:
         return predict.choice(eqn.params["jaxpr"], platform, options, eqn.params["name"])
     except UnsupportedError as error:

@@ -105,7 +105,7 @@ have the loads and stores of the same bodies, in stages without registers, for t
 from __future__ import annotations
 
 from jax_mpk.abi import launch
-from jax_mpk.abi.blob import Program, ProgramError, content_hash, decode, encode, with_key
+from jax_mpk.abi.blob import Program, ProgramError, content_hash, decode, encode, structure, with_key
 from jax_mpk.abi.printer import header, kernel_header
 from jax_mpk.abi.records import (
     ACCUMULATE,
@@ -138,5 +138,5 @@ __all__ = [
     "ACCUMULATE", "ARITY", "COMBINES", "DTYPE_BYTES", "ENUMS", "IN_PLACE", "LANES", "MAGIC", "MAX_AXES", "MAX_DYN", "MAX_EXTENT",
     "MAX_REGS", "MAX_TRIGGERS", "MAX_WAITS", "Program", "ProgramError", "RECORDS", "SCAN_RUN", "SECTIONS", "SLOT_ACC",
     "SLOT_ACT", "SLOT_LIMIT", "STREAMED", "VECTOR_REG", "VERSION", "content_hash", "decode", "encode", "enum", "header",
-    "kernel_header", "launch", "with_key",
+    "kernel_header", "launch", "structure", "with_key",
 ]  # fmt: skip

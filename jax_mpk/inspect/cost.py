@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jax_mpk.inspect.text import size, table
 from jax_mpk.ir import traffic
 from jax_mpk.ir.graph import Graph
 from jax_mpk.ir.tasks import READ, WRITE, TaskGraph
@@ -48,22 +49,7 @@ class Cost:
         ]
         rows.append(("total", "", size(sum(o.tasks for o in self.ops)),
                      *map(size, (self.flops, self.scalar, self.read, self.written, self.stream))))  # fmt: skip
-        width = [max(len(r[c]) for r in [head, *rows]) for c in range(len(head))]
-        return "\n".join(
-            "  ".join(
-                x.ljust(w) if c < 2 else x.rjust(w) for c, (x, w) in enumerate(zip(r, width, strict=True))
-            ).rstrip()
-            for r in [head, *rows]
-        )
-
-
-def size(n: float) -> str:
-    """A number in three digits: `17`, `4.19M`."""
-    for unit in ("", "k", "M", "G", "T"):
-        if abs(n) < 1000 or unit == "T":
-            return f"{n:.0f}{unit}" if not unit else f"{n:.3g}{unit}"
-        n /= 1000
-    raise AssertionError
+        return table([head, *rows], left=(0, 1))
 
 
 def cost(graph: Graph, tg: TaskGraph) -> Cost:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from jax_mpk.compiler import Compiled
 from jax_mpk.errors import plural
 from jax_mpk.inspect import hops
-from jax_mpk.inspect.cost import cost, size
+from jax_mpk.inspect.cost import cost
+from jax_mpk.inspect.text import size
 
 
 def explain(compiled: Compiled) -> str:

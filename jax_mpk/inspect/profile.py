@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from jax_mpk import abi
-from jax_mpk.inspect import timeline
-from jax_mpk.inspect.cost import size
+from jax_mpk.inspect import text, timeline
 
 PARTS = ("prologue", "core", "epilogue", "waiting", "start", "end")
 """What a worker's time goes to: a task until its activation is in place, its sums over weights and keys, and what comes
@@ -110,26 +109,13 @@ class Profile:
     def table(self) -> str:
         """Rows as text, and what the workers' time went to."""
         head = (
-            "operator",
-            "calls",
-            "tasks",
-            "read",
+            *"operator calls tasks read".split(),
             "span us",
-            "GB/s",
-            "wait",
-            "hop",
-            "prologue",
-            "core",
-            "epilogue",
-            "skew",
+            *"GB/s wait hop prologue core epilogue skew".split(),
             "",
         )
-        body = [head, *(self._cells(r) for r in self.rows())]
-        width = [max(len(r[c]) for r in body) for c in range(len(head))]
-        left = (0, len(head) - 1)
-        lines = ["  ".join(x.ljust(w) if c in left else x.rjust(w) for c, (x, w) in enumerate(zip(r, width, strict=True))).rstrip()
-                 for r in body]  # fmt: skip
-        return "\n".join([self._summary(), "", *lines])
+        rows = [head, *(self._cells(r) for r in self.rows())]
+        return f"{self._summary()}\n\n{text.table(rows, left=(0, len(head) - 1))}"
 
     def _summary(self) -> str:
         spent, total = self.spent(), max(self.total, 1e-9)
@@ -142,18 +128,18 @@ class Profile:
     def _cells(r: Row) -> tuple[str, ...]:
         rate = 1e-3 * r.read * r.calls / r.span if r.span else 0.0
         times = (r.wait, r.hop, r.prologue, r.core, r.epilogue, r.skew)
-        return (r.name, str(r.calls), str(r.tasks), f"{size(r.read)}B", f"{r.span:.1f}", f"{rate:.0f}",
+        return (r.name, str(r.calls), str(r.tasks), f"{text.size(r.read)}B", f"{r.span:.1f}", f"{rate:.0f}",
                 *(f"{x:.2f}" for x in times), r.where)  # fmt: skip
 
     __str__ = table
 
     def trace(self, file: Any = None) -> str:
         """The launch as JSON for Perfetto or chrome://tracing, a track a worker; also written to the path `file`."""
-        return timeline.written(timeline.trace(self), file)
+        return text.written(timeline.trace(self), file)
 
     def svg(self, file: Any = None) -> str:
         """The launch as a picture, a line a worker, that needs no network; also written to the path `file`."""
-        return timeline.written(timeline.svg(self), file)
+        return text.written(timeline.svg(self), file)
 
 
 def profile(p: abi.Program, platform: str, name: str, at: np.ndarray, worker: np.ndarray, where: dict[str, str],
@@ -177,10 +163,9 @@ def profile(p: abi.Program, platform: str, name: str, at: np.ndarray, worker: np
 
 def _operators(p: abi.Program, where: dict[str, str], read: dict[str, int]) -> Iterator[Operator]:
     for op in p["Op"]:
-        like, name = op.copy(), p.name(int(op["name"]))
-        like["slot"], like["name"], like["prologue"] = 0, 0, 0
+        name = p.name(int(op["name"]))
         kind = abi.ENUMS["Kind"][int(op["kind"])].lower()
-        yield Operator(name, kind, where.get(name, ""), read.get(name, 0), like.tobytes())
+        yield Operator(name, kind, where.get(name, ""), read.get(name, 0), abi.structure(op))
 
 
 def _since(us: np.ndarray, worker: np.ndarray) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
@@ -73,13 +72,6 @@ def svg(x: Profile) -> str:
                             f'fill="{FILL.get(op.kind, "#999")}" fill-opacity="{shade}"/>')  # fmt: skip
         out.append(f"<g><title>{escape(tip)}</title>{''.join(bars)}</g>")
     return "\n".join([*out, "</svg>", ""])
-
-
-def written(text: str, file: Any) -> str:
-    """The text, also written to the path `file` if there is one."""
-    if file is not None:
-        Path(file).write_text(text)
-    return text
 
 
 def _ticks(total: float) -> list[float]:

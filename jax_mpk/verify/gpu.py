@@ -18,7 +18,7 @@ from jax_mpk.ir.boxes import ragged
 from jax_mpk.ir.tasks import UPDATE, TaskGraph
 from jax_mpk.verify.codes import Operator, Touch, accesses
 
-_WORKSPACE, _RESULT, _CONST = (abi.enum("Space", name) for name in ("WORKSPACE", "RESULT", "CONST"))
+_WORKSPACE = abi.enum("Space", "WORKSPACE")
 
 
 def is_gpu(p: abi.Program) -> bool:
@@ -77,8 +77,8 @@ def check_appends(p: abi.Program, x: Operator) -> None:
     """Every part of a task appends for itself, so that none waits for another. This is right if an append leaves the same
     however often it runs: it combines with nothing, and loads nothing that an append of the task stores."""
     slots = p["Slot"][int(x.op["slot"]) : int(x.op["slot"] + x.op["slots"])]
-    loads: list[tuple[int, int, int]] = []
-    stores: list[tuple[int, int, int]] = []
+    loads: list[tuple[tuple[str, int], int, int]] = []
+    stores: list[tuple[tuple[str, int], int, int]] = []
     for role in (name for name in abi.ENUMS["Role"] if name.startswith("APPEND")):
         for how, a, _ in accesses(x, role):
             if how not in ("", "set", "where"):
@@ -91,12 +91,14 @@ def check_appends(p: abi.Program, x: Operator) -> None:
             x.fail("its parts append one after the other, and an append loads from memory that an append stores to")
 
 
-def _memory_of(b: np.void) -> tuple[int, int, int]:
-    """(space, first byte, end) such that buffers that share memory overlap; an operand is a space of its own."""
-    if b["space"] in (_WORKSPACE, _CONST):
-        return -1 - int(b["space"]), int(b["offset"]), int(b["offset"] + b["bytes"])
-    own = b["space"] == _RESULT and b["alias"] < 0
-    return (-9 - int(b["index"]) if own else int(b["alias"] if b["space"] == _RESULT else b["index"])), 0, 1
+def _memory_of(b: np.void) -> tuple[tuple[str, int], int, int]:
+    """(space, first byte, end) such that buffers that share memory overlap: a result may live in an operand's buffer."""
+    space, number = abi.ENUMS["Space"][int(b["space"])], int(b["index"])
+    if space in ("WORKSPACE", "CONST"):
+        return (space, 0), int(b["offset"]), int(b["offset"] + b["bytes"])
+    if space == "RESULT" and b["alias"] >= 0:
+        space, number = "ARG", int(b["alias"])
+    return (space, number), 0, int(b["bytes"])
 
 
 def parts(p: abi.Program, number: np.ndarray) -> np.ndarray:

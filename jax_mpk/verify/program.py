@@ -30,7 +30,7 @@ def task_graph(program: abi.Program) -> TaskGraph:
         if min(extent, default=1) < 1 or min(tile, default=1) < 1:
             raise VerifyError(f"operator {name} has extents {extent} and tiles {tile}")
         count = int(np.prod([-(-e // t) for e, t in zip(extent, tile, strict=True)], dtype=np.int64))
-        key = _structure(op)
+        key = abi.structure(op)
         if key not in known:
             known[key] = expand(extent, tile, touches(program, op, name))
         rows.append(_bound(program, op, name, known[key], first))
@@ -69,13 +69,6 @@ def _left(p: abi.Program, n: int, first: int, count: int) -> np.ndarray:
     out[:, 0], out[:, 1], out[:, 2] = first + np.arange(count), buffer, WRITE
     out[:, 3], out[:, 4], out[:, 5:9] = np.arange(count) * nbytes, nbytes, 1
     return out
-
-
-def _structure(op: np.void) -> bytes:
-    """What the touches of an operator depend on: the record without its bindings and names."""
-    op = op.copy()
-    op["slot"], op["name"], op["prologue"], op["variant"] = 0, 0, 0, 0
-    return op.tobytes()
 
 
 def _buffers(p: abi.Program) -> tuple[Buffer, ...]:

@@ -18,7 +18,6 @@ def test_every_knob_comes_from_its_variable():
         own = {
             "arch": ("sm_80", "sm_80"),
             "stop_after": ("fuse", "fuse"),
-            "profile": ("on", True),
             "split": ("on", True),
         }
         given, want = own.get(f.name, text[f.type])
@@ -125,7 +124,7 @@ def test_knobs_of_the_cuda_backend_change_the_program_and_the_source():
     from jax_mpk.errors import UnsupportedError
 
     default = Options()
-    for knobs in ({"arch": "sm_80"}, {"stream": False}, {"ring": 5}, {"window": 2}, {"profile": True}):
+    for knobs in ({"arch": "sm_80"}, {"stream": False}, {"ring": 5}, {"window": 2}):
         assert Options(**knobs).codegen() != default.codegen()
         assert cuda.device(Options(**knobs)) != cuda.device(default)
 
@@ -143,6 +142,5 @@ def test_knobs_of_the_cuda_backend_change_the_program_and_the_source():
     assert "#define MPK_WINDOW 2" in text(program(window=2))
     assert ring(stream=False) == ring(arch="sm_80") == 0
     assert program(arch="sm_80")["Kernel"][0]["shared"] <= SHARED[80]
-    assert program(profile=True)["Kernel"][0]["profile"] > 0
     with pytest.raises(UnsupportedError, match=r"8\.0"):
         cuda.device(Options(arch="sm_75"))

@@ -122,7 +122,7 @@ def test_hops_follow_the_longest_path():
     ("n", "text"), [(0, "0"), (999, "999"), (1000, "1k"), (4190000, "4.19M"), (2e12, "2T"), (2e15, "2e+03T")]
 )
 def test_sizes(n, text):
-    from jax_mpk.inspect.cost import size
+    from jax_mpk.inspect.text import size
 
     assert size(n) == text
 

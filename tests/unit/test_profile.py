@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +100,8 @@ def test_parts_and_stages_of_a_gpu():
 
     b = jnp.bfloat16
     shapes = ((1, 4, 64), (1, 512, 4, 64), (1, 512, 4, 64), (256, 256))
-    p = abi.decode(Runner(attend, *(jnp.ones(s, b) for s in shapes), target=H100).blob)
+    p = abi.decode(Runner(attend, *(jnp.ones(s, b) for s in shapes), target=replace(H100, profile=True)).blob)
+    assert p["Kernel"]["profile"] == 32 * len(p["Task"]), "room for four times a task"
     tasks = p["Task"]
     assert tasks["part"].max() > 0
     level = np.array([{"ATTENTION": 0}.get(abi.ENUMS["Kind"][int(p["Op"][n]["kind"])], int(n)) for n in tasks["op"]])

@@ -43,7 +43,7 @@ def device(options: Options | None = None) -> Device:
             raise UnsupportedError("megakernel", f"the CUDA backend needs compute capability 8.0 or later, not {name}")
     if generation(arch) > generation(machine):
         raise UnsupportedError("megakernel", f"the option arch={arch} is newer than this device, {machine}")
-    found = cuda(arch, workers, machine=machine, stream=o.stream, window=o.window, ring=o.ring, profile=o.profile)
+    found = cuda(arch, workers, machine=machine, stream=o.stream, window=o.window, ring=o.ring)
     return backends.adjusted(found, o)
 
 
