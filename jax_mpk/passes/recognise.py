@@ -269,7 +269,7 @@ def _limit(score: Expr, rows: tuple[int, ...], domain: tuple[int, ...], keys: in
 
     Only a mask that is this one comparison counts, or this and a lower bound, as of a sliding window (which stays a mask).
     Keys beyond the bound have a weight of exactly zero and are not read: what is stored there, NaN included, does not count
-    (docs/decisions.md, 46). Where some row has no key at all, its softmax is over nothing but masked scores, and where
+    (docs/decisions.md, 56 and 70). Where some row has no key at all, its softmax is over nothing but masked scores, and where
     `f` wraps around it has no largest value: then the bound is all keys, as written.
     """
     cond = _mask(score)

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from models.common import limits
 from models.common.fields import Field, Integer, OneOf, Real
-from models.common.shape import Shape, uneven
+from models.common.shape import OPTIONS, Shape, uneven
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class BertConfig(Shape):
         "num_types": Field("type_vocab_size", Integer(1, limits.VOCABULARY), 2),
         "norm_eps": Field("layer_norm_eps", Real(1e-14, 1.0), 1e-12),
     }
-    options = {
+    options = OPTIONS | {
         "hidden_act": Field("hidden_act", OneOf("gelu"), None),
         "position_embedding_type": Field("position_embedding_type", OneOf("absolute"), None),
         "is_decoder": Field("is_decoder", OneOf(False), None),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from models.common import limits
 from models.common.errors import ConfigError
-from models.common.fields import Field, Flag, Integer, OneOf, Real, Several, plain, read, wrong
+from models.common.fields import Field, Flag, Integer, Real, Several
+from models.common.shape import Shape, filled
 
 FIELDS = {
     "vocab_size": Field("vocab_size", Integer(1, limits.VOCABULARY)),
@@ -25,28 +26,16 @@ FIELDS = {
 }
 """The fields of ``DecoderConfig``. A default of None: ``from_hf`` derives it from the others."""
 
-_STORED = OneOf("bfloat16", "float16", "float32")
-OPTIONS = {
-    "quantization_config": Field("quantization_config", OneOf(), None),
-    "torch_dtype": Field("torch_dtype", _STORED, None),
-    "dtype": Field("dtype", _STORED, None),
-}
-"""What a ``config.json`` may say beyond its shape and would change any model. Checked and not kept."""
-
 _SHAPE = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
+class DecoderConfig(Shape):
     """Shape of a decoder with grouped-query attention over a cache, and a gated feed-forward block.
 
-    Frozen and hashable, so it can be a static argument of ``jax.jit``. A family says what it is called in a
-    ``config.json``, and extends the tables where it has more fields, or spells or bounds them in another way.
+    A family extends the tables where it has more fields, or spells or bounds them in another way.
 
-    Attributes:
-      fields: what each field that is a number may be, and its name in a ``config.json``.
-      options: fields of a ``config.json`` that are checked and not kept.
-      constants: those of the options that ``to_hf`` writes, so that other readers know what they would assume else.
+    Attributes (beside those of ``Shape``):
       shape_fields: those in which a checkpoint must agree with a model that it is loaded as.
       explicit: fields that a ``config.json`` must have, be it as null: other readers take a number where they are absent.
 
@@ -54,11 +43,7 @@ class DecoderConfig:
       ConfigError: a field is not what ``fields`` says, or does not fit another one.
     """
 
-    model_type: ClassVar[str]
-    architecture: ClassVar[str]
     fields: ClassVar[Mapping[str, Field]] = FIELDS
-    options: ClassVar[Mapping[str, Field]] = OPTIONS
-    constants: ClassVar[Mapping[str, Any]] = {}
     shape_fields: ClassVar[tuple[str, ...]] = _SHAPE
     explicit: ClassVar[tuple[str, ...]] = ()
 
@@ -74,12 +59,7 @@ class DecoderConfig:
     max_len: int
     eos_token_ids: tuple[int, ...] = ()
 
-    def __post_init__(self) -> None:
-        check_fields(self, self.fields)
-        self._check()
-
     def _check(self) -> None:
-        """Raise ``ConfigError`` unless the fields, each of which is right by itself, fit each other."""
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads evenly, "
@@ -112,74 +92,19 @@ class DecoderConfig:
         """How many positions a query of a layer sees, itself and those just before it; None sees all before it."""
         return None
 
-    def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed."""
-        return dataclasses.replace(self, **changes)
-
-    @classmethod
-    def from_hf(cls, hf: Mapping[str, Any], where: object = "config.json") -> Self:
-        """From the object in a Hugging Face ``config.json``. Null is the same as absent; other fields are not looked at.
-
-        Args:
-          where: the file, for the message.
-
-        Raises:
-          ConfigError: lists every field that is missing, not what it should be, or not supported.
-        """
-        problems: list[str] = []
-        read(hf, {"model_type": Field("model_type", OneOf(cls.model_type), None)} | cls.options, problems)
-        values = cls._read(hf, problems)
-        try:
-            if not problems:
-                return cls(**cls._derive(values))
-        except ConfigError as error:
-            problems.append(str(error))
-        raise ConfigError(f"{plain(where)}: {'; '.join(problems)}")
-
     @classmethod
     def _read(cls, hf: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-        """The values of the fields in ``hf``; what is wrong is appended to ``problems``, and left out."""
         for field in (cls.fields[name] for name in cls.explicit):
             if field.key not in hf:
                 problems.append(f"'{field.key}' is missing, expected {field.kind}")
-        return read(hf, cls.fields, problems)
+        return super()._read(hf, problems)
 
     @classmethod
     def _derive(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """``values``, in which nothing is wrong, with what a ``config.json`` may leave out."""
         hidden, heads = values["hidden_size"], values["num_heads"]
         if values["head_dim"] is None and hidden % heads:
             raise ConfigError(f"'head_dim' is missing, and 'hidden_size' {hidden} is not a multiple of {heads} heads")
         return filled(values, num_kv_heads=heads, head_dim=hidden // heads)
 
     def to_hf(self) -> dict[str, Any]:
-        """The object to write as ``config.json``; the inverse of ``from_hf``."""
-        return (
-            spelt(self, self.fields)
-            | {"architectures": [self.architecture], "model_type": self.model_type}
-            | dict(self.constants)
-            | {"eos_token_id": list(self.eos_token_ids) or None}
-        )
-
-
-def check_fields(config: Any, fields: Mapping[str, Field], prefix: str = "") -> None:
-    """Give every field its proper type, or raise one ``ConfigError`` about those that have none."""
-    problems = []
-    for name, field in fields.items():
-        value = getattr(config, name)
-        try:
-            object.__setattr__(config, name, field.kind(value))
-        except ValueError:
-            problems.append(wrong(name, value, field.kind))
-    if problems:
-        raise ConfigError(prefix + "; ".join(problems))
-
-
-def filled(values: Mapping[str, Any], **derived: Any) -> dict[str, Any]:
-    """``values`` with ``derived`` in place of those that are None."""
-    return dict(values) | {name: value for name, value in derived.items() if values[name] is None}
-
-
-def spelt(source: Any, fields: Mapping[str, Field]) -> dict[str, Any]:
-    """The values of ``fields`` in ``source`` by their names in a ``config.json``."""
-    return {field.key: getattr(source, name) for name, field in fields.items()}
+        return super().to_hf() | {"eos_token_id": list(self.eos_token_ids) or None}

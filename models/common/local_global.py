@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from models.common import limits
-from models.common.config import filled
 from models.common.errors import ConfigError
 from models.common.fields import Field, Integer, OneOf, Several, shown
 from models.common.rotary import ROTARY_FIELDS, ROTARY_OPTIONS, RotaryConfig
+from models.common.shape import filled
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from models.common import limits
-from models.common.config import FIELDS, OPTIONS, DecoderConfig, check_fields, filled, spelt
+from models.common.config import FIELDS, DecoderConfig
 from models.common.errors import ConfigError
 from models.common.fields import Field, Integer, OneOf, Real, Several, plain, read, shown
+from models.common.shape import OPTIONS, check_fields, filled, spelt
 
 SCALING = {
     "factor": Field("factor", Real(1.0, 1e6)),

@@ -6,9 +6,10 @@ import dataclasses
 from typing import Any, Self
 
 from models.common import limits
-from models.common.config import FIELDS, OPTIONS, DecoderConfig, filled
+from models.common.config import FIELDS, DecoderConfig
 from models.common.errors import ConfigError
 from models.common.fields import Field, Flag, Integer, OneOf, Real
+from models.common.shape import OPTIONS, filled
 
 _GPT2 = dict(vocab_size=50_257, norm_eps=1e-5, tie_embeddings=True, max_len=1024, eos_token_ids=(50_256,))
 

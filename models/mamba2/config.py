@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from models.common import limits
 from models.common.fields import Field, Flag, Integer, OneOf, Real
-from models.common.shape import Shape
+from models.common.shape import OPTIONS, Shape
 
 _INFINITY = {"__float__": "Infinity"}  # as ``config.json`` spells what JSON has no number for
 
@@ -66,7 +66,7 @@ class Mamba2Config(Shape):
         "use_conv_bias": Field("use_conv_bias", Flag(), True),
         "tie_embeddings": Field("tie_word_embeddings", Flag(), False),
     }
-    options = {
+    options = OPTIONS | {
         "hidden_act": Field("hidden_act", OneOf("silu", "swish"), None),  # two names of one function
         "rms_norm": Field("rms_norm", OneOf(True), None),
     }

@@ -9,7 +9,7 @@ from typing import Any, Self
 from models.common import limits
 from models.common.errors import ConfigError
 from models.common.fields import Field, Flag, Integer, OneOf, Real, plain, shown
-from models.common.shape import Shape, uneven
+from models.common.shape import OPTIONS, Shape, uneven
 
 _SIDE = 1 << 14  # of an image; the largest that such models were published for is 1,024 pixels wide
 
@@ -32,7 +32,7 @@ class ViTConfig(Shape):
         "qkv_bias": Field("qkv_bias", Flag(), True),
         "norm_eps": Field("layer_norm_eps", Real(1e-14, 1.0), 1e-12),
     }
-    options = {"hidden_act": Field("hidden_act", OneOf("gelu"), None)}
+    options = OPTIONS | {"hidden_act": Field("hidden_act", OneOf("gelu"), None)}
     constants = {"hidden_act": "gelu"}
 
     hidden_size: int

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from models.common import limits
 from models.common.fields import Field, Integer, OneOf
-from models.common.shape import Shape, uneven
+from models.common.shape import OPTIONS, Shape, uneven
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class WhisperConfig(Shape):
         "start_token": Field("decoder_start_token_id", Integer(0, limits.VOCABULARY - 1)),
         "eos_token": Field("eos_token_id", Integer(0, limits.VOCABULARY - 1)),
     }
-    options = {
+    options = OPTIONS | {
         "activation_function": Field("activation_function", OneOf("gelu"), None),
         "scale_embedding": Field("scale_embedding", OneOf(False), None),
         "tie_word_embeddings": Field("tie_word_embeddings", OneOf(True), None),
