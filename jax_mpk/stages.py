@@ -133,7 +133,8 @@ def profiled(wrapped: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> pro
         raise error.located(_compat.here) from None
     lowered = Lowered(compiled)
     p = abi.decode(lowered.program)
-    at, worker = backend.times(p, on, lowered.jaxpr.out_avals, traced.operands(), options)
+    results = [_words(a) for a in lowered.jaxpr.out_avals]
+    at, worker = backend.times(p, on, results, traced.operands(), options)
     where = {g.name: g.source for g in lowered.tasks("events").grids}
     read = {o.name: o.read for o in lowered.cost_analysis().ops}
     return profile.profile(p, platform, name, at, worker, where, read)
@@ -174,7 +175,9 @@ class _Traced(NamedTuple):
         return cls(eqn, platform, opts.current(wrapped._options), closed, leaves)
 
     def operands(self) -> list[Any]:
-        """What the equation is applied to: arrays."""
+        """What the equation is applied to: arrays, keys as their words. Raises `TypeError` for what has no values."""
+        if any(isinstance(x, jax.ShapeDtypeStruct) for x in self.leaves):
+            raise TypeError("a profile runs the function: its arguments are arrays, not jax.ShapeDtypeStruct")
         jaxpr = self.closed.jaxpr
         at = next((n for n, e in enumerate(jaxpr.eqns) if e is self.eqn), None)
         if at is None:
@@ -184,7 +187,15 @@ class _Traced(NamedTuple):
         before = jaxpr.replace(eqns=jaxpr.eqns[:at], outvars=list(self.eqn.invars),
                                debug_info=_compat.renamed(jaxpr.debug_info, _compat.argument_names(jaxpr), [""] * len(self.eqn.invars)))  # fmt: skip
         out: list[Any] = jc.jaxpr_as_fun(jc.ClosedJaxpr(before, self.closed.consts))(*self.leaves)
-        return out
+        return [jax.random.key_data(x) if _compat.key_width(x.dtype) else x for x in out]
+
+
+def _words(aval: Any) -> jax.ShapeDtypeStruct:
+    """An array as it lies in memory: a key is some words."""
+    words = _compat.key_width(aval.dtype)
+    return (
+        jax.ShapeDtypeStruct((*aval.shape, words), "uint32") if words else jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+    )
 
 
 def _megakernels(jaxpr: Any) -> Iterator[Any]:

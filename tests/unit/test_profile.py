@@ -81,6 +81,15 @@ def test_arguments_keep_their_values_and_modules_work():
     assert len(seen.op) and (old == 1).all()
 
 
+def test_keys_are_arguments_and_results():
+    split = megakernelize(
+        lambda key, x: (*jax.random.split(key), x + jax.random.normal(key, x.shape)), implementation="cpu"
+    )
+    assert split.profile(jax.random.key(1), jnp.ones(64)).total > 0
+    with pytest.raises(TypeError, match="arrays"):
+        split.profile(jax.random.key(1), jax.ShapeDtypeStruct((64,), jnp.float32))
+
+
 def test_what_has_no_profile_says_so():
     mesh = jax.make_mesh((1,), ("d",))
     spec = jax.sharding.PartitionSpec()
